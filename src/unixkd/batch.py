@@ -1,0 +1,81 @@
+"""What travels through the house: batches, draws, mixed batches, network outputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """N images as they come from the data.
+
+    Args:
+        images: pixels in [0, 1], `[N, C, H, W]` (an own loop may pass normalised images)
+        labels: class numbers `[N]`, or None
+        index: position of each image in its data set `[N]`, or None
+        view: code of the augmentation of each image `[N]`, or None
+    """
+
+    images: Float[Tensor, "n c h w"]
+    labels: Int[Tensor, " n"] | None = None
+    index: Int[Tensor, " n"] | None = None
+    view: Int[Tensor, " n"] | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on a device; what is there already is not copied."""
+        values = (self.images, self.labels, self.index, self.view)
+        return Batch(*(None if t is None else t.to(device, non_blocking=True) for t in values))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Every random choice of one step, made beforehand so that the step itself is a pure function.
+
+    Args:
+        partner: permutation of the batch; position of the mixing partner of each rank `[N]`
+        lam: mixing weight λ of each rank, uniform on [0, 1], one value repeated or one each `[N]`
+        noise: uniform noise on [0, 1) that ranks the samples where ranking is random `[N]`
+    """
+
+    partner: Int[Tensor, " n"]
+    lam: Float[Tensor, " n"]
+    noise: Float[Tensor, " n"]
+
+
+@dataclass(frozen=True)
+class MixedBatch:
+    """The k kept rows, mixed; row r is rank r of the batch, most uncertain first.
+
+    Args:
+        images: mixed pixels `[k, C, H, W]`
+        label_a: label of the ranked image `[k]`, or None
+        label_b: label of its partner `[k]`, or None
+        weight: mixing weight m of the partner, 0 = pure, `[k]`
+        sample_weight: weight of each row in every loss `[k]`
+        position: position in the batch of each ranked image `[k]`
+    """
+
+    images: Float[Tensor, "k c h w"]
+    label_a: Int[Tensor, " k"] | None
+    label_b: Int[Tensor, " k"] | None
+    weight: Float[Tensor, " k"]
+    sample_weight: Float[Tensor, " k"]
+    position: Int[Tensor, " k"]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a network said about a batch: logits `[k, classes]` and named feature maps `[k, ...]`."""
+
+    logits: Float[Tensor, "k classes"]
+    features: dict[str, Tensor] = field(default_factory=dict)

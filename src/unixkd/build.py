@@ -1,0 +1,220 @@
+"""Configuration to objects: the one visible table of every name the command line knows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal, TypeVar
+
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+from unixkd.config import LossConfig, MethodConfig, ModelConfig, RunConfig, TrainConfig
+from unixkd.data import Data, MemorySplit, load_data
+from unixkd.errors import UserError, unknown_name
+from unixkd.losses import DIST, DKD, KD, AttentionTransfer, CrossEntropy, Loss, SimilarityPreserving
+from unixkd.methods import METHODS, Method
+from unixkd.mixing import Curve, SigmoidCurve, StepCurve, num_kept
+from unixkd.models import PixelModel, build_model
+from unixkd.models.classes import own_num_classes
+from unixkd.objective import Objective, Term
+from unixkd.scoring import Scorer, entropy, least_confidence, margin
+
+T = TypeVar("T")
+
+SCORERS: dict[str, Scorer | None] = {
+    "entropy": entropy,
+    "margin": margin,
+    "least_confidence": least_confidence,
+    "random": None,  # ranks by noise and so needs no forward
+}
+
+CURVES = ("sigmoid", "step", "none")
+
+LOSSES: dict[str, Callable[[LossConfig], Loss]] = {
+    "kd": lambda c: KD(c.temperature),
+    "dkd": lambda c: DKD(c.temperature, c.dkd_alpha, c.dkd_beta),
+    "dist": lambda c: DIST(c.temperature),
+    "at": lambda c: AttentionTransfer(tuple(c.student_layers), tuple(c.teacher_layers)),
+    "sp": lambda c: SimilarityPreserving(tuple(c.student_layers), tuple(c.teacher_layers)),
+}
+
+OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter], TrainConfig], torch.optim.Optimizer]] = {
+    "sgd": lambda parameters, c: torch.optim.SGD(
+        parameters, c.lr, momentum=c.momentum, weight_decay=c.weight_decay, nesterov=c.nesterov
+    ),
+    "adamw": lambda parameters, c: torch.optim.AdamW(parameters, c.lr, weight_decay=c.weight_decay),
+}
+
+
+def build_method(config: MethodConfig) -> Method:
+    """The named method with the configured fields changed.
+
+    Raises:
+        UserError: no such method, a value out of range, or a field that the method has no use for
+
+    >>> build_method(MethodConfig("unix", keep=0.5)).keep
+    0.5
+    """
+    method = named("method", config.name, METHODS)()
+    if config.name == "student-alone" and config != MethodConfig(config.name):
+        raise UserError("student-alone trains on every image as it is: keep, mixing and scoring do not apply")
+    changes: dict[str, object] = {}
+    if config.scorer is not None:
+        changes["scorer"] = named("scorer", config.scorer, SCORERS)
+    if (curve := _curve(config, method)) is not method.curve:
+        changes["curve"] = curve
+    for name in ("keep", "scoring_mode", "per_sample_lambda"):
+        if (value := getattr(config, name)) is not None:
+            changes[name] = value
+    method = replace(method, **changes)  # type: ignore[arg-type]
+    if config.scoring_mode is not None and method.scorer is None:
+        raise UserError(f"method {config.name} does not score: scoring_mode does not apply")
+    if config.per_sample_lambda is not None and method.curve is None:
+        raise UserError(f"method {config.name} does not mix: per_sample_lambda does not apply")
+    return method
+
+
+def _curve(config: MethodConfig, method: Method) -> Curve | None:
+    current = method.curve
+    if config.curve is not None and config.curve not in CURVES:
+        raise unknown_name("curve", config.curve, CURVES)
+    kind = config.curve or ("sigmoid" if isinstance(current, SigmoidCurve) else None)
+    default = current if isinstance(current, SigmoidCurve) else SigmoidCurve()
+    mix_from = default.mix_from if config.mix_from is None else config.mix_from
+    steepness = default.steepness if config.steepness is None else config.steepness
+    if config.steepness is not None and kind != "sigmoid":
+        raise UserError(f"method {method.name}: steepness belongs to the sigmoid curve")
+    if config.mix_from is not None and kind not in ("sigmoid", "step"):
+        raise UserError(f"method {method.name}: mix_from needs the curve sigmoid or step")
+    if kind == "sigmoid":
+        return SigmoidCurve(mix_from, steepness)
+    if kind == "step":
+        return StepCurve(mix_from)
+    return None if config.curve == "none" else current
+
+
+def build_objective(config: LossConfig, method: Method, label_smoothing: float = 0.0) -> Objective:
+    """The losses with a weight other than 0; cross-entropy alone for a method without a teacher."""
+    if not method.teacher:
+        return [Term("ce", CrossEntropy(label_smoothing))]
+    terms = [
+        Term(name, make(config), weight)
+        for name, make in LOSSES.items()
+        if (weight := getattr(config, name)) != 0
+    ]
+    if config.ce != 0:
+        terms.append(Term("ce", CrossEntropy(label_smoothing), config.ce))
+    if not terms:
+        raise UserError(f"every loss has weight 0; give one of {', '.join([*LOSSES, 'ce'])} a weight")
+    return terms
+
+
+@dataclass(frozen=True)
+class RunParts:
+    """Everything a training run works with, checked to fit together."""
+
+    data: Data
+    student: PixelModel
+    teacher: PixelModel | None
+    method: Method
+    objective: Objective
+
+
+def build_run(config: RunConfig, device: torch.device) -> RunParts:
+    """Data, networks, method and losses of a run; every mismatch is found here, before training.
+
+    In-memory images and networks are put on the device, networks in channels_last.
+
+    Raises:
+        UserError: something is missing or does not fit
+    """
+    method = build_method(config.method)
+    objective = build_objective(config.loss, method, config.train.label_smoothing)
+    if config.teacher is None and method.teacher:
+        raise UserError(f"method {method.name} needs a teacher")
+    data = load_data(config.data)
+    check_data(config, data, method, objective)
+    teacher = None if config.teacher is None else build_network(config.teacher, data, "teacher")
+    student = build_student(config, data, teacher)
+    if isinstance(data.train, MemorySplit):
+        data = replace(data, train=data.train.to(device))
+    for network in (teacher, student):
+        if network is not None:
+            network.to(device).to(memory_format=torch.channels_last)
+    return RunParts(data, student, teacher, method, objective)
+
+
+def check_data(config: RunConfig, data: Data, method: Method, objective: Objective) -> None:
+    """Raise where the images cannot be trained on as configured."""
+    batch_size, images = config.train.batch_size, len(data.train)
+    num_kept(method.keep, batch_size, batch_size)
+    if config.train.epochs < 1 or batch_size < 1:
+        raise UserError(
+            f"epochs and batch_size must be at least 1, got {config.train.epochs} and {batch_size}"
+        )
+    if images < batch_size:
+        raise UserError(f"{data.name} has {images} training images, fewer than a batch of {batch_size}")
+    needing = [term.name for term in objective if term.loss.needs_labels]
+    if needing and not data.train.labelled:
+        raise UserError(
+            f"the training images of {data.name} have no labels, which the loss {needing[0]} needs"
+        )
+
+
+def build_network(
+    config: ModelConfig, data: Data, role: Literal["teacher", "student", "model"]
+) -> PixelModel:
+    """A network for the data's classes; for data without classes, with as many as its weights have."""
+    num_classes = own_num_classes(config, data.channels) if data.num_classes is None else data.num_classes
+    return build_model(
+        config,
+        num_classes=num_classes,
+        in_channels=data.channels,
+        mean=data.mean,
+        std=data.std,
+        class_names=data.class_names,
+        role=role,
+    )
+
+
+def build_student(config: RunConfig, data: Data, teacher: PixelModel | None) -> PixelModel:
+    """The student, with initial weights that depend on the seed alone; unlabelled, it takes the teacher's classes."""
+    if data.num_classes is None and teacher is not None:
+        data = replace(data, num_classes=teacher.card.num_classes, class_names=teacher.card.class_names)
+    torch.manual_seed(config.train.seed)
+    return build_network(config.student, data, "student")
+
+
+def build_optimizer(config: TrainConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """The named optimiser over all parameters."""
+    return named("optimizer", config.optimizer, OPTIMIZERS)(parameters, config)
+
+
+def named(kind: str, name: str, table: Mapping[str, T]) -> T:
+    """The entry of that name; an error that offers the nearest ones where there is none."""
+    if name not in table:
+        raise unknown_name(kind, name, table)
+    return table[name]
+
+
+def make_fabric(config: TrainConfig) -> Fabric:
+    """One device in the configured precision.
+
+    Raises:
+        UserError: the device is not there
+    """
+    available: dict[str, Callable[[], bool]] = {
+        "cuda": torch.cuda.is_available,
+        "mps": torch.backends.mps.is_available,
+    }
+    if config.device in available and not available[config.device]():
+        raise UserError(f"device {config.device} is not available here; give --train.device auto or cpu")
+    precision = named("precision", config.precision, {"fp32": "32-true", "bf16": "bf16-mixed"})
+    return Fabric(accelerator=config.device, devices=1, precision=precision)
+
+
+def default_device() -> torch.device:
+    """The accelerator where there is one, else the CPU."""
+    return torch.accelerator.current_accelerator() or torch.device("cpu")

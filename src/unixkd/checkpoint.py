@@ -1,0 +1,121 @@
+"""Checkpoints: tensors in safetensors, everything else in JSON, no pickle.
+
+A checkpoint is written to a temporary folder, synced, sealed with a manifest of checksums and renamed
+into place; older ones are removed only then. A kill at any moment leaves the previous one intact.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from unixkd.errors import UserError
+
+FILES = ("state.safetensors", "state.json")
+
+
+def save_checkpoint(folder: Path, epoch: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> Path:
+    """Write the checkpoint of an epoch and remove all but the previous one.
+
+    Args:
+        folder: where a run keeps its checkpoints
+        epoch: epochs finished, ≥ 1
+        tensors: by name
+        state: anything JSON can hold
+    """
+    final = folder / f"epoch-{epoch:05d}"
+    temporary = folder / f".{final.name}.{os.getpid()}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    # Copied, as safetensors refuses tensors that share memory (tied weights).
+    copies = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
+    save_file(copies, temporary / FILES[0])
+    (temporary / FILES[1]).write_text(json.dumps(state))
+    (temporary / "manifest.json").write_text(json.dumps({name: checksum(temporary / name) for name in FILES}))
+    for path in (*temporary.iterdir(), temporary):
+        sync(path)
+    shutil.rmtree(final, ignore_errors=True)
+    temporary.rename(final)
+    sync(folder)
+    for old in checkpoints(folder)[:-2]:
+        shutil.rmtree(old)
+    return final
+
+
+def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], list[str]]:
+    """The newest checkpoint whose checksums hold: (tensors, state, damaged ones that were passed over).
+
+    Raises:
+        UserError: there is none
+    """
+    damaged: list[str] = []
+    for path in reversed(checkpoints(folder)):
+        problem = find_damage(path)
+        if problem is None:
+            return load_file(path / FILES[0]), json.loads((path / FILES[1]).read_text()), damaged
+        damaged.append(f"{path}: {problem}")
+    detail = "; ".join(damaged) if damaged else "none was saved"
+    raise UserError(f"no valid checkpoint in {folder}: {detail}")
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Finished checkpoints, oldest first."""
+    return sorted(folder.glob("epoch-*"))
+
+
+def find_damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint's files, or None."""
+    try:
+        manifest = json.loads((checkpoint / "manifest.json").read_text())
+        wrong = [name for name in FILES if manifest[name] != checksum(checkpoint / name)]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"unreadable ({error})"
+    return f"checksum of {', '.join(wrong)} does not match" if wrong else None
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Force a file or folder to the disk; folders cannot be synced on Windows."""
+    if path.is_dir() and os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """An optimiser's state as named tensors and plain values."""
+    state = optimizer.state_dict()
+    tensors: dict[str, Tensor] = {}
+    values: dict[str, Any] = {}
+    for number, entries in state["state"].items():
+        for key, value in entries.items():
+            target: dict[str, Any] = tensors if isinstance(value, Tensor) else values
+            target[f"{number}.{key}"] = value
+    return tensors, {"values": values, "groups": state["param_groups"]}
+
+
+def unpack_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], state: dict[str, Any]
+) -> None:
+    """Load what `pack_optimizer` packed."""
+    entries: dict[int, dict[str, Any]] = {}
+    for name, value in {**tensors, **state["values"]}.items():
+        number, key = name.split(".", 1)
+        entries.setdefault(int(number), {})[key] = value
+    optimizer.load_state_dict({"state": entries, "param_groups": state["groups"]})

@@ -1,0 +1,165 @@
+"""The command line: from words to options to a command; imports no torch, so help is instant."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from collections.abc import Sequence
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+
+from unixkd import recipes
+from unixkd.errors import UsageError, UserError, unknown_name
+from unixkd.options import COMMANDS, GROUPS
+
+USAGE, STOPPED = 2, 75
+"""Exit codes: bad usage; stopped on request and resumable."""
+
+SHORTHANDS = {f"--{group}": f"--{group}.name" for group in ("model", "teacher", "student", "method", "data")}
+SHORTHANDS |= {f"--{name}": f"--train.{name}" for name in ("epochs", "lr", "seed", "device")}
+SHORTHANDS |= {"--print-config": "--print_config"}
+LISTS = ("--methods", "--seeds")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0 done, 1 failed, 2 bad usage, 75 stopped and resumable."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if not arguments or arguments[0] in ("-h", "--help"):
+            sys.stdout.write(overview())
+            return 0 if arguments else USAGE
+        if arguments[0] == "--version":
+            sys.stdout.write(f"unixkd {version()}\n")
+            return 0
+        name = arguments.pop(0)
+        if name not in COMMANDS:
+            raise unknown_name("command", name, COMMANDS)
+        options = parse(name, arguments)
+        from unixkd import commands  # imports torch: only once the options are known to be right
+
+        commands.HANDLERS[name](options)
+    except UserError as error:
+        sys.stderr.write(f"unixkd: error: {error}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write(
+            "unixkd: stopped; the same command with --resume goes on (compare, demo: as it is)\n"
+        )
+        return STOPPED
+    return 0
+
+
+def overview() -> str:
+    """The text of `unixkd --help`."""
+    lines = "\n".join(f"  {name:<10}{command.summary}" for name, command in COMMANDS.items())
+    return (
+        "usage: unixkd COMMAND [OPTIONS]\n\n"
+        "Distil a neural network with the least computation.\n\n"
+        f"commands:\n{lines}\n\n"
+        "unixkd COMMAND --help lists a command's options. Every option can stand in a YAML file given\n"
+        "with --config; a flag beats the file, the file a --recipe, a recipe the default.\n"
+    )
+
+
+def version() -> str:
+    """The installed version."""
+    from importlib.metadata import version as installed
+
+    return installed("unixkd")
+
+
+def make_parser(name: str) -> ArgumentParser:
+    """The parser of one command."""
+    command = COMMANDS[name]
+    parser = ArgumentParser(
+        prog=f"unixkd {name}",
+        description=command.summary,
+        exit_on_error=False,
+        allow_abbrev=False,
+        epilog="--teacher NAME is short for --teacher.name NAME, and so for model, student, method and data; "
+        "--epochs, --lr, --seed and --device for --train.epochs and so on.",
+    )
+    if command.groups:
+        parser.add_argument("--config", action="config", help="YAML file with any of these options")
+    if command.recipe is not None:
+        parser.add_argument("--recipe", type=str, help=f"settings of the paper: {recipes.PAIRS[0].name}, ...")
+    for group in command.groups:
+        parser.add_class_arguments(GROUPS[group], group)
+    command.options(parser)
+    return parser
+
+
+def parse(name: str, arguments: Sequence[str]) -> Namespace:
+    """The options of a command, groups as dataclasses; flag > YAML > recipe > default.
+
+    Raises:
+        UsageError: an option, type or name is wrong; the message offers the nearest valid one
+    """
+    parser, arguments = make_parser(name), expand(arguments)
+    try:
+        chosen = option(arguments, "--recipe") or recipe_in_file(option(arguments, "--config"))
+        settings = COMMANDS[name].recipe
+        if chosen is not None and settings is not None:
+            known = {action.dest for action in parser._actions}
+            parser.set_defaults({k: v for k, v in settings(chosen).items() if k in known})
+        return parser.instantiate(parser.parse_args(arguments))
+    except ArgumentError as error:
+        raise explain(error, parser) from None
+
+
+def expand(arguments: Sequence[str]) -> list[str]:
+    """Spell out shorthands, wrap lists, and move --config to the front so that flags beat it.
+
+    >>> expand(["--teacher", "vgg13", "--config", "a.yaml", "--seeds", "0,1"])
+    ['--config', 'a.yaml', '--teacher.name', 'vgg13', '--seeds', '[0,1]']
+    """
+    front: list[str] = []
+    rest: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        name, equals, value = word.partition("=")
+        name = SHORTHANDS.get(name, name) if word.startswith("--") else name
+        if name in LISTS or name == "--config":
+            value = value if equals else next(words, "")
+            listed = name in LISTS and not value.startswith("[")
+            (front if name == "--config" else rest).extend([name, f"[{value}]" if listed else value])
+        else:
+            rest.append(f"{name}{equals}{value}")
+    return front + rest
+
+
+def option(arguments: Sequence[str], name: str) -> str | None:
+    """The value of an option before anything is parsed."""
+    for word, following in zip(arguments, [*arguments[1:], None], strict=True):
+        if word == name:
+            return following
+        if word.startswith(f"{name}="):
+            return word.partition("=")[2]
+    return None
+
+
+def recipe_in_file(path: str | None) -> str | None:
+    """The recipe that a YAML file names, if it does; the parser complains about bad files."""
+    try:
+        with open(path or "") as file:  # noqa: PTH123 - an empty name must simply not be found
+            values = yaml.safe_load(file)
+    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        return None
+    return values.get("recipe") if isinstance(values, dict) else None
+
+
+def explain(error: ArgumentError, parser: ArgumentParser) -> UserError:
+    """A parser's complaint in one or two lines, with the nearest valid name."""
+    text = " ".join(str(error).split())
+    known = [string for action in parser._actions for string in action.option_strings] + list(SHORTHANDS)
+    unknown = re.search(r"unrecognized arguments: (?:--)?([\w.-]+)|Option '([\w.-]+)' is not accepted", text)
+    literal = re.search(r"Literal\[(.*?)\].*Got value: (\S+)", text)
+    near: list[str] = []
+    if literal:
+        near = difflib.get_close_matches(literal[2], re.findall(r"'([^']*)'", literal[1]), 1, 0.4)
+    elif unknown:
+        near = difflib.get_close_matches(f"--{unknown[1] or unknown[2]}", known, 1, 0.5)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return UsageError(f"{text}{hint} (unixkd {parser.prog.split()[-1]} --help lists the options)")

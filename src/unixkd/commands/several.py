@@ -1,0 +1,95 @@
+"""`compare`, `demo`, `report`: commands about many runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jsonargparse import Namespace
+
+from unixkd.build import build_method, build_network
+from unixkd.commands.screen import console, showing
+from unixkd.commands.single import check_named
+from unixkd.compare import default_workers, matched_epochs, matched_jobs, plan_jobs, run_jobs
+from unixkd.config import DataConfig, MethodConfig, ModelConfig, RunConfig, TrainConfig
+from unixkd.cost import Ledger, forward_flops
+from unixkd.data import load_data
+from unixkd.report import report
+from unixkd.runfolder import RunFolder
+from unixkd.train import run
+
+DEMO_TEACHER, DEMO_STUDENT = "wrn_16_2", "resnet8"
+DEMO_METHODS = ("kd", "unix", "random", "hard")
+DEMO_SEEDS = (0, 1, 2)
+DEMO_TRAIN = TrainConfig(epochs=10)
+
+
+def compare(options: Namespace) -> None:
+    """`unixkd compare`: methods × seeds, then the report."""
+    check_named(teacher=options.teacher, student=options.student)
+    keys = ("student", "teacher", "loss", "data", "train")
+    base = RunConfig(**{key: options[key] for key in keys})
+    methods = [MethodConfig(name) for name in options.methods]
+    run_comparison(base, methods, options.seeds, Path(options.out), options.jobs, match=options.match_cost)
+
+
+def run_comparison(
+    base: RunConfig,
+    methods: list[MethodConfig],
+    seeds: list[int],
+    out: Path,
+    jobs: int | None,
+    *,
+    match: bool,
+) -> None:
+    """Run what is missing of a comparison and report on all of it."""
+    planned = plan_jobs(base, methods, seeds, out)
+    for method in methods:
+        build_method(method)  # a misspelt name must not wait for its turn
+    if match:
+        planned += matched_jobs(base, cost_matches(base, methods), seeds, out)
+    workers = jobs or default_workers(base.train)
+    with showing(len(planned)) as display:
+        run_jobs(planned, display, workers)
+    report([out], out / "report.html", console)
+
+
+def cost_matches(base: RunConfig, methods: list[MethodConfig]) -> dict[str, int]:
+    """For each method cheaper or dearer than plain KD, the epochs of KD that its cost buys."""
+    assert base.teacher is not None
+    data = load_data(base.data)
+    teacher, student = (
+        build_network(base.teacher, data, "teacher"),
+        build_network(base.student, data, "student"),
+    )
+    flops = forward_flops(student, data.image_shape), forward_flops(teacher, data.image_shape)
+    epochs = {
+        config.name: matched_epochs(
+            Ledger(*flops), build_method(config), base.train, len(data.train), "backward_2x"
+        )
+        for config in methods
+    }
+    return {
+        name: number
+        for name, number in epochs.items()
+        if number != base.train.epochs and name != "student-alone"
+    }
+
+
+def show_report(options: Namespace) -> None:
+    """`unixkd report`: table and page."""
+    folders = [Path(folder) for folder in options.folders]
+    report(folders, Path(options.html) if options.html else folders[0] / "report.html", console)
+
+
+def demo(options: Namespace) -> None:
+    """`unixkd demo`: a teacher on handwritten digits, four ways to distil it, three seeds, the report."""
+    data, out = DataConfig("digits"), Path(options.out)
+    folder = RunFolder(out / "teacher")
+    if not folder.is_finished():
+        alone = MethodConfig("student-alone")
+        with showing() as display:
+            teacher = RunConfig(ModelConfig(DEMO_TEACHER), None, alone, data=data, train=DEMO_TRAIN)
+            run(teacher, folder.path, mode="resume", display=display)
+    base = RunConfig(ModelConfig(DEMO_STUDENT), ModelConfig(str(folder.path)), data=data, train=DEMO_TRAIN)
+    methods = [MethodConfig(name) for name in DEMO_METHODS]
+    run_comparison(base, methods, list(DEMO_SEEDS), out, options.jobs, match=False)

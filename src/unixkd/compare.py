@@ -1,0 +1,162 @@
+"""Methods × seeds under one protocol: resumable, several runs side by side, cost-matched controls."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass, replace
+from multiprocessing.queues import Queue
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unixkd.config import MethodConfig, RunConfig, TrainConfig
+from unixkd.cost import Ledger
+from unixkd.display import Display, Event, Note
+from unixkd.errors import UserError
+from unixkd.methods import Method
+from unixkd.planner import step_sizes
+from unixkd.runfolder import RunFolder
+from unixkd.train import run
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a comparison and its folder."""
+
+    config: RunConfig
+    folder: Path
+
+
+def plan_jobs(base: RunConfig, methods: Sequence[MethodConfig], seeds: Sequence[int], out: Path) -> list[Job]:
+    """Every method with every seed, seeds outermost, so that an interrupted comparison is balanced.
+
+    Args:
+        base: the protocol that all runs share
+        methods: what is compared
+        seeds: of weights, order and draws; the same for every method
+        out: each run's folder is `out/runs/METHOD-seedS`
+
+    Raises:
+        UserError: a method or a seed is named twice
+    """
+    for what, values in (("method", [m.name for m in methods]), ("seed", list(seeds))):
+        if not values:
+            raise UserError(f"compare needs at least one {what}")
+        if len(set(values)) < len(values):
+            raise UserError(f"compare: a {what} is named twice in {', '.join(map(str, values))}")
+    return [
+        Job(
+            replace(
+                base, method=method, train=replace(base.train, seed=seed), reference_epochs=base.train.epochs
+            ),
+            out / "runs" / f"{method.name}-seed{seed}",
+        )
+        for seed in seeds
+        for method in methods
+    ]
+
+
+def matched_epochs(ledger: Ledger, method: Method, train: TrainConfig, images: int, convention: str) -> int:
+    """Epochs of plain KD that cost what the method's whole run costs, at least 1.
+
+    Args:
+        ledger: an empty ledger with both networks' forward FLOPs
+        method: the method to match
+        train: its protocol
+        images: training images
+        convention: how backwards are counted
+    """
+    for size in step_sizes(train.batch_size, images):
+        ledger.charge(method.counts(size, train.batch_size))
+    return max(1, round(train.epochs * ledger.relative_to_kd()[convention]))
+
+
+def matched_jobs(base: RunConfig, epochs: dict[str, int], seeds: Sequence[int], out: Path) -> Iterator[Job]:
+    """Plain KD for as many epochs as each method's cost buys; the schedule shrinks with it.
+
+    Milestones and cosine are measured in shares of the run, so the learning rate is fully decayed.
+    """
+    for seed in seeds:
+        for name, number in epochs.items():
+            config = replace(
+                base,
+                method=MethodConfig("kd"),
+                train=replace(base.train, seed=seed, epochs=number),
+                label=f"kd@{name}",
+                reference_epochs=base.train.epochs,
+            )
+            yield Job(config, out / "runs" / f"kd@{name}-seed{seed}")
+
+
+def run_jobs(jobs: Sequence[Job], display: Display, workers: int) -> list[dict[str, Any]]:
+    """Run what is not finished yet, several at a time; after a failure no new one is started.
+
+    Args:
+        jobs: runs; finished ones are skipped, interrupted ones resumed
+        display: gets the events of all runs
+        workers: runs at a time, each in a process of its own with one thread unless configured
+    """
+    todo = [job for job in jobs if not is_finished(job)]
+    if len(todo) < len(jobs):
+        display(Note("compare", f"{len(jobs) - len(todo)} of {len(jobs)} runs are finished already"))
+    if workers <= 1 or len(todo) <= 1:
+        return [run(job.config, job.folder, mode="resume", display=display) for job in todo]
+    context = multiprocessing.get_context("spawn")
+    events: Queue[Event] = context.Queue()
+    with ProcessPoolExecutor(workers, context, start_worker, (events,)) as pool:
+        futures = [pool.submit(run_job, job) for job in todo]
+        try:
+            return collect(futures, events, display)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def collect(
+    futures: list[Future[dict[str, Any]]], events: Queue[Event], display: Display
+) -> list[dict[str, Any]]:
+    """Show events until every run is done; raise the first failure."""
+    pending = set(futures)
+    while pending:
+        done, pending = wait(pending, timeout=0.2)
+        while not events.empty():
+            display(events.get())
+        for future in done:
+            future.result()
+    return [future.result() for future in futures]
+
+
+def is_finished(job: Job) -> bool:
+    """Whether a run is finished, under the same configuration."""
+    folder = RunFolder(job.folder)
+    if not folder.is_finished():
+        return False
+    folder.check_same(job.config)
+    return True
+
+
+def default_workers(train: TrainConfig) -> int:
+    """One-thread runs side by side beat one run with many threads on a CPU; a GPU takes one at a time here."""
+    if train.device in ("cuda", "mps") or (train.device == "auto" and torch.cuda.is_available()):
+        return 1
+    return max(1, (os.cpu_count() or 1) // (train.threads or 1))
+
+
+_events: Queue[Event] | None = None
+
+
+def start_worker(events: Queue[Event]) -> None:
+    """In each worker process: remember where events go; one thread unless a run says otherwise."""
+    global _events
+    _events = events
+    torch.set_num_threads(1)
+
+
+def run_job(job: Job) -> dict[str, Any]:
+    """One run inside a worker process."""
+    assert _events is not None
+    return run(job.config, job.folder, mode="resume", display=_events.put)

@@ -1,0 +1,200 @@
+"""The configuration of a run as frozen dataclasses; imports no torch, so help answers at once.
+
+Fields that are ``None`` are decided by what they configure: a data set knows its own padding, a
+method its own number of kept samples. Fractions are shares of the *configured* batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Scorer = Literal["entropy", "margin", "least_confidence", "random"]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images, and how they are cut and augmented.
+
+    Args:
+        name: digits | cifar10 | cifar100 | folder:PATH | parquet:PATH | hub:ID
+        root: folder that holds (or will hold) cifar10/cifar100: Parquet or torchvision layout
+        size: side in pixels of the square images the loop sees (default: the data's own)
+        limit: train on a class-balanced subset of this many images
+        holdout: share of the training images held out, by class, and evaluated on instead of the test set
+        split_seed: seed of `limit` and `holdout`
+        crop_padding: zero padding of the random crop in pixels (default: the data's own)
+        flip: random horizontal flip (default: the data's own)
+        view_seed: seed of the augmentations, apart from the run's seed so that runs can share answers
+        labels: false: train without labels, whatever the data has
+        image_column: column that holds the image (parquet:, hub:; default: the first image column)
+        label_column: column that holds the label (parquet:, hub:; default: the first class column)
+        in_memory: decode once and keep uint8 in memory (default: for images of at most 64 pixels)
+        workers: loader processes for images that are not kept in memory
+    """
+
+    name: str = "digits"
+    root: str | None = None
+    size: int | None = None
+    limit: int | None = None
+    holdout: float = 0.0
+    split_seed: int = 0
+    crop_padding: int | None = None
+    flip: bool | None = None
+    view_seed: int = 0
+    labels: bool = True
+    image_column: str | None = None
+    label_column: str | None = None
+    in_memory: bool | None = None
+    workers: int = 2
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which network, and where its weights come from.
+
+    Args:
+        name: a CIFAR-family name (wrn_16_2, vgg8, ...) | timm:NAME | torchvision:NAME | a run folder
+        weights: local weights file to load (.safetensors, or .pth read with weights_only)
+        pretrained: download the published weights (timm:, torchvision:)
+        mean: per-channel mean the network expects (default: the weights' own, else the data's)
+        std: per-channel standard deviation the network expects
+    """
+
+    name: str = ""
+    weights: str | None = None
+    pretrained: bool = False
+    mean: list[float] | None = None
+    std: list[float] | None = None
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """How samples are scored, kept and mixed; unset fields keep the named method's own value.
+
+    Args:
+        name: kd | unix | unix-random | random | hard | mixup | student-alone
+        keep: share of the batch that is kept, k/N
+        mix_from: rank, as a share of the batch, from which samples are mixed strongly, b/N
+        steepness: steepness w of the sigmoid mixing curve
+        curve: sigmoid | step (exactly 0 below b, 1 from b on) | none
+        scorer: entropy | margin | least_confidence | random
+        scoring_mode: BatchNorm in the scoring forward: train (the reference) | eval
+        per_sample_lambda: draw one mixing weight per kept sample instead of one per batch
+    """
+
+    name: str = "unix"
+    keep: float | None = None
+    mix_from: float | None = None
+    steepness: float | None = None
+    curve: Literal["sigmoid", "step", "none"] | None = None
+    scorer: Scorer | None = None
+    scoring_mode: Literal["train", "eval"] | None = None
+    per_sample_lambda: bool | None = None
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """The weight of each loss (0 = off) and what the losses need.
+
+    Args:
+        kd: Kullback-Leibler divergence of softened logits
+        ce: cross-entropy with the (mixed) labels
+        dkd: decoupled KD
+        dist: correlation loss of DIST
+        at: attention transfer (the paper uses 1000)
+        sp: similarity preserving (the paper uses 3000)
+        temperature: temperature T of kd, dkd and dist
+        dkd_alpha: weight of the target class in dkd
+        dkd_beta: weight of the other classes in dkd
+        student_layers: layers whose outputs at and sp compare (default: the model's stages)
+        teacher_layers: the teacher's layers, in the same order
+    """
+
+    kd: float = 1.0
+    ce: float = 0.0
+    dkd: float = 0.0
+    dist: float = 0.0
+    at: float = 0.0
+    sp: float = 0.0
+    temperature: float = 4.0
+    dkd_alpha: float = 1.0
+    dkd_beta: float = 8.0
+    student_layers: list[str] = field(default_factory=list)
+    teacher_layers: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Optimisation, precision, evaluation and seeds.
+
+    Args:
+        epochs: passes over the training images
+        batch_size: images per step before selection, N
+        optimizer: sgd | adamw
+        lr: peak learning rate
+        momentum: SGD momentum
+        nesterov: Nesterov momentum
+        weight_decay: weight decay
+        schedule: multistep | cosine | onecycle | constant
+        milestones: points of the run, as shares of its length, where multistep multiplies lr by gamma
+        gamma: factor of multistep
+        warmup_epochs: epochs of linear warm-up
+        clip_norm: clip gradients to this norm
+        ema_decay: keep an exponential moving average of the weights and evaluate it
+        label_smoothing: smoothing of the cross-entropy labels
+        seed: seed of initial weights, order of images and every draw of the method
+        precision: fp32 | bf16 (weights stay fp32)
+        device: auto | cpu | cuda | mps
+        threads: CPU threads (default: torch's)
+        eval_every: evaluate every so many epochs (the last one always)
+        eval_batch_size: images per evaluation batch
+        checkpoint_every: save a checkpoint every so many epochs (the last one always)
+    """
+
+    epochs: int = 30
+    batch_size: int = 64
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.05
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 5e-4
+    schedule: Literal["multistep", "cosine", "onecycle", "constant"] = "cosine"
+    milestones: list[float] = field(default_factory=lambda: [0.625, 0.75, 0.875])
+    gamma: float = 0.1
+    warmup_epochs: float = 0.0
+    clip_norm: float | None = None
+    ema_decay: float | None = None
+    label_smoothing: float = 0.0
+    seed: int = 0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    threads: int | None = None
+    eval_every: int = 1
+    eval_batch_size: int = 256
+    checkpoint_every: int = 1
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides a training run; `run.yaml` holds exactly this.
+
+    Args:
+        student: the network that is trained
+        teacher: the frozen network it learns from; None for training on labels alone
+        method: who is scored, kept and mixed
+        loss: the weight of each loss
+        data: which images
+        train: optimisation, precision, evaluation and seeds
+        label: name of the method in reports (default: the method's own name)
+        reference_epochs: epochs of the plain-KD run that costs are compared with (default: this run's)
+    """
+
+    student: ModelConfig
+    teacher: ModelConfig | None = None
+    method: MethodConfig = field(default_factory=MethodConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    label: str | None = None
+    reference_epochs: int | None = None

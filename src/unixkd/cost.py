@@ -1,0 +1,166 @@
+"""What a run costs: forward FLOPs per image, a ledger of every forward pass, both conventions.
+
+A training pass of the student is a forward and a backward. The paper counts the backward as one
+forward ("backward_1x"); for convolutions it is nearer two ("backward_2x"). Both are always given.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from unixkd.errors import UserError
+from unixkd.methods import Method, StepCounts
+
+CONVENTIONS: Mapping[str, int] = {"backward_1x": 1, "backward_2x": 2}
+"""Forwards that a backward is counted as, by the name used in every report."""
+
+
+def forward_flops(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
+    """FLOPs (2 × multiply-adds of convolutions and matrix products) of one eval forward of one image.
+
+    Args:
+        model: any module from `[1, C, H, W]` to logits; a copy is measured, the model is not touched
+        image_shape: (C, H, W)
+
+    >>> forward_flops(nn.Sequential(nn.Flatten(), nn.Linear(12, 5)), (3, 2, 2))
+    120
+    """
+    first = next(iter(model.parameters()), torch.zeros(()))
+    clone = copy.deepcopy(model).eval()
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        clone(torch.zeros(1, *image_shape, device=first.device, dtype=first.dtype))
+    return int(counter.get_total_flops())
+
+
+def relative_cost(keep: float, ratio: float, backward: int, *, scored: bool = True) -> float:
+    """Cost of a method over plain KD's: k/N + F_s / (F_t + (1 + backward) · F_s) (the paper's formula).
+
+    Args:
+        keep: k/N
+        ratio: F_t / F_s
+        backward: forwards that a backward is counted as
+        scored: whether the student scores all N images first
+
+    >>> f"{relative_cost(0.75, 3.25, backward=1):.2%}"       # wrn_40_2 -> wrn_16_2
+    '94.05%'
+    """
+    return keep + (1 / (ratio + 1 + backward) if scored else 0.0)
+
+
+def break_even_ratio(method: Method, backward: int) -> float:
+    """F_t/F_s below which the method costs more than plain KD; 0 if it never does, inf if always.
+
+    >>> from unixkd.methods import unix
+    >>> break_even_ratio(unix(), backward=1)
+    2.0
+    """
+    if method.scorer is None:
+        return 0.0
+    if method.keep == 1:
+        return float("inf")
+    return max(0.0, 1 / (1 - method.keep) - 1 - backward)
+
+
+@dataclass
+class ImageCounts:
+    """Images that passed through each forward."""
+
+    scored: int = 0
+    teacher_forwarded: int = 0
+    teacher_cached: int = 0
+    trained: int = 0
+    evaluated: int = 0
+
+
+@dataclass
+class Ledger:
+    """Charges every forward pass of a run.
+
+    Args:
+        student_flops: forward FLOPs of the student per image
+        teacher_flops: forward FLOPs of the teacher per image, 0 without one
+        images: images that passed through each forward
+        seen: images offered to the method; plain KD on these is what a cost is compared with by default
+        teacher_evaluated: images the teacher answered for evaluation only
+
+    >>> ledger = Ledger(student_flops=1, teacher_flops=8)
+    >>> from unixkd.methods import unix
+    >>> ledger.charge(unix().counts(64, batch_size=64))
+    >>> f"{ledger.relative_to_kd()['backward_1x']:.3f}"
+    '0.850'
+    """
+
+    student_flops: int
+    teacher_flops: int
+    images: ImageCounts = field(default_factory=ImageCounts)
+    seen: int = 0
+    teacher_evaluated: int = 0
+
+    def charge(self, counts: StepCounts) -> None:
+        """Add one training step."""
+        self.seen += counts.seen
+        self.images.scored += counts.scored
+        self.images.teacher_forwarded += counts.teacher_forwarded
+        self.images.trained += counts.trained
+
+    def charge_evaluation(self, images: int, *, teacher: bool = False) -> None:
+        """Add an evaluation of the student (or the teacher); listed beside the training cost, not in it."""
+        if teacher:
+            self.teacher_evaluated += images
+        else:
+            self.images.evaluated += images
+
+    def flops(self) -> dict[str, int]:
+        """Forward FLOPs of the run by purpose."""
+        return {
+            "scoring": self.images.scored * self.student_flops,
+            "teacher": self.images.teacher_forwarded * self.teacher_flops,
+            "student_forward": self.images.trained * self.student_flops,
+            "evaluation": self.images.evaluated * self.student_flops
+            + self.teacher_evaluated * self.teacher_flops,
+        }
+
+    def training_flops(self, backward: int) -> int:
+        """Total training FLOPs with a backward counted as so many forwards."""
+        flops = self.flops()
+        return flops["scoring"] + flops["teacher"] + (1 + backward) * flops["student_forward"]
+
+    def relative_to_kd(self, reference_images: int | None = None) -> dict[str, float]:
+        """Training FLOPs over those of plain KD on `reference_images` (default: the images seen)."""
+        images = self.seen if reference_images is None else reference_images
+        relative = {}
+        for name, backward in CONVENTIONS.items():
+            kd = images * (self.teacher_flops + (1 + backward) * self.student_flops)
+            relative[name] = self.training_flops(backward) / kd if kd else 0.0
+        return relative
+
+    def state_dict(self) -> dict[str, object]:
+        """Plain numbers that `load_state_dict` takes back."""
+        return asdict(self)
+
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        """Continue where a saved ledger stood; refuses one of other networks."""
+        for name in ("student_flops", "teacher_flops"):
+            if state[name] != getattr(self, name):
+                raise UserError(f"ledger: {name} was {state[name]} and is now {getattr(self, name)}")
+        images = state["images"]
+        assert isinstance(images, Mapping)
+        self.images = ImageCounts(**{f.name: int(images[f.name]) for f in fields(ImageCounts)})
+        self.seen = int(str(state["seen"]))
+        self.teacher_evaluated = int(str(state["teacher_evaluated"]))
+
+    def __str__(self) -> str:
+        cost = self.relative_to_kd()
+        count = self.images
+        return (
+            f"{self.seen:,} images seen: {count.scored:,} scored, {count.teacher_forwarded:,} asked of the "
+            f"teacher, {count.trained:,} trained; {cost['backward_1x']:.1%} of plain KD's cost "
+            f"(backward = 1 forward), {cost['backward_2x']:.1%} (= 2)"
+        )

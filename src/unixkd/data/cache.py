@@ -1,0 +1,51 @@
+"""Decoded pixels kept on disk, so that a data set is decoded once and not at every start."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+
+from unixkd.data.images import Pixels
+
+
+def cache_dir() -> Path:
+    """Where downloads and decoded data lie: $UNIXKD_CACHE, else ~/.cache/unixkd."""
+    return Path(os.environ.get("UNIXKD_CACHE") or Path.home() / ".cache" / "unixkd")
+
+
+def files_key(files: Iterable[Path]) -> str:
+    """A short digest of files' absolute names, sizes and modification times."""
+    digest = hashlib.sha256()
+    for file in files:
+        stat = file.stat()
+        digest.update(f"{file.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:24]
+
+
+def cached_array(name: str, make: Callable[[], Pixels]) -> Pixels:
+    """The array kept under a name, or `make()`, then kept; a cache that cannot be used is left alone."""
+    path = cache_dir() / "decoded" / f"{name}.npy"
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        array = make()
+    _keep(path, array)
+    return array
+
+
+def _keep(path: Path, array: Pixels) -> None:
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+            temporary = Path(file.name)
+            np.save(file, array)
+        temporary.replace(path)
+    except OSError:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)

@@ -1,0 +1,149 @@
+"""Images that stay on disk: decoded, cut and flipped when a batch needs them, by loader processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Int, UInt8
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from unixkd.batch import Batch
+from unixkd.data.images import Pixels, fit, to_array, to_channels
+from unixkd.data.records import Encoded
+from unixkd.data.views import apply_views, num_views, to_pixels, view_codes
+from unixkd.errors import UserError
+
+_NO_VIEW = -1
+_Sample = tuple[int, int]  # position, view
+
+
+@dataclass(frozen=True)
+class DiskSplit:
+    """A split that is read through a `DataLoader`; how many workers read it cannot change a batch.
+
+    Without a padding, a training view is a `RandomResizedCrop` and a flip, drawn from a 63-bit seed of
+    the image's own that is also the view's code. With one, views are the same crops and flips of the
+    evaluation image as in memory, with the same codes.
+
+    Args:
+        records: the encoded images with their labels
+        size: side of the square images in pixels
+        channels: 1 or 3
+        padding: zero padding of the random crop in pixels, or None
+        flip: random horizontal flip
+        view_seed: seed of the augmentations
+        workers: loader processes; 0 reads in this process
+    """
+
+    records: Encoded
+    size: int
+    channels: int
+    padding: int | None = None
+    flip: bool = True
+    view_seed: int = 0
+    workers: int = 0
+
+    @property
+    def labels(self) -> Int[Tensor, " n"] | None:
+        """Class of each image `[N]`, int64, or None."""
+        return None if self.records.labels is None else torch.from_numpy(self.records.labels)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the images have labels."""
+        return self.records.labels is not None
+
+    @property
+    def num_views(self) -> int | None:
+        """How many views an image has; None: unbounded."""
+        return None if self.padding is None else num_views(self.padding, self.flip)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def train_batches(self, epoch: int, order: Int[Tensor, " m"], batch_size: int) -> Iterator[Batch]:
+        """Augmented batches in the given order; see `Split`.
+
+        Raises:
+            UserError: an image is unreadable; it is named.
+        """
+        order = order.cpu()
+        return self._batches(order, view_codes(self.view_seed, epoch, order, self.num_views), batch_size)
+
+    def eval_batches(self, batch_size: int) -> Iterator[Batch]:
+        """All images in their own order; see `Split`.
+
+        Raises:
+            UserError: an image is unreadable; it is named.
+        """
+        for batch in self._batches(torch.arange(len(self)), None, batch_size):
+            yield Batch(batch.images, batch.labels, batch.index)
+
+    def image(self, i: int) -> NDArray[np.uint8]:
+        """Image i as in evaluation `[size, size, C]`, uint8."""
+        return fit(to_channels(self.records.read(i), self.channels), self.size)
+
+    def _batches(
+        self, index: Int[Tensor, " m"], views: Int[Tensor, " m"] | None, batch_size: int
+    ) -> Iterator[Batch]:
+        codes = torch.full_like(index, _NO_VIEW) if views is None else views
+        samples = list(zip(index.tolist(), codes.tolist(), strict=True))
+        loader: DataLoader[Pixels | UserError] = DataLoader(
+            _Reader(self),
+            batch_sampler=[samples[i : i + batch_size] for i in range(0, len(samples), batch_size)],
+            num_workers=self.workers,
+            collate_fn=_collate,
+            generator=torch.Generator(),  # a loader draws from the global one otherwise
+        )
+        labels = self.labels
+        parts = zip(loader, index.split(batch_size), codes.split(batch_size), strict=True)
+        for loaded, positions, view in parts:
+            if isinstance(loaded, UserError):
+                raise loaded
+            yield Batch(to_pixels(loaded), None if labels is None else labels[positions], positions, view)
+
+
+class _Reader(Dataset[Pixels | UserError]):
+    """What runs in a worker; an error is returned, because a worker would bury it in a traceback."""
+
+    def __init__(self, split: DiskSplit) -> None:
+        self.split = split
+
+    def __getitem__(self, sample: _Sample) -> Pixels | UserError:
+        position, view = sample
+        split = self.split
+        try:
+            image = to_channels(split.records.read(position), split.channels)
+        except UserError as error:
+            return error
+        if view == _NO_VIEW:
+            return fit(image, split.size)
+        if split.padding is None:
+            return _random_resized_crop(image, split.size, split.flip, seed=view)
+        pixels = torch.from_numpy(fit(image, split.size))[None]
+        return apply_views(pixels, torch.tensor([view]), split.padding, split.flip)[0].numpy()
+
+
+def _random_resized_crop(image: Image.Image, size: int, flip: bool, seed: int) -> Pixels:
+    from torchvision.transforms import v2
+
+    steps = [v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip(0.5 if flip else 0.0)]
+    with torch.random.fork_rng(devices=[]):
+        # not torch.manual_seed, which would reseed the accelerators too
+        torch.default_generator.manual_seed(seed)
+        return to_array(v2.Compose(steps)(image))
+
+
+def _collate(samples: Sequence[Pixels | UserError]) -> UInt8[Tensor, "n h w c"] | UserError:
+    arrays = []
+    for sample in samples:
+        if isinstance(sample, UserError):
+            return sample
+        arrays.append(sample)
+    return torch.from_numpy(np.stack(arrays))

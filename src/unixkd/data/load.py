@@ -1,0 +1,191 @@
+"""A configuration to a data set: the source, then what is held out, left out, resized and kept in memory."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from unixkd.config import DataConfig
+from unixkd.data.cifar import load_cifar
+from unixkd.data.digits import load_digits
+from unixkd.data.disk import DiskSplit
+from unixkd.data.folder import load_folder
+from unixkd.data.hub import load_hub, load_parquet
+from unixkd.data.images import fit, fit_all, to_channels
+from unixkd.data.records import Decoded, Records, Source
+from unixkd.data.split import MemorySplit
+from unixkd.data.splits import hold_out, subset
+from unixkd.errors import UserError, unknown_name
+
+_MEMORY_SIZE = 64  # side up to which images are kept in memory
+_NAMED: dict[str, Callable[[DataConfig], Source]] = {
+    "digits": lambda config: load_digits(),
+    "cifar10": lambda config: load_cifar("cifar10", config.root),
+    "cifar100": lambda config: load_cifar("cifar100", config.root),
+}
+_PREFIXED: dict[str, Callable[[str, DataConfig], Source]] = {
+    "folder": lambda place, config: load_folder(Path(place).expanduser()),
+    "parquet": lambda place, config: load_parquet(
+        Path(place).expanduser(), config.image_column, config.label_column
+    ),
+    "hub": lambda place, config: load_hub(place, config.image_column, config.label_column),
+}
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set as the training loop sees it.
+
+    Args:
+        name: as in the configuration
+        train: training images; their labels are None where `labels` is off
+        test: what is evaluated on: the held-out training images if there is a holdout, else the test
+            set; None where the data has none
+        class_names: name of each class, or None
+        num_classes: number of classes, or None where it is unknown
+        channels: 1 or 3
+        size: side of the square images in pixels
+        mean: per-channel mean of pixels in [0, 1]
+        std: per-channel standard deviation
+        fingerprint: SHA-256 that tells this data from any other, see `load_data`
+    """
+
+    name: str
+    train: MemorySplit | DiskSplit
+    test: MemorySplit | DiskSplit | None
+    class_names: tuple[str, ...] | None
+    num_classes: int | None
+    channels: int
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    fingerprint: str
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image."""
+        return self.channels, self.size, self.size
+
+
+def data_names() -> tuple[str, ...]:
+    """The data sets that a configuration can name.
+
+    >>> data_names()
+    ('digits', 'cifar10', 'cifar100', 'folder:PATH', 'parquet:PATH', 'hub:ID')
+    """
+    return (*_NAMED, *(f"{prefix}:{'ID' if prefix == 'hub' else 'PATH'}" for prefix in _PREFIXED))
+
+
+def open_source(config: DataConfig) -> Source:
+    """The source that the configuration names.
+
+    Raises:
+        UsageError: there is no such source.
+        UserError: the source cannot be read or holds faulty data.
+    """
+    if config.name in _NAMED:
+        return _NAMED[config.name](config)
+    prefix, separator, place = config.name.partition(":")
+    if separator and prefix in _PREFIXED:
+        if not place:
+            raise UserError(f"data.name '{config.name}' lacks what comes after the colon")
+        return _PREFIXED[prefix](place, config)
+    if Path(config.name).expanduser().exists():
+        raise unknown_name("data", config.name, [f"folder:{config.name}", f"parquet:{config.name}"])
+    raise unknown_name("data", prefix, data_names())
+
+
+def load_data(config: DataConfig) -> Data:
+    """Load, check, split, resize and keep what the configuration says.
+
+    The held-out part is cut off first, then the subset is chosen from the rest, both by the data's
+    labels even where training does not see them: `labels` changes nothing else.
+
+    The fingerprint covers shapes, labels, class names and all pixels of images in memory; of images on
+    disk it covers labels, class names, and each file's name and size (Parquet and Hub: the contents of
+    up to 256 images, evenly spaced).
+
+    Raises:
+        UsageError: an unknown data name.
+        UserError: faulty options or data; the sample, file or number is named.
+
+    >>> data = load_data(DataConfig(name="digits", holdout=0.1))
+    >>> data.image_shape, data.num_classes, len(data.train), len(data.test), data.train.num_views
+    ((1, 8, 8), 10, 1295, 143, 9)
+    """
+    _check_numbers(config)
+    source = open_source(config)
+    train, test = source.train, source.test
+    if not len(train):
+        raise UserError(f"data {config.name} has no training images")
+    if config.holdout > 0:
+        kept, held = hold_out(train.labels, len(train), config.holdout, config.split_seed)
+        train, test = train.select(kept), train.select(held)
+    if config.limit is not None:
+        train = train.select(subset(train.labels, len(train), config.limit, config.split_seed))
+    if not config.labels:
+        train = replace(train, labels=None)
+    size = source.size if config.size is None else config.size
+    splits = [_split(part, source, size, config) for part in (train, test) if part is not None]
+    return Data(
+        name=config.name,
+        train=splits[0],
+        test=splits[1] if len(splits) == 2 else None,
+        class_names=source.class_names,
+        num_classes=source.num_classes,
+        channels=source.channels,
+        size=size,
+        mean=source.mean,
+        std=source.std,
+        fingerprint=_fingerprint(splits, source.class_names),
+    )
+
+
+def _check_numbers(config: DataConfig) -> None:
+    if not 0 <= config.holdout < 1:
+        raise UserError(f"data.holdout must be at least 0 and below 1, not {config.holdout}")
+    if config.size is not None and config.size < 1:
+        raise UserError(f"data.size must be at least 1 pixel, not {config.size}")
+    if config.crop_padding is not None and config.crop_padding < 0:
+        raise UserError(f"data.crop_padding must be at least 0 pixels, not {config.crop_padding}")
+    if config.workers < 0:
+        raise UserError(f"data.workers must be at least 0, not {config.workers}")
+
+
+def _split(records: Records, source: Source, size: int, config: DataConfig) -> MemorySplit | DiskSplit:
+    flip = source.flip if config.flip is None else config.flip
+    in_memory = config.in_memory
+    if in_memory is None:
+        in_memory = size <= _MEMORY_SIZE or isinstance(records, Decoded)
+    if not in_memory:
+        if isinstance(records, Decoded):
+            raise UserError(f"data {config.name} is always in memory; leave data.in_memory out")
+        return DiskSplit(
+            records, size, source.channels, config.crop_padding, flip, config.view_seed, config.workers
+        )
+    padding = round(size / 8) if config.crop_padding is None else config.crop_padding
+    pixels = (
+        fit_all(records.pixels, size)
+        if isinstance(records, Decoded)
+        else np.stack([fit(to_channels(records.read(i), source.channels), size) for i in range(len(records))])
+    )
+    labels = None if records.labels is None else torch.from_numpy(records.labels)
+    return MemorySplit(torch.from_numpy(pixels), labels, padding, flip, config.view_seed)
+
+
+def _fingerprint(splits: list[MemorySplit | DiskSplit], class_names: tuple[str, ...] | None) -> str:
+    digest = hashlib.sha256(repr(class_names).encode())
+    for split in splits:
+        if isinstance(split, MemorySplit):
+            digest.update(repr(tuple(split.images.shape)).encode())
+            digest.update(np.ascontiguousarray(split.images.numpy()).data)
+        else:
+            digest.update(repr((len(split), split.channels, split.size)).encode())
+            digest.update(split.records.digest())
+        digest.update(b"unlabelled" if split.labels is None else split.labels.numpy().tobytes())
+    return digest.hexdigest()

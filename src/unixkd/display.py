@@ -1,0 +1,179 @@
+"""What a run shows while it works: a live bar on a terminal, plain lines elsewhere.
+
+A run emits events; a display is any callable that takes them. So the same run shows itself on a
+terminal, in a log file, or to a comparison that draws many runs at once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+@dataclass(frozen=True)
+class Started:
+    """A run begins (or goes on) at an epoch."""
+
+    run: str
+    epochs: int
+    steps_per_epoch: int
+    first_epoch: int = 0
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """Some steps of an epoch are done; cost is the share of plain KD's so far (backward = 2 forwards)."""
+
+    run: str
+    step: int
+    images_per_second: float
+    cost: float | None
+
+
+@dataclass(frozen=True)
+class EpochDone:
+    """An epoch is done; `record` is its line in metrics.jsonl."""
+
+    run: str
+    epochs: int
+    record: dict[str, Any]
+    images_per_second: float
+    seconds_left: float
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something the user should read."""
+
+    run: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run has come to its end."""
+
+    run: str
+
+
+Event = Started | Stepped | EpochDone | Note | Finished
+Display = Callable[[Event], None]
+
+
+def silent(event: Event) -> None:
+    """Shows nothing."""
+
+
+def percent(value: float | None) -> str:
+    """A share as a percentage, a dash for None.
+
+    >>> percent(0.4567), percent(None)
+    ('45.67 %', '–')
+    """
+    return "–" if value is None else f"{100 * value:.2f} %"
+
+
+def epoch_line(event: EpochDone) -> str:
+    """One line about one epoch."""
+    record = event.record
+    parts = [f"epoch {record['epoch']:>3}/{event.epochs}", f"loss {record['loss']:.4f}"]
+    if record["accuracy"] is not None:
+        parts.append(f"accuracy {percent(record['accuracy'])}")
+    if record["agreement"] is not None:
+        parts.append(f"agrees with teacher {percent(record['agreement'])}")
+    if record["cost"] is not None:
+        parts.append(f"cost so far {percent(record['cost']['backward_2x'])} of KD")
+    minutes, seconds = divmod(round(event.seconds_left), 60)
+    parts.append(f"{event.images_per_second:,.0f} images/s, {minutes}:{seconds:02d} left")
+    return "  ".join(parts)
+
+
+class LineDisplay:
+    """A line per epoch and note, for logs and pipes; of several runs only each one's last epoch."""
+
+    def __init__(self, console: Console, *, name_runs: bool = False) -> None:
+        self.console, self.name_runs = console, name_runs
+
+    def __call__(self, event: Event) -> None:
+        text = event.text if isinstance(event, Note) else ""
+        if isinstance(event, EpochDone) and (not self.name_runs or event.record["epoch"] == event.epochs):
+            text = epoch_line(event)
+        if text:
+            prefix = f"{event.run}: " if self.name_runs else ""
+            self.console.print(prefix + text, markup=False, highlight=False, soft_wrap=True)
+
+
+class BarDisplay:
+    """A live bar per run; epochs and notes are printed above it unless several runs share the screen."""
+
+    def __init__(self, console: Console, *, runs: int = 1) -> None:
+        self.console, self.runs = console, runs
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[text]}", markup=False),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            refresh_per_second=4,
+        )
+        self.total = self.progress.add_task("all runs", total=runs, text="") if runs > 1 else None
+        self.tasks: dict[str, TaskID] = {}
+        self.starts: dict[str, Started] = {}
+        self.accuracy: dict[str, str] = {}
+        self.progress.start()
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Started):
+            steps = event.epochs * event.steps_per_epoch
+            self.tasks[event.run] = self.progress.add_task(
+                event.run, total=steps, completed=event.first_epoch * event.steps_per_epoch, text=""
+            )
+            self.starts[event.run] = event
+        elif isinstance(event, Stepped):
+            cost = "" if event.cost is None else f"  cost {event.cost:6.1%} of KD"
+            text = f"{self.accuracy.get(event.run, '')}{event.images_per_second:7,.0f} images/s{cost}"
+            self.progress.update(self.tasks[event.run], completed=event.step, text=text)
+        elif isinstance(event, EpochDone):
+            self.accuracy[event.run] = f"acc {percent(event.record['accuracy'])} "
+            if self.runs == 1:
+                self.print(epoch_line(event))
+        elif isinstance(event, Note):
+            self.print(event.text if self.runs == 1 else f"{event.run}: {event.text}")
+        else:
+            self.finish(event)
+
+    def finish(self, event: Finished) -> None:
+        """Count a run as done and, among several, take its bar away."""
+        if self.total is not None:
+            self.progress.advance(self.total)
+            if event.run in self.tasks:
+                self.progress.remove_task(self.tasks.pop(event.run))
+
+    def print(self, text: str) -> None:
+        """Print above the bars."""
+        self.console.print(text, markup=False, highlight=False)
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        self.progress.stop()
+
+
+class Throttle:
+    """True at most every `seconds`, so that a display costs nothing in a fast loop."""
+
+    def __init__(self, seconds: float = 0.25) -> None:
+        self.seconds, self.last = seconds, 0.0
+
+    def ready(self) -> bool:
+        """Whether it is time again."""
+        now = time.monotonic()
+        if now - self.last < self.seconds:
+            return False
+        self.last = now
+        return True

@@ -1,0 +1,40 @@
+"""Errors a user can cause, worded so that the message alone says what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake in what was asked for or in the data; the command line prints it and exits with 1."""
+
+    exit_code = 1
+
+
+class UsageError(UserError):
+    """A mistake on the command line itself: an unknown name, option or type; exits with 2."""
+
+    exit_code = 2
+
+
+def unknown_name(kind: str, name: str, choices: Iterable[str]) -> UsageError:
+    """An error for a misspelt name that offers the nearest valid ones.
+
+    >>> print(unknown_name("model", "vgg9", ["vgg8", "wrn_16_2"]))
+    unknown model 'vgg9'; did you mean 'vgg8'?
+    """
+    choices = sorted(choices)
+    near = difflib.get_close_matches(name, choices, n=3, cutoff=0.5)
+    if near:
+        return UsageError(f"unknown {kind} '{name}'; did you mean {' or '.join(map(repr, near))}?")
+    return UsageError(f"unknown {kind} '{name}'; known: {', '.join(choices)}")
+
+
+def missing_extra(package: str, extra: str, purpose: str) -> UserError:
+    """An error for an optional dependency that is not installed.
+
+    >>> print(missing_extra("timm", "timm", "timm models"))
+    timm models need the package 'timm': pip install 'unixkd[timm]'
+    """
+    return UserError(f"{purpose} need the package '{package}': pip install 'unixkd[{extra}]'")

@@ -1,0 +1,73 @@
+"""Accuracy, agreement with the teacher and calibration of a network on a data split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from unixkd.batch import Batch
+from unixkd.distill import evaluating
+
+CALIBRATION_BINS = 15
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a network says about a split: classes `[n]`, confidences `[n]` in [0, 1], labels `[n]` or None."""
+
+    classes: Int[Tensor, " n"]
+    confidence: Float[Tensor, " n"]
+    labels: Int[Tensor, " n"] | None
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of right answers, None without labels."""
+        return None if self.labels is None else (self.classes == self.labels).double().mean().item()
+
+    @property
+    def calibration_error(self) -> float | None:
+        """Expected calibration error over 15 bins, None without labels."""
+        if self.labels is None:
+            return None
+        return expected_calibration_error(self.confidence, self.classes == self.labels)
+
+    def agreement(self, other: Predictions) -> float:
+        """Share of images on which both say the same class."""
+        return (self.classes == other.classes).double().mean().item()
+
+
+def predict(model: nn.Module, batches: Iterable[Batch], device: torch.device | str = "cpu") -> Predictions:
+    """Run a model in eval mode over a split's batches, each image once."""
+    classes, confidence, labels = [], [], []
+    with torch.no_grad(), evaluating(model):
+        for batch in batches:
+            probabilities = torch.softmax(model(batch.images.to(device)).float(), dim=1)
+            top = probabilities.max(dim=1)
+            classes.append(top.indices)
+            confidence.append(top.values)
+            if batch.labels is not None:
+                labels.append(batch.labels)
+    return Predictions(
+        torch.cat(classes).cpu(), torch.cat(confidence).cpu(), torch.cat(labels).cpu() if labels else None
+    )
+
+
+def expected_calibration_error(
+    confidence: Float[Tensor, " n"], correct: Bool[Tensor, " n"], bins: int = CALIBRATION_BINS
+) -> float:
+    """Mean |confidence − accuracy| over equal-width bins, weighted by their size (Guo et al., arXiv 1706.04599).
+
+    >>> expected_calibration_error(torch.tensor([0.75, 0.75]), torch.tensor([True, False]))
+    0.25
+    """
+    confidence = confidence.double()
+    which = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    gap = torch.zeros(bins, dtype=torch.float64).index_add(0, which, confidence - correct.double())
+    return gap.abs().sum().item() / len(confidence)

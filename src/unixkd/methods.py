@@ -1,0 +1,131 @@
+"""A method as a value: who is scored, how many rows are kept, how they are mixed.
+
+`kd` and `unix` are the method of the paper and its baseline; the others are the controls without
+which a result is rightly disbelieved.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from unixkd.errors import UserError
+from unixkd.mixing import Curve, SigmoidCurve, full_curve, num_kept
+from unixkd.scoring import Scorer, entropy
+
+
+@dataclass(frozen=True)
+class Method:
+    """What one step does with a batch of N images.
+
+    Args:
+        name: shown in reports
+        keep: share k/N of the configured batch that is kept, in (0, 1]
+        scorer: logits `[N, C]` -> uncertainty `[N]`, at a student forward on N images; None: random ranking
+        curve: how strongly each rank is mixed; None: pure images
+        scoring_mode: "train": BatchNorm normalises the scoring forward by the batch and updates its running
+            statistics, as in the reference; "eval": it uses the running statistics and leaves them alone
+        per_sample_lambda: one λ per kept row instead of one per batch
+        teacher: False: trained on labels alone
+    """
+
+    name: str
+    keep: float = 1.0
+    scorer: Scorer | None = None
+    curve: Curve | None = None
+    scoring_mode: Literal["train", "eval"] = "train"
+    per_sample_lambda: bool = False
+    teacher: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.keep <= 1:
+            raise UserError(f"method {self.name}: keep (k/N) must lie in (0, 1], got {self.keep:g}")
+        if self.scoring_mode not in ("train", "eval"):
+            raise UserError(f"method {self.name}: scoring_mode is train or eval, not '{self.scoring_mode}'")
+
+    @property
+    def ranks(self) -> bool:
+        """Whether the order of the rows matters: some are dropped, scored or mixed by rank."""
+        return self.keep < 1 or self.scorer is not None or self.curve is not None
+
+    def counts(self, images: int, batch_size: int) -> StepCounts:
+        """What one step on `images` images costs, before it is run.
+
+        >>> unix().counts(64, batch_size=64)
+        StepCounts(seen=64, scored=64, teacher_forwarded=48, trained=48)
+        """
+        k = num_kept(self.keep, batch_size, images)
+        return StepCounts(
+            seen=images,
+            scored=images if self.scorer is not None else 0,
+            teacher_forwarded=k if self.teacher else 0,
+            trained=k,
+        )
+
+
+@dataclass(frozen=True)
+class StepCounts:
+    """Images that passed through each forward of one step; static, known without running it."""
+
+    seen: int
+    scored: int
+    teacher_forwarded: int
+    trained: int
+
+
+def kd() -> Method:
+    """Plain knowledge distillation: every image, pure."""
+    return Method("kd")
+
+
+def unix(
+    keep: float = 0.75,
+    mix_from: float = 0.5,
+    steepness: float = 10.0,
+    scorer: Scorer | None = entropy,
+    scoring_mode: Literal["train", "eval"] = "train",
+) -> Method:
+    """UNIX as published: entropy, k = 48 and b = 32 of 64, w = 10.
+
+    >>> method = unix()
+    >>> method.keep, method.curve
+    (0.75, SigmoidCurve(mix_from=0.5, steepness=10.0))
+    """
+    return Method("unix", keep, scorer, SigmoidCurve(mix_from, steepness), scoring_mode)
+
+
+def unix_random(keep: float = 0.75, mix_from: float = 0.5, steepness: float = 10.0) -> Method:
+    """The paper's control: random ranking, the same mixing. What remains is what uncertainty adds."""
+    return Method("unix-random", keep, None, SigmoidCurve(mix_from, steepness))
+
+
+def random(keep: float = 0.75) -> Method:
+    """A random k of each batch, pure: what doing less gives."""
+    return Method("random", keep)
+
+
+def hard(keep: float = 0.75, scorer: Scorer | None = entropy) -> Method:
+    """The most uncertain k of each batch, pure: uncertainty without mixing."""
+    return Method("hard", keep, scorer)
+
+
+def mixup() -> Method:
+    """All N images, all mixed: mixing without selection (Beyer et al., arXiv 2106.05237)."""
+    return Method("mixup", curve=full_curve)
+
+
+def student_alone() -> Method:
+    """No teacher: cross-entropy on every image."""
+    return Method("student-alone", teacher=False)
+
+
+METHODS = {
+    "kd": kd,
+    "unix": unix,
+    "unix-random": unix_random,
+    "random": random,
+    "hard": hard,
+    "mixup": mixup,
+    "student-alone": student_alone,
+}
+"""Every method by the name the command line knows."""

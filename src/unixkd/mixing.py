@@ -1,0 +1,128 @@
+"""The mixing curve, and the batch of the k kept rows.
+
+Source: arXiv 2012.09413, section 3: correction factor m_r = λ · s_r, mixed image
+(1 − m_r) · x_rank(r) + m_r · x_partner(r).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from unixkd.batch import Batch, Draws, MixedBatch
+from unixkd.errors import UserError
+
+Curve = Callable[[Int[Tensor, " k"], int], Float[Tensor, " k"]]
+"""(ranks `[k]`, configured batch size N) -> s `[k]` in [0, 1]: how strongly each rank is mixed."""
+
+
+@dataclass(frozen=True)
+class SigmoidCurve:
+    """s_r = sigmoid(w · (r/N − (2b − 1)/(2N))): smooth, every rank is mixed a little.
+
+    Args:
+        mix_from: b as a share of the batch, in [0, 1]
+        steepness: w; 10 in the published runs. How steep it looks depends on N
+
+    >>> SigmoidCurve(mix_from=0.5, steepness=10.0)(torch.arange(6), 8)[3:5]
+    tensor([0.3486, 0.6514])
+    """
+
+    mix_from: float = 0.5
+    steepness: float = 10.0
+
+    def __post_init__(self) -> None:
+        _check_share("mix_from (b)", self.mix_from)
+
+    def __call__(self, ranks: Int[Tensor, " k"], batch_size: int) -> Float[Tensor, " k"]:
+        b = round(self.mix_from * batch_size)
+        centre = (2 * b - 1) / (2 * batch_size)
+        return torch.sigmoid(self.steepness * (ranks / batch_size - centre))
+
+
+@dataclass(frozen=True)
+class StepCurve:
+    """Exactly 0 below rank b and 1 from b on: the first b kept rows are pure images.
+
+    >>> StepCurve(mix_from=0.5)(torch.arange(6), 8)
+    tensor([0., 0., 0., 0., 1., 1.])
+    """
+
+    mix_from: float = 0.5
+
+    def __post_init__(self) -> None:
+        _check_share("mix_from (b)", self.mix_from)
+
+    def __call__(self, ranks: Int[Tensor, " k"], batch_size: int) -> Float[Tensor, " k"]:
+        return (ranks >= round(self.mix_from * batch_size)).to(torch.get_default_dtype())
+
+
+def full_curve(ranks: Int[Tensor, " k"], batch_size: int) -> Float[Tensor, " k"]:
+    """s = 1 for every rank: plain mixup, whatever the ranking.
+
+    >>> full_curve(torch.arange(3), 8)
+    tensor([1., 1., 1.])
+    """
+    return torch.ones(len(ranks), device=ranks.device)
+
+
+def num_kept(keep: float, batch_size: int, available: int) -> int:
+    """Number k of kept rows: a share of the *configured* batch, all of a batch shorter than that.
+
+    >>> num_kept(0.75, 64, 64), num_kept(0.75, 64, 16)
+    (48, 16)
+    """
+    if not 0 < keep <= 1:
+        raise UserError(f"keep (k/N) must lie in (0, 1], got {keep:g}")
+    k = round(keep * batch_size)
+    if k == 0:
+        raise UserError(
+            f"keep {keep:g} of a batch of {batch_size} keeps no image; raise keep or the batch size"
+        )
+    return min(k, available)
+
+
+def pure(batch: Batch, positions: Int[Tensor, " k"] | None) -> MixedBatch:
+    """The rows at `positions`, unmixed, in that order; None keeps the batch as it is."""
+    if positions is None:
+        positions = torch.arange(len(batch), device=batch.images.device)
+        images, labels = batch.images, batch.labels
+    else:
+        images = batch.images[positions]
+        labels = None if batch.labels is None else batch.labels[positions]
+    weight = torch.zeros(len(positions), device=images.device)
+    return MixedBatch(images, labels, labels, weight, torch.ones_like(weight), positions)
+
+
+def mix(
+    batch: Batch, ranking: Int[Tensor, " n"], k: int, curve: Curve, draws: Draws, batch_size: int
+) -> MixedBatch:
+    """Keep the first k ranks and mix each with its partner from the whole batch.
+
+    Args:
+        batch: N images
+        ranking: positions, most uncertain first `[N]`
+        k: kept rows; only these are mixed
+        curve: how strongly each rank is mixed
+        draws: partners and λ
+        batch_size: the configured N that the curve is measured in, also in a short last batch
+    """
+    position, partner = ranking[:k], draws.partner[:k]
+    images = batch.images
+    s = curve(torch.arange(k, device=images.device), batch_size)
+    weight = (draws.lam[:k] * s).to(images.dtype)
+    m = weight.view(-1, *[1] * (images.ndim - 1))
+    mixed = (1 - m) * images[position] + m * images[partner]
+    label_a, label_b = (
+        (None, None) if batch.labels is None else (batch.labels[position], batch.labels[partner])
+    )
+    return MixedBatch(mixed, label_a, label_b, weight, torch.ones_like(weight), position)
+
+
+def _check_share(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise UserError(f"{name} is a share of the batch and must lie in [0, 1], got {value:g}")

@@ -1,0 +1,148 @@
+"""Intermediate outputs of any network, caught by forward hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from types import TracebackType
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from unixkd.errors import UsageError, UserError, unknown_name
+
+
+class FeatureTap:
+    """Catches the outputs of named layers each time the network runs.
+
+    Either a context manager, or long-lived between `attach()` and `close()`. What was caught last stays
+    in `features`, with its graph, until the next forward or `take()`.
+
+    Args:
+        module: any network, wrapped or not
+        names: qualified names of layers, or unique dotted ends of them (`layer1` finds `net.layer1`; of
+            several the one nearest to the root)
+
+    Raises:
+        UsageError: for an unknown or ambiguous layer
+        UserError: in the forward, where a layer's output is no tensor
+
+    >>> import torch
+    >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU())
+    >>> with FeatureTap(net, ["0"]) as tap:
+    ...     _ = net(torch.ones(2, 3))
+    >>> tap.features["0"].shape
+    torch.Size([2, 4])
+    """
+
+    def __init__(self, module: nn.Module, names: Sequence[str]) -> None:
+        self.features: dict[str, Tensor] = {}
+        self._layers = {name: module.get_submodule(resolve_layer(module, name)) for name in names}
+        self._handles: list[RemovableHandle] = []
+
+    def attach(self) -> FeatureTap:
+        """Start catching; does nothing where it is attached already."""
+        if not self._handles:
+            self._handles = [
+                layer.register_forward_hook(partial(self._catch, name))
+                for name, layer in self._layers.items()
+            ]
+        return self
+
+    def close(self) -> None:
+        """Stop catching; what was caught stays."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def take(self) -> dict[str, Tensor]:
+        """Hand out what was caught, in the order of the names, and forget it.
+
+        Raises:
+            UserError: where a layer has not run since the last time
+        """
+        missing = [name for name in self._layers if name not in self.features]
+        if missing:
+            raise UserError(f"layer '{missing[0]}' did not run: choose a layer that every forward uses")
+        features = {name: self.features[name] for name in self._layers}
+        self.features.clear()
+        return features
+
+    def __enter__(self) -> FeatureTap:
+        return self.attach()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _catch(self, name: str, _module: nn.Module, _inputs: object, output: object) -> None:
+        if not isinstance(output, Tensor):
+            raise UserError(
+                f"layer '{name}' gives a {type(output).__name__}, not a tensor: choose another layer"
+            )
+        self.features[name] = output
+
+
+def resolve_layer(module: nn.Module, name: str) -> str:
+    """Qualified name of the layer that `name` means: itself, or the end of a qualified name.
+
+    Args:
+        module: any network
+        name: exact name or dotted end; where several end so, the one nearest to the root is meant
+
+    Raises:
+        UsageError: for an unknown or ambiguous name
+
+    >>> resolve_layer(nn.ModuleDict({"net": nn.Sequential(nn.Linear(1, 1))}), "0")
+    'net.0'
+    """
+    known = [known_name for known_name, _ in module.named_modules() if known_name]
+    if name in known:
+        return name
+    ends = [known_name for known_name in known if known_name.endswith(f".{name}")]
+    if not ends:
+        depth = name.count(".") + 1  # deeper ones would bury the useful ones in a list of hundreds
+        raise unknown_name("layer", name, [n for n in known if n.count(".") <= depth])
+    nearest = [end for end in ends if end.count(".") == min(e.count(".") for e in ends)]
+    if len(nearest) > 1:
+        raise UsageError(f"layer '{name}' is ambiguous: {', '.join(nearest[:4])}; give the full name")
+    return nearest[0]
+
+
+def default_layers(module: nn.Module) -> tuple[str, ...]:
+    """Qualified names of the stage outputs of a network of the CIFAR family, stem first.
+
+    Args:
+        module: such a network, or any wrapper around one
+
+    Raises:
+        UserError: for other networks, whose layers must be named
+
+    >>> from unixkd.models.registry import create_model
+    >>> default_layers(nn.Sequential(create_model("resnet8")))
+    ('0.relu', '0.layer1', '0.layer2', '0.layer3')
+    """
+    for name, submodule in module.named_modules():
+        stages = getattr(submodule, "stage_layers", None)
+        if stages is not None:
+            return tuple(f"{name}.{stage}".lstrip(".") for stage in stages)
+    raise UserError(
+        f"{type(module).__name__} does not say which layers its stages are: name them with "
+        "--loss.student_layers and --loss.teacher_layers"
+    )
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """The network inside wrappers that keep it as `.module` (DDP, DataParallel, Fabric), however many.
+
+    >>> net = nn.Linear(1, 1)
+    >>> unwrap(nn.DataParallel(nn.DataParallel(net))) is net
+    True
+    """
+    while isinstance(inner := getattr(module, "module", None), nn.Module):
+        module = inner
+    return module

@@ -1,0 +1,141 @@
+"""A model on disk: `model.safetensors` beside `config.json`, which is the model's card."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from unixkd.errors import UserError
+from unixkd.models.pixels import ModelCard, PixelModel
+from unixkd.models.registry import check_name, create_model
+from unixkd.models.weights import load_weights
+
+WEIGHTS_FILE = "model.safetensors"
+CARD_FILE = "config.json"
+SCHEMA = 1
+# Larger numbers in a card are no model but an attack on memory.
+_MAX_CLASSES, _MAX_CHANNELS, _MAX_SIZE = 100_000, 1024, 4096
+
+
+def save_model(model: PixelModel, folder: str | Path) -> None:
+    """Write the network's weights and the model's card; each file appears whole or not at all.
+
+    Args:
+        model: the model; the weights saved are those of `model.net`
+        folder: run folder, made where it is missing
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    # Clones in the default layout: the format takes neither channels_last nor shared memory.
+    state = {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, value in model.net.state_dict().items()
+    }
+    card = json.dumps({"schema": SCHEMA, **asdict(model.card)}, indent=2, ensure_ascii=False) + "\n"
+    _replace(folder / WEIGHTS_FILE, lambda path: save_file(state, path))
+    _replace(folder / CARD_FILE, lambda path: path.write_text(card, encoding="utf-8"))
+
+
+def load_model(folder: str | Path) -> PixelModel:
+    """Load what `save_model` wrote, in eval mode; nothing is downloaded.
+
+    Args:
+        folder: run folder
+
+    Raises:
+        UserError: missing, damaged or contradictory files
+    """
+    card = read_card(folder)
+    model = PixelModel(create_model(card.name, card.num_classes, card.in_channels), card)
+    load_weights(model.net, Path(folder) / WEIGHTS_FILE)
+    return model.eval()
+
+
+def load_student(folder: str | Path) -> PixelModel:
+    """Load the student of a finished run, in eval mode; it takes pixels in [0, 1] `[N, C, H, W]`.
+
+    Args:
+        folder: run folder
+
+    Raises:
+        UserError: missing, damaged or contradictory files
+    """
+    return load_model(folder)
+
+
+def is_run_folder(path: str | Path) -> bool:
+    """Whether a folder holds a saved model."""
+    return all((Path(path) / name).is_file() for name in (WEIGHTS_FILE, CARD_FILE))
+
+
+def read_card(folder: str | Path) -> ModelCard:
+    """Read and check the card of a run folder.
+
+    Raises:
+        UserError: missing file, or one that is not a card; names the file and what is wrong
+    """
+    path = Path(folder) / CARD_FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"'{folder}' is no run folder: it has no {CARD_FILE}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"'{path}' cannot be read: {error}") from error
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        raise UserError(f"'{path}' is no model card of schema {SCHEMA}")
+    try:
+        card = _card(content)
+        check_name(card.name)
+    except UserError as error:
+        raise UserError(f"'{path}': {error}") from error
+    return card
+
+
+def _card(content: dict[str, Any]) -> ModelCard:
+    def take(key: str, check: Callable[[Any], bool], wanted: str) -> Any:
+        if not check(content.get(key)):
+            raise UserError(f"'{key}' must be {wanted}")
+        value = content.get(key)
+        return tuple(value) if isinstance(value, list) else value
+
+    return ModelCard(
+        name=take("name", lambda v: isinstance(v, str), "a string"),
+        num_classes=take("num_classes", _count(_MAX_CLASSES), f"a whole number from 1 to {_MAX_CLASSES}"),
+        in_channels=take("in_channels", _count(_MAX_CHANNELS), f"a whole number from 1 to {_MAX_CHANNELS}"),
+        mean=take("mean", _are_numbers, "a list of numbers"),
+        std=take("std", _are_numbers, "a list of numbers"),
+        size=take("size", _or_null(_count(_MAX_SIZE)), f"null or a whole number from 1 to {_MAX_SIZE}"),
+        class_names=take("class_names", _or_null(_are_strings), "null or a list of strings"),
+    )
+
+
+def _count(limit: int) -> Callable[[Any], bool]:
+    return lambda value: type(value) is int and 1 <= value <= limit
+
+
+def _or_null(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or check(value)
+
+
+def _are_numbers(value: object) -> bool:
+    return isinstance(value, list) and all(type(v) in (int, float) and abs(v) < 1e6 for v in value)
+
+
+def _are_strings(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(v, str) for v in value)
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

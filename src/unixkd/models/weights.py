@@ -1,0 +1,163 @@
+"""Weights files: read without executing anything, checked against the network before they are loaded."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypeGuard
+
+import torch
+from torch import Tensor, nn
+
+from unixkd.errors import UserError
+
+_log = logging.getLogger("unixkd")
+_WRAPPER_KEYS = ("model", "state_dict")
+_PREFIXES = ("module.", "_orig_mod.")  # DataParallel and DDP; torch.compile
+
+
+def load_weights(net: nn.Module, path: str | Path, *, strict_head: bool = True) -> None:
+    """Load a weights file into a network, or raise and leave the network as it was.
+
+    Files may hold the tensors themselves or a dict with them under `model` or `state_dict`, with or
+    without the prefix of DataParallel, DDP or torch.compile.
+
+    Args:
+        net: the network to fill
+        path: a .safetensors file, or a torch file (read with `weights_only`)
+        strict_head: False: where only the class count differs, leave the classifier as it is, load all else
+            and log a warning
+
+    Raises:
+        UserError: missing, damaged or foreign file; weights of another architecture or class count
+    """
+    copy_weights(read_weights(path), net, source=str(path), strict_head=strict_head)
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """Read the named tensors of a weights file onto the CPU.
+
+    Raises:
+        UserError: missing or damaged file, or one that holds something else than weights
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no weights file at '{path}'")
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    if isinstance(content, Mapping):
+        content = next(
+            (content[key] for key in _WRAPPER_KEYS if isinstance(content.get(key), Mapping)), content
+        )
+    if not _is_state(content):
+        raise UserError(
+            f"'{path}' holds no weights: expected named tensors, at the top, under 'model' or 'state_dict'"
+        )
+    return _strip_prefixes(dict(content))
+
+
+def copy_weights(state: Mapping[str, Tensor], net: nn.Module, *, source: str, strict_head: bool) -> None:
+    """Copy named tensors into a network whose parameters they must match (see `load_weights`).
+
+    Args:
+        state: named tensors
+        net: the network to fill
+        source: where they come from, for messages
+        strict_head: False: a classifier of another class count is left as it is
+    """
+    own = net.state_dict()
+    wrong = _wrong_shapes(state, own)
+    counts = _class_counts(state, own, wrong)
+    mismatch = _first_mismatch(state, own)
+    if mismatch and not (counts and not strict_head):
+        if counts:
+            raise UserError(
+                f"'{source}' holds weights for {counts[0]} classes, {counts[1]} are needed ({mismatch})"
+            )
+        raise UserError(f"'{source}' holds weights of another architecture: {mismatch}")
+    if counts:
+        _log.warning(
+            "'%s' holds weights for %d classes: the classifier (%s) starts afresh with %d",
+            *(source, counts[0], ", ".join(wrong), counts[1]),
+        )
+    net.load_state_dict({**own, **{name: value for name, value in state.items() if name not in wrong}})
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"'{path}' is damaged or no safetensors file: {_first_line(error)}") from error
+
+
+def _read_torch(path: Path) -> object:
+    try:
+        # RepDistiller keeps its options in the file: a plain namespace, which runs nothing when read.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"'{path}' is damaged or holds more than weights, which could execute code when read: "
+            "refused; if you trust it, save its state_dict() alone with torch.save and give that file"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError) as error:
+        raise UserError(f"'{path}' is damaged or no weights file: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _is_state(content: object) -> TypeGuard[Mapping[str, Tensor]]:
+    return (
+        isinstance(content, Mapping)
+        and len(content) > 0
+        and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items())
+    )
+
+
+def _strip_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    while prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in state)), None):
+        state = {name.removeprefix(prefix): value for name, value in state.items()}
+    return state
+
+
+def _wrong_shapes(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
+    return [name for name, value in own.items() if name in state and state[name].shape != value.shape]
+
+
+def _class_counts(
+    state: Mapping[str, Tensor], own: Mapping[str, Tensor], wrong: list[str]
+) -> tuple[int, int] | None:
+    """Class counts (file, network) where nothing differs but the first dimension of the classifier."""
+    if not wrong or _missing(state, own) or _unexpected(state, own):
+        return None
+    if any(state[name].shape[1:] != own[name].shape[1:] or own[name].ndim == 0 for name in wrong):
+        return None
+    counts = {(len(state[name]), len(own[name])) for name in wrong}
+    return counts.pop() if len(counts) == 1 else None
+
+
+def _first_mismatch(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str | None:
+    missing = _missing(state, own)
+    for name, value in own.items():
+        if name in missing:
+            return f"it has no '{name}' {tuple(value.shape)}"
+        if name in state and state[name].shape != value.shape:
+            return f"'{name}' is {tuple(state[name].shape)} there and {tuple(value.shape)} here"
+    unexpected = _unexpected(state, own)
+    return f"'{unexpected[0]}' is not in this network" if unexpected else None
+
+
+def _missing(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
+    # Old checkpoints do not count batches, and nothing here needs the count.
+    return [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
+
+
+def _unexpected(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
+    return [name for name in state if name not in own]

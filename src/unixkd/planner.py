@@ -1,0 +1,154 @@
+"""What each method will cost here, before training: FLOPs in both conventions, a timed step, break-even."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from unixkd.batch import Batch
+from unixkd.cost import CONVENTIONS, Ledger, break_even_ratio, forward_flops
+from unixkd.distill import Distiller
+from unixkd.losses import KD, CrossEntropy
+from unixkd.methods import Method, kd
+from unixkd.models import PixelModel
+from unixkd.objective import Objective, Term
+
+TIMING_NOISE = 0.03
+"""A step counts as slower than plain KD's only beyond this share."""
+
+
+@dataclass(frozen=True)
+class MethodPlan:
+    """The predicted cost of one method, as shares of plain KD's.
+
+    Args:
+        method: the method
+        relative: by convention name
+        break_even: F_t/F_s below which the method costs more than plain KD, by convention name
+        seconds: median seconds of a step, measured here; None where nothing was timed
+        relative_seconds: median of the step's time over plain KD's in the same round
+    """
+
+    method: Method
+    relative: dict[str, float]
+    break_even: dict[str, float]
+    seconds: float | None = None
+    relative_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A teacher → student pair: forward FLOPs per image and every method's cost."""
+
+    teacher_flops: int
+    student_flops: int
+    methods: list[MethodPlan]
+
+    @property
+    def ratio(self) -> float:
+        """F_t/F_s."""
+        return self.teacher_flops / self.student_flops
+
+    def warnings(self) -> list[str]:
+        """A line for each method that would cost more than plain KD."""
+        lines = []
+        for plan in self.methods:
+            dear = [name for name, cost in plan.relative.items() if cost > 1]
+            slow = plan.relative_seconds is not None and plan.relative_seconds > 1 + TIMING_NOISE
+            if dear or slow:
+                where = [f"in FLOPs ({', '.join(dear)})"] * bool(dear) + ["in seconds on this machine"] * slow
+                lines.append(f"{plan.method.name} would cost more than plain KD {' and '.join(where)}")
+        return lines
+
+
+def make_plan(
+    teacher: PixelModel,
+    student: PixelModel,
+    methods: Sequence[Method],
+    batch: Batch,
+    *,
+    epoch_images: int | None = None,
+    rounds: int = 5,
+) -> Plan:
+    """Predict the cost of every method and time its real step.
+
+    Args:
+        teacher: the teacher
+        student: the student
+        methods: what to plan for
+        batch: images to time on; its size is the configured batch size
+        epoch_images: images of an epoch, whose short last batch is then counted; None: full batches only
+        rounds: timed rounds; in each, every method takes one step, so that drift hits all alike; 0: no timing
+    """
+    shape = (batch.images.shape[1], batch.images.shape[2], batch.images.shape[3])
+    teacher_flops, student_flops = forward_flops(teacher, shape), forward_flops(student, shape)
+    timings = time_steps(teacher, student, methods, batch, rounds) if rounds else {}
+    plans = []
+    for method in methods:
+        ledger = Ledger(student_flops, teacher_flops)
+        for size in step_sizes(len(batch), epoch_images):
+            ledger.charge(method.counts(size, len(batch)))
+        seconds = timings.get(method.name, [])
+        against = [own / kd for own, kd in zip(seconds, timings["kd"], strict=True)] if seconds else []
+        plans.append(
+            MethodPlan(
+                method,
+                ledger.relative_to_kd(),
+                {name: break_even_ratio(method, backward) for name, backward in CONVENTIONS.items()},
+                statistics.median(seconds) if seconds else None,
+                statistics.median(against) if against else None,
+            )
+        )
+    return Plan(teacher_flops, student_flops, plans)
+
+
+def step_sizes(batch_size: int, epoch_images: int | None) -> list[int]:
+    """The batch sizes of an epoch.
+
+    >>> step_sizes(64, 144)
+    [64, 64, 16]
+    """
+    if epoch_images is None:
+        return [batch_size]
+    full, rest = divmod(epoch_images, batch_size)
+    return [batch_size] * full + [rest] * bool(rest)
+
+
+def time_steps(
+    teacher: PixelModel, student: PixelModel, methods: Sequence[Method], batch: Batch, rounds: int
+) -> dict[str, list[float]]:
+    """Seconds of each method's step (forwards and backward, no optimiser), interleaved; plain KD included."""
+    by_name = {method.name: method for method in methods}
+    by_name.setdefault("kd", kd())
+    distillers = {
+        name: Distiller(student, teacher, method, timing_objective(method, batch))
+        for name, method in by_name.items()
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in by_name}
+    for round_number in range(rounds + 1):
+        for name, distiller in distillers.items():
+            synchronize(batch.images.device)
+            started = time.perf_counter()
+            distiller.step(batch.images, batch.labels).loss.backward()
+            synchronize(batch.images.device)
+            if round_number:  # the first round warms up
+                seconds[name].append(time.perf_counter() - started)
+        student.zero_grad(set_to_none=True)
+    return seconds
+
+
+def timing_objective(method: Method, batch: Batch) -> Objective:
+    """KD, or cross-entropy for a method without a teacher."""
+    return [Term("kd", KD())] if method.teacher else [Term("ce", CrossEntropy())]
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for everything queued on an accelerator."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

@@ -1,0 +1,38 @@
+"""Run folders in, a table in the terminal and a self-contained HTML page out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["report"]
+
+
+def report(folders: Sequence[Path], html: Path | None, console: Console) -> None:
+    """Print the results of some runs as a table and write them as a page.
+
+    Args:
+        folders: run folders, or folders that hold run folders somewhere below
+        html: the page to write, or None for the table alone
+        console: where the table is printed; its width decides the columns
+
+    Raises:
+        UserError: no finished run is found, a run's file is unreadable, matplotlib is missing for a page
+    """
+    from unixkd.report.page import write_page
+    from unixkd.report.runs import find_runs, find_unfinished
+    from unixkd.report.table import render_table
+
+    runs, unfinished = find_runs(folders), len(find_unfinished(folders))
+    console.print(render_table(runs, width=console.width))
+    if unfinished:
+        runs_were = "1 unfinished run was" if unfinished == 1 else f"{unfinished} unfinished runs were"
+        console.print(f"{runs_were} left out (no summary.json yet).")
+    if html is not None:
+        names = ", ".join(folder.resolve().name for folder in folders)
+        write_page(runs, html, title=f"Distillation report: {names}", unfinished=unfinished)
+        console.print(f"Report written to {html}", markup=False, soft_wrap=True)

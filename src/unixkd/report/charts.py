@@ -1,0 +1,203 @@
+"""The charts of a report: each function gives one inline SVG."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from unixkd.report.labels import end_labels, point_labels
+from unixkd.report.records import Epoch, Run
+from unixkd.report.runs import Group, Spread, curve
+from unixkd.report.svg import CARD, MUTED, SERIES, draw
+from unixkd.report.words import Measure, percent
+
+_KNOWN = ("unix", "kd", "random", "hard", "kd@unix", "unix-random", "mixup")
+_MARKERS = "oDs^vPX*<>h"
+
+
+@dataclass(frozen=True)
+class Style:
+    """Colour and marker of a method, the same in every chart."""
+
+    colour: str
+    marker: str
+
+
+def styles_of(groups: Sequence[Group]) -> dict[str, Style]:
+    """Known methods have their own style; others take the next free ones in order."""
+    taken = {group.method: _KNOWN.index(group.method) for group in groups if group.method in _KNOWN}
+    free = (slot for slot in range(1_000_000) if slot not in taken.values())
+    slots = {group.method: taken.get(group.method, -1) for group in groups}
+    for method, slot in slots.items():
+        slots[method] = next(free) if slot < 0 else slot
+    return {
+        method: Style(SERIES[slot % len(SERIES)], _MARKERS[slot % len(_MARKERS)])
+        for method, slot in slots.items()
+    }
+
+
+def accuracy_by_cost(
+    groups: Sequence[Group], styles: dict[str, Style], measure: Measure, backward: int, name: str
+) -> str | None:
+    """Result against computation, with error bars over the seeds; None where no cost is known."""
+
+    def cost_of(run: Run) -> float | None:
+        return run.cost_1x if backward == 1 else run.cost_2x
+
+    points: list[tuple[Group, Spread, Spread]] = []
+    for group in groups:
+        cost, result = group.spread(cost_of), group.spread(measure.of_run)
+        if cost is not None and result is not None:
+            points.append((group, cost, result))
+    if not points:
+        return None
+
+    def plot(axes: Any) -> None:
+        axes.axvline(100, color=MUTED, linewidth=1, linestyle=(0, (3, 3)))
+        for group, cost, result in points:
+            _error_bar(axes, cost, result, styles[group.method])
+        axes.margins(x=0.16, y=0.14)
+        _frame(axes, f"{measure.name}, %", "computation, % of plain KD")
+        labels = [(100 * c.mean, 100 * r.mean, g.method, styles[g.method].colour) for g, c, r in points]
+        point_labels(axes, labels, [100 * (result.sd or 0) for _, _, result in points])
+
+    said = ", ".join(f"{g.method} {percent(r)} at {percent(c, 1, sd=False)}" for g, c, r in points)
+    forwards = "1 forward" if backward == 1 else "2 forwards"
+    return draw(plot, name, f"{measure.name} in % against computation, backward = {forwards}: {said}")
+
+
+def training_curves(
+    groups: Sequence[Group],
+    styles: dict[str, Style],
+    measure: Measure,
+    teacher: Spread | None,
+    by_cost: bool,
+    name: str,
+) -> str | None:
+    """Mean over the seeds after every epoch, with a band of one standard deviation."""
+    lines = []
+    for group in groups:
+        points = _line(group, measure.of_epoch, by_cost)
+        if len(points) > 1:
+            lines.append((group, points))
+    if not lines:
+        return None
+
+    def plot(axes: Any) -> None:
+        for group, points in lines:
+            _band(axes, points, styles[group.method])
+        low, high = focus([[spread.mean for _, spread in points] for _, points in lines])
+        if teacher is not None and measure.name == "accuracy":
+            high = max(high, teacher.mean)
+            axes.axhline(100 * teacher.mean, color=MUTED, linewidth=1, linestyle=(0, (1, 2)))
+        gap = 0.05 * (high - low)
+        axes.set_ylim(100 * (low - gap), 100 * (high + gap))
+        _frame(axes, f"{measure.name}, %", "computation so far, % of plain KD" if by_cost else "epoch")
+        ends = [(100 * p[-1][1].mean, g.method, styles[g.method].colour) for g, p in lines]
+        if teacher is not None and measure.name == "accuracy":
+            ends.append((100 * teacher.mean, "teacher", MUTED))
+        end_labels(axes, ends)
+
+    said = ", ".join(f"{g.method} ends at {percent(p[-1][1])}" for g, p in lines)
+    along = "computation so far" if by_cost else "epoch"
+    return draw(plot, name, f"{measure.name} in % by {along}: {said}")
+
+
+def focus(lines: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """Limits that give half of the height to the second half of training.
+
+    >>> focus([[0.1, 0.5, 0.9, 0.92]])
+    (0.88, 0.92)
+    """
+    high = max(max(line) for line in lines)
+    settled = min(min(line[len(line) // 2 :]) for line in lines)
+    span = max(2 * (high - settled), 0.01)
+    return round(max(high - span, min(min(line) for line in lines), 0.0), 6), high
+
+
+def kept_and_dropped(
+    group: Group,
+    style: Style,
+    kept: Callable[[Epoch], float | None],
+    dropped: Callable[[Epoch], float | None],
+    title: str,
+    name: str,
+) -> str | None:
+    """A quantity of the kept and of the dropped images of one method over the epochs."""
+    lines = {"kept": curve(group, kept), "dropped": curve(group, dropped)}
+    if len(lines["kept"]) < 2:
+        return None
+    scale = 100 if title.endswith("%") else 1
+
+    def plot(axes: Any) -> None:
+        ends = []
+        for which, points in lines.items():
+            if points:
+                dashed = "-" if which == "kept" else (0, (4, 2))
+                x, y = [epoch for epoch, _ in points], [scale * spread.mean for _, spread in points]
+                axes.plot(x, y, color=style.colour, linestyle=dashed)
+                ends.append((y[-1], which, style.colour))
+        axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
+        _frame(axes, title, "epoch")
+        end_labels(axes, ends)
+
+    said = ", ".join(f"{which} ends at {p[-1][1].mean * scale:.3g}" for which, p in lines.items() if p)
+    return draw(plot, name, f"{group.method}: {title} by epoch: {said}", size=(330, 230))
+
+
+def times_kept(group: Group, style: Style, shares: Sequence[float], name: str) -> str:
+    """Share of the training images that were kept 0, 1, 2, ... times."""
+
+    def plot(axes: Any) -> None:
+        axes.bar(range(len(shares)), [100 * share for share in shares], width=0.86, color=style.colour)
+        axes.grid(visible=False, axis="x")
+        _frame(axes, "images, %", "times kept")
+
+    mean = sum(times * share for times, share in enumerate(shares))
+    said = f"on average {mean:.1f} of {len(shares) - 1} times"
+    return draw(plot, name, f"{group.method}: how often each image was kept, {said}", size=(330, 220))
+
+
+def _line(group: Group, value: Callable[[Epoch], float | None], by_cost: bool) -> list[tuple[float, Spread]]:
+    points = curve(group, value)
+    if not by_cost:
+        return [(epoch, spread) for epoch, spread in points]
+    costs = {epoch: 100 * cost.mean for epoch, cost in curve(group, lambda epoch: epoch.cost_2x)}
+    return [(costs[epoch], spread) for epoch, spread in points if epoch in costs]
+
+
+def _band(axes: Any, points: Sequence[tuple[float, Spread]], style: Style) -> None:
+    x = [at for at, _ in points]
+    y = [100 * spread.mean for _, spread in points]
+    sd = [100 * (spread.sd or 0) for _, spread in points]
+    if any(sd):
+        low, high = zip(*((m - d, m + d) for m, d in zip(y, sd, strict=True)), strict=True)
+        axes.fill_between(x, low, high, color=style.colour, alpha=0.15, linewidth=0)
+    every = max(1, len(x) // 5)
+    marks = {"marker": style.marker, "markersize": 6, "markeredgecolor": CARD, "markeredgewidth": 0.8}
+    axes.plot(x, y, color=style.colour, markevery=list(range(len(x) - 1, -1, -every)), **marks)
+
+
+def _error_bar(axes: Any, cost: Spread, result: Spread, style: Style) -> None:
+    axes.errorbar(
+        100 * cost.mean,
+        100 * result.mean,
+        xerr=100 * cost.sd if cost.sd else None,
+        yerr=100 * result.sd if result.sd else None,
+        color=style.colour,
+        marker=style.marker,
+        markersize=9,
+        markeredgecolor=CARD,
+        elinewidth=1.6,
+        capsize=3,
+        linestyle="none",
+    )
+
+
+def _frame(axes: Any, above: str, below: str) -> None:
+    """Name the axes; the vertical one in plain reading direction above it."""
+    axes.annotate(above, (0, 1), (-38, 12), "axes fraction", "offset points", color=MUTED, fontsize=11)
+    axes.set_xlabel(below, fontsize=11)
+    axes.locator_params(axis="y", nbins=6)
+    axes.locator_params(axis="x", nbins=7)

@@ -1,0 +1,105 @@
+"""Direct labels that keep out of each other's way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+_HEIGHT = 13.0
+_CHARACTER = 6.8
+
+
+def spread_out(positions: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Move positions as little as keeps them `gap` apart and, where they fit, between low and high.
+
+    >>> spread_out([10.0, 12.0, 40.0], gap=10, low=0, high=50)
+    [6.0, 16.0, 40.0]
+    """
+    order = sorted(range(len(positions)), key=lambda i: positions[i])
+    clusters: list[list[float]] = []  # wanted positions, each cluster evenly spaced around their mean
+    for i in order:
+        clusters.append([positions[i]])
+        while len(clusters) > 1 and _top(clusters[-2], gap) + gap > _bottom(clusters[-1], gap):
+            last = clusters.pop()
+            clusters[-1] += last
+    placed = [_bottom(cluster, gap) + gap * k for cluster in clusters for k in range(len(cluster))]
+    for k in range(len(placed)):
+        placed[k] = max(placed[k], low + gap * k)
+    for k in range(len(placed)):
+        placed[-1 - k] = min(placed[-1 - k], high - gap * k)
+    result = [0.0] * len(positions)
+    for rank, i in enumerate(order):
+        result[i] = placed[rank]
+    return result
+
+
+def end_labels(axes: Any, ends: Sequence[tuple[float, str, str]]) -> None:
+    """Write (y, text, colour) to the right of the axes, which shrink to make room."""
+    width = max(len(_short(text)) for _, text, _ in ends) * _CHARACTER
+    figure = axes.figure
+    box = axes.get_position()
+    room = (width + 12) / figure.bbox.width
+    axes.set_position((box.x0, box.y0, 0.99 - room - box.x0, box.height))
+    heights = [float(axes.transData.transform((0, y))[1]) for y, _, _ in ends]
+    bottom, top = axes.bbox.y0, axes.bbox.y1
+    for at, (_, text, colour) in zip(spread_out(heights, _HEIGHT, bottom, top + 6), ends, strict=True):
+        axes.annotate(
+            _short(text),
+            (1, (at - bottom) / (top - bottom)),
+            (8, 0),
+            "axes fraction",
+            "offset points",
+            color=colour,
+            va="center",
+        )
+
+
+def point_labels(axes: Any, points: Sequence[tuple[float, float, str, str]], bars: Sequence[float]) -> None:
+    """Write (x, y, text, colour) beside each point, clear of points and of their error bars in y."""
+    axes.autoscale_view()  # the limits are settled lazily, and labels are placed in pixels
+    where = [axes.transData.transform((x, y)) for x, y, _, _ in points]
+    tops = [axes.transData.transform((x, y + bar)) for (x, y, *_), bar in zip(points, bars, strict=True)]
+    taken = []
+    for (x, y), (_, top) in zip(where, tops, strict=True):
+        reach = max(7.0, float(top - y))
+        taken.append((float(x) - 7, float(y) - reach, float(x) + 7, float(y) + reach))
+    bounds = axes.bbox
+    for (x, y, text, colour), at in zip(points, where, strict=True):
+        width = len(_short(text)) * _CHARACTER
+        choices = [(10, 0, "left"), (-10, 0, "right"), (10, 11, "left"), (-10, 11, "right")]
+        choices += [(10, -11, "left"), (-10, -11, "right"), (0, 18, "center"), (0, -18, "center")]
+        boxes = [_box(float(at[0]) + dx, float(at[1]) + dy, width, side) for dx, dy, side in choices]
+        clashes = [
+            sum(_overlap(box, other) for other in taken)
+            + 1000 * (box[0] < bounds.x0 or box[2] > bounds.x1 + 8 or box[1] < bounds.y0)
+            for box in boxes
+        ]
+        best = clashes.index(min(clashes))
+        taken.append(boxes[best])
+        dx, dy, side = choices[best]
+        axes.annotate(
+            _short(text), (x, y), (dx, dy), textcoords="offset points", color=colour, ha=side, va="center"
+        )
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 18 else text[:17] + "…"
+
+
+def _bottom(cluster: Sequence[float], gap: float) -> float:
+    return sum(cluster) / len(cluster) - gap * (len(cluster) - 1) / 2
+
+
+def _top(cluster: Sequence[float], gap: float) -> float:
+    return _bottom(cluster, gap) + gap * (len(cluster) - 1)
+
+
+def _box(x: float, y: float, width: float, side: str) -> tuple[float, float, float, float]:
+    left = x - {"left": 0.0, "right": width, "center": width / 2}[side]
+    return left, y - _HEIGHT / 2, left + width, y + _HEIGHT / 2
+
+
+def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> float:
+    across = min(a[2], b[2]) - max(a[0], b[0])
+    up = min(a[3], b[3]) - max(a[1], b[1])
+    return across * up if across > 0 and up > 0 else 0.0

@@ -1,0 +1,168 @@
+"""Find runs below folders, group them by method, and the statistics over their seeds."""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from unixkd.errors import UserError
+from unixkd.report.reading import read_run
+from unixkd.report.records import Epoch, Kept, Picture, Run, Selection
+
+__all__ = [
+    "Epoch", "Group", "Kept", "Picture", "Run", "Selection", "Spread",
+    "curve", "find_runs", "find_unfinished", "group_runs", "paired_difference", "teacher_runs",
+]  # fmt: skip
+
+_ORDER = ("kd", "unix", "unix-random", "random", "hard", "mixup")
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and sample standard deviation (n − 1) over n runs; no deviation for one run.
+
+    >>> Spread.of([1.0, 3.0])
+    Spread(mean=2.0, sd=1.4142135623730951, n=2)
+    """
+
+    mean: float
+    sd: float | None
+    n: int
+
+    @classmethod
+    def of(cls, values: Iterable[float | None]) -> Spread | None:
+        """Over the values that are not None; None where there are none."""
+        known = [value for value in values if value is not None]
+        if not known:
+            return None
+        sd = statistics.stdev(known) if len(known) > 1 else None
+        return cls(statistics.fmean(known), sd, len(known))
+
+
+@dataclass(frozen=True)
+class Group:
+    """The runs of one method, in order of their seeds."""
+
+    method: str
+    runs: tuple[Run, ...]
+
+    def spread(self, value: Callable[[Run], float | None]) -> Spread | None:
+        """Mean and deviation of a value over the runs that have it."""
+        return Spread.of(value(run) for run in self.runs)
+
+
+def find_runs(folders: Sequence[Path]) -> list[Run]:
+    """Read every finished run in or below the folders, in order of their paths.
+
+    Two runs of one method and seed are told apart by their folders, and are then no longer averaged.
+
+    Args:
+        folders: run folders, or folders that hold run folders somewhere below
+
+    Raises:
+        UserError: a folder is missing, holds no finished run, or a file of a run is unreadable
+    """
+    found: dict[Path, Path] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"{folder} is no folder: give a run folder or a folder that holds some")
+        below = _folders_with(folder, "summary.json")
+        if not below:
+            unfinished = len(find_unfinished([folder]))
+            hint = f" ({unfinished} unfinished)" if unfinished else ""
+            raise UserError(f"{folder} holds no finished run{hint}: no summary.json in or below it")
+        found |= {path.resolve(): path for path in below}
+    runs = [read_run(found[path]) for path in sorted(found)]
+    if all(run.is_teacher for run in runs):
+        runs = [replace(run, is_teacher=False) for run in runs]
+    return _distinguish(runs)
+
+
+def find_unfinished(folders: Sequence[Path]) -> list[Path]:
+    """Run folders in or below the folders that were begun and have no `summary.json` yet."""
+    begun = {
+        path
+        for folder in folders
+        for name in ("run.yaml", "metrics.jsonl")
+        for path in _folders_with(folder, name)
+        if not (path / "summary.json").exists()
+    }
+    return sorted(begun)
+
+
+def group_runs(runs: Iterable[Run]) -> list[Group]:
+    """Group by method, plain KD first; runs that trained the teacher are left out."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        if not run.is_teacher:
+            groups.setdefault(run.method, []).append(run)
+    return [
+        Group(method, tuple(sorted(groups[method], key=lambda run: run.seed)))
+        for method in sorted(groups, key=_rank)
+    ]
+
+
+def teacher_runs(runs: Iterable[Run]) -> list[Run]:
+    """The runs that trained a teacher."""
+    return [run for run in runs if run.is_teacher]
+
+
+def paired_difference(
+    group: Group, baseline: Group | None, value: Callable[[Run], float | None]
+) -> Spread | None:
+    """Mean over the seeds that both have of (value in group − value in baseline)."""
+    if baseline is None or baseline.method == group.method:
+        return None
+    known = {run.seed: value(run) for run in baseline.runs}
+    differences: list[float | None] = []
+    for run in group.runs:
+        ours, theirs = value(run), known.get(run.seed)
+        differences.append(None if ours is None or theirs is None else ours - theirs)
+    return Spread.of(differences)
+
+
+def curve(group: Group, value: Callable[[Epoch], float | None]) -> list[tuple[int, Spread]]:
+    """Mean and deviation over the seeds at every epoch where all runs of the group have the value."""
+    per_run = [{line.epoch: value(line) for line in run.history} for run in group.runs]
+    points = []
+    for epoch in sorted(set[int]().union(*per_run)):
+        values = [known.get(epoch) for known in per_run]
+        spread = Spread.of(values)
+        if spread is not None and None not in values:
+            points.append((epoch, spread))
+    return points
+
+
+def _folders_with(folder: Path, name: str) -> list[Path]:
+    return [path.parent for path in folder.rglob(name) if path.is_file()]
+
+
+def _rank(method: str) -> tuple[int, int, str]:
+    """The known methods in their order, `kd@x` right after x, student-alone last."""
+    name = method.partition(" (")[0]
+    matched, at, target = name.partition("@")
+    name = target if at and matched == "kd" else name
+    if name == "student-alone":
+        return len(_ORDER) + 1, 0, method
+    return _ORDER.index(name) if name in _ORDER else len(_ORDER), int(bool(at)), method
+
+
+def _distinguish(runs: list[Run]) -> list[Run]:
+    """Name the folder in the method of runs that share method and seed."""
+    seen: dict[tuple[str, int, bool], int] = {}
+    for run in runs:
+        key = (run.method, run.seed, run.is_teacher)
+        seen[key] = seen.get(key, 0) + 1
+    twice = {method for (method, _, is_teacher), count in seen.items() if count > 1 and not is_teacher}
+    if not twice:
+        return runs
+    root = Path(os.path.commonpath([run.folder.resolve() for run in runs]))
+    return [
+        replace(run, method=f"{run.method} ({run.folder.resolve().relative_to(root).as_posix()})")
+        if run.method in twice and not run.is_teacher
+        else run
+        for run in runs
+    ]

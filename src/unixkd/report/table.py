@@ -1,0 +1,182 @@
+"""The table of results, for the terminal, for Markdown and (its columns) for the page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from unixkd.report.records import Run
+from unixkd.report.runs import Group, Spread, group_runs, paired_difference, teacher_runs
+from unixkd.report.words import (
+    NONE,
+    baseline_of,
+    count,
+    explain,
+    hero_of,
+    measure_of,
+    percent,
+    points,
+)
+
+_MEDIUM = ("method", "result", "best", "difference", "cost_1x", "cost_2x", "seconds", "n")
+_SMALL = ("method", "result", "difference", "cost_2x")
+_TINY = ("method", "result", "cost_2x")
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: its key, its header, a line on what it means, and what stands in it."""
+
+    key: str
+    header: str
+    meaning: str
+    cell: Callable[[Group], str]
+
+
+def columns_of(groups: Sequence[Group]) -> list[Column]:
+    """The columns that have something to say about these groups."""
+    measure, kd = measure_of(groups), baseline_of(groups)
+    short = "accuracy" if measure.name == "accuracy" else "agreement"
+    columns = [
+        Column("method", "method", "what was kept of each batch", lambda group: group.method),
+        Column(
+            "result",
+            f"last epoch\n{short} %",
+            f"{measure.name} after the last epoch, mean ± standard deviation over seeds",
+            lambda group: percent(group.spread(measure.of_run)),
+        ),
+        Column(
+            "best",
+            "best epoch\naccuracy %",
+            "best epoch, picked on the evaluated images: flattering, not the result",
+            lambda group: percent(group.spread(lambda run: run.best_accuracy), sd=False),
+        ),
+        Column(
+            "difference",
+            "vs kd\npoints",
+            f"difference of {measure.name} to plain KD in points, seed by seed",
+            lambda group: points(paired_difference(group, kd, measure.of_run)),
+        ),
+        Column("scored", "images\nscored", "images scored by the student", _images("scored")),
+        Column(
+            "queries",
+            "teacher\nqueries",
+            "images the teacher answered for (of which from its cache)",
+            _queries,
+        ),
+        Column("trained", "images\ntrained", "images the student was trained on", _images("trained")),
+        Column("cost_1x", "cost %\nback ×1", "computation in % of plain KD, backward = 1 forward", _cost(1)),
+        Column("cost_2x", "cost %\nback ×2", "computation in % of plain KD, backward = 2 forwards", _cost(2)),
+        Column("seconds", "train\nseconds", "measured training time without evaluation", _seconds),
+        Column("n", "n", "number of runs", lambda group: str(len(group.runs))),
+    ]
+    empty = {
+        "best": not any(map(_has_best, groups)),
+        "difference": kd is None or len(groups) == 1,
+        "seconds": not any(run.train_seconds is not None for group in groups for run in group.runs),
+    }
+    return [column for column in columns if not empty.get(column.key)]
+
+
+def render_table(runs: Sequence[Run], width: int | None = None) -> Table:
+    """The results as a rich table.
+
+    Args:
+        runs: from `find_runs`
+        width: columns of the terminal; a narrow one gets fewer columns (default: all of them)
+    """
+    groups = group_runs(runs)
+    columns = columns_of(groups)
+    for keys in (None, _MEDIUM, _SMALL, _TINY):
+        chosen = [column for column in columns if keys is None or column.key in keys]
+        table = _table(groups, chosen, _caption(runs, len(chosen) < len(columns)))
+        if width is None or Console(width=1000).measure(table).maximum <= width:
+            break
+    return table
+
+
+def markdown_table(runs: Sequence[Run]) -> str:
+    """The results as a GitHub-flavoured Markdown table, all columns, ending in a newline."""
+    groups = group_runs(runs)
+    columns = columns_of(groups)
+    lines = [[column.header.replace("\n", " ") for column in columns], [":--", *["--:"] * (len(columns) - 1)]]
+    lines += [[column.cell(group).replace("|", "\\|") for column in columns] for group in groups]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def teacher_line(runs: Sequence[Run]) -> str:
+    """The teacher's accuracy in words; empty where it is unknown."""
+    spread = teacher_accuracy(runs)
+    return "" if spread is None else f"Teacher: {percent(spread)} % accuracy."
+
+
+def teacher_accuracy(runs: Sequence[Run]) -> Spread | None:
+    """As the students' runs measured it, else as the teacher's own run did."""
+    students = Spread.of(run.teacher_accuracy for group in group_runs(runs) for run in group.runs)
+    if students is not None:
+        # one teacher, measured again in every run: a deviation of zero would suggest several
+        return Spread(students.mean, students.sd or None, students.n)
+    return Spread.of(run.accuracy for run in teacher_runs(runs))
+
+
+def _table(groups: Sequence[Group], columns: Sequence[Column], caption: Text) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, caption=caption)
+    table.caption_justify = "left"
+    hero = hero_of(groups).method
+    for column in columns:
+        left = column.key == "method"
+        table.add_column(
+            column.header, justify="left" if left else "right", no_wrap=not left, overflow="fold"
+        )
+    for group in groups:
+        style = "bold" if group.method == hero else ""
+        table.add_row(*[Text(column.cell(group)) for column in columns], style=style)
+    return table
+
+
+def _caption(runs: Sequence[Run], shortened: bool) -> Text:
+    groups = group_runs(runs)
+    lines = [teacher_line(runs)]
+    labelled = [group.method for group in groups if group.method.startswith("kd@")]
+    lines += [f"{method}: {explain(method)}." for method in labelled]
+    lines += ["Cost in % of plain KD, counting the backward pass as 1 or 2 forwards."]
+    lines += ["A wider terminal shows more columns."] if shortened else []
+    return Text("\n".join(line for line in lines if line))
+
+
+def _images(name: str) -> Callable[[Group], str]:
+    def cell(group: Group) -> str:
+        spread = group.spread(lambda run: run.images[name])
+        return NONE if spread is None else count(spread.mean)
+
+    return cell
+
+
+def _queries(group: Group) -> str:
+    total = group.spread(lambda run: run.teacher_queries)
+    cached = group.spread(lambda run: run.images["teacher_cached"])
+    if total is None or cached is None:
+        return NONE
+    return f"{count(total.mean)} ({count(cached.mean)})" if cached.mean else count(total.mean)
+
+
+def _cost(backward: int) -> Callable[[Group], str]:
+    def cell(group: Group) -> str:
+        spread = group.spread(lambda run: run.cost_1x if backward == 1 else run.cost_2x)
+        return percent(spread, digits=1, sd=False)
+
+    return cell
+
+
+def _seconds(group: Group) -> str:
+    spread = group.spread(lambda run: run.train_seconds)
+    return NONE if spread is None else f"{spread.mean:.{1 if spread.mean < 100 else 0}f}"
+
+
+def _has_best(group: Group) -> bool:
+    return any(run.best_accuracy is not None for run in group.runs)

@@ -1,0 +1,127 @@
+"""A run's folder: configuration, metrics, summary. What is written here is what reports read."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import yaml
+from PIL import Image
+
+from unixkd.config import RunConfig
+from unixkd.errors import UserError
+
+Mode = Literal["new", "resume", "overwrite"]
+"""new: refuse a folder that holds a run; resume: go on from its checkpoint; overwrite: remove it first."""
+
+FILES = ("run.yaml", "metrics.jsonl", "summary.json", "selection.json", "model.safetensors", "config.json")
+NUM_THUMBNAILS = 16
+
+
+class RunFolder:
+    """The files of one run under one path."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.metrics = path / "metrics.jsonl"
+
+    def open(self, config: RunConfig, mode: Mode) -> bool:
+        """Make the folder ready; True where there is a checkpoint to go on from.
+
+        Raises:
+            UserError: it holds a run already (mode new), or one with another configuration (mode resume)
+        """
+        holds_run = (self.path / "run.yaml").exists()
+        if holds_run and mode == "new":
+            raise UserError(f"{self.path} already holds a run: give --resume, --overwrite or another --out")
+        if holds_run and mode == "resume":
+            self.check_same(config)
+            return any(self.checkpoints.glob("epoch-*"))
+        if holds_run:
+            for name in FILES:
+                (self.path / name).unlink(missing_ok=True)
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot make the output folder {self.path}: {error.strerror}") from None
+        write(self.path / "run.yaml", yaml.safe_dump(to_plain(config), sort_keys=False))
+        return False
+
+    def check_same(self, config: RunConfig) -> None:
+        """Raise where the saved configuration differs in anything that decides the result."""
+        saved = flatten(yaml.safe_load((self.path / "run.yaml").read_text()))
+        given = flatten(to_plain(config))
+        differences = [
+            f"{key}: {saved.get(key)} then, {given.get(key)} now"
+            for key in sorted(saved.keys() | given.keys())
+            if saved.get(key) != given.get(key)
+        ]
+        if differences:
+            raise UserError(f"cannot resume {self.path}, its configuration differs: {'; '.join(differences)}")
+
+    def is_finished(self) -> bool:
+        """Whether the run came to its end."""
+        return (self.path / "summary.json").exists()
+
+    def append_metrics(self, record: dict[str, Any]) -> None:
+        """Add an epoch's line to metrics.jsonl."""
+        with self.metrics.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+
+    def keep_metrics(self, epochs: int) -> list[dict[str, Any]]:
+        """Drop the lines of epochs after `epochs` (they will be run again); the records that stay."""
+        lines = self.metrics.read_text().splitlines() if self.metrics.exists() else []
+        write(self.metrics, "".join(f"{line}\n" for line in lines[:epochs]))
+        return [json.loads(line) for line in lines[:epochs]]
+
+    def write_json(self, name: str, value: dict[str, Any]) -> None:
+        """Write a JSON file whole or not at all."""
+        write(self.path / name, json.dumps(value, indent=2) + "\n")
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def to_plain(config: RunConfig) -> dict[str, Any]:
+    """The configuration as `--config` takes it back: `train` runs have a model, `distill` runs a student."""
+    values = asdict(config)
+    if config.teacher is None:
+        kept = {key: values[key] for key in ("data", "train", "label")}
+        return {"model": values["student"], **kept}
+    return values
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one with dotted keys.
+
+    >>> flatten({"a": {"b": 1}, "c": 2})
+    {'a.b': 1, 'c': 2}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def thumbnail(image: np.ndarray) -> str:
+    """A uint8 image `[H, W, C]` as a base64 PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,111 @@
+"""What a finished run leaves behind: the model, which samples it kept, and summary.json."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from unixkd.data import Data
+from unixkd.models import PixelModel, save_model
+from unixkd.runfolder import NUM_THUMBNAILS, thumbnail
+
+if TYPE_CHECKING:
+    from unixkd.train import Trainer
+
+SCHEMA = 1
+
+
+def write_results(run: Trainer) -> dict[str, Any]:
+    """Write model, selection and, last, the summary whose presence says that the run is finished."""
+    student = run.student
+    if student.card.size is None:  # from now on it wants images as large as it was trained on
+        student = PixelModel(student.net, replace(student.card, size=run.parts.data.size))
+    save_model(student, run.folder.path)
+    if run.parts.method.keep < 1:
+        run.folder.write_json("selection.json", selection(run.times_kept, run.epoch, run.parts.data))
+    summary = summarise(run)
+    run.folder.write_json("summary.json", summary)
+    return summary
+
+
+def summarise(run: Trainer) -> dict[str, Any]:
+    """The run in figures; accuracies and costs are shares in [0, 1], FLOPs totals of the run."""
+    last = run.records[-1]
+    accuracies = [record["accuracy"] for record in run.records if record["accuracy"] is not None]
+    train = run.config.train
+    return {
+        "schema": SCHEMA,
+        "method": run.config.label or run.parts.method.name,
+        "seed": train.seed,
+        "epochs": train.epochs,
+        "parameters": sum(p.numel() for p in run.parts.student.parameters()),
+        "accuracy": {
+            "last": last["accuracy"],
+            "best": max(accuracies, default=None),
+            "teacher": run.answers and run.answers.accuracy,
+        },
+        "agreement": last["agreement"],
+        "calibration_error": last["calibration_error"],
+        "cost": {
+            "images": asdict(run.ledger.images),
+            "flops": run.ledger.flops(),
+            "reference": {
+                "epochs": run.config.reference_epochs or train.epochs,
+                "images": len(run.parts.data.train),
+            },
+            "relative_to_kd": run.relative_cost(),
+        },
+        "time": {f"{name}_seconds": round(seconds, 3) for name, seconds in run.seconds.items()},
+        "environment": environment(run.fabric.device, train.precision),
+    }
+
+
+def environment(device: torch.device, precision: str) -> dict[str, Any]:
+    """What a figure was measured on."""
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {
+        "torch": torch.__version__,
+        "device": gpu or device.type,
+        "threads": torch.get_num_threads(),
+        "precision": precision,
+        "python": platform.python_version(),
+        "processor": f"{processor()}, {os.cpu_count()} cores",
+    }
+
+
+def processor() -> str:
+    """The processor's own name where the system tells it."""
+    try:
+        with open("/proc/cpuinfo") as file:  # noqa: PTH123 - no path to compute, only Linux has it
+            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def selection(times_kept: Tensor, epochs: int, data: Data) -> dict[str, Any]:
+    """How often the training images were kept, and the ones kept most and least."""
+    times = times_kept.cpu()
+    order = torch.argsort(times, descending=True, stable=True)
+    histogram = torch.bincount(times.long(), minlength=epochs + 1)
+    return {
+        "epochs": epochs,
+        "histogram": {"times_kept": list(range(len(histogram))), "images": histogram.tolist()},
+        "most_kept": [describe(int(i), times, data) for i in order[:NUM_THUMBNAILS]],
+        "least_kept": [describe(int(i), times, data) for i in order.flip(0)[:NUM_THUMBNAILS]],
+    }
+
+
+def describe(index: int, times_kept: Tensor, data: Data) -> dict[str, Any]:
+    """One training image: where it is, what it is, how often it was kept, a picture of it."""
+    label = None
+    if data.train.labels is not None:
+        number = int(data.train.labels[index])
+        label = data.class_names[number] if data.class_names else str(number)
+    picture = thumbnail(data.train.image(index))
+    return {"index": index, "label": label, "times": int(times_kept[index]), "png": picture}
