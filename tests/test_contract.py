@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from slow import TinyNet, images_of, labels_of, mixed_of, outputs_of
 from unixkd.batch import Outputs
 from unixkd.distill import Distiller
-from unixkd.losses import DIST, DKD, KD, AttentionTransfer, CrossEntropy, Loss, SimilarityPreserving
+from unixkd.feature_losses import AttentionTransfer, SimilarityPreserving
+from unixkd.losses import DIST, DKD, KD, CrossEntropy, Loss
 from unixkd.methods import Method
 from unixkd.mixing import SigmoidCurve, StepCurve, full_curve
 from unixkd.objective import Term

@@ -16,17 +16,8 @@ import slow
 from slow import mixed_of, outputs_of
 from unixkd.batch import Outputs
 from unixkd.errors import UserError
-from unixkd.losses import (
-    DIST,
-    DKD,
-    KD,
-    AttentionTransfer,
-    CrossEntropy,
-    SimilarityPreserving,
-    kl_divergence,
-    pearson,
-    similarity,
-)
+from unixkd.feature_losses import AttentionTransfer, SimilarityPreserving, similarity
+from unixkd.losses import DIST, DKD, KD, CrossEntropy, kl_divergence, pearson
 
 ORACLE = json.loads((Path(__file__).parent / "data" / "method.json").read_text())
 SEEDS = range(3)

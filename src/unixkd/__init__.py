@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from unixkd.distill import Distiller as Distiller
     from unixkd.distill import StepResult as StepResult
     from unixkd.errors import UserError as UserError
+    from unixkd.feature_losses import AttentionTransfer as AttentionTransfer
+    from unixkd.feature_losses import SimilarityPreserving as SimilarityPreserving
     from unixkd.losses import DIST as DIST
     from unixkd.losses import DKD as DKD
     from unixkd.losses import KD as KD
-    from unixkd.losses import AttentionTransfer as AttentionTransfer
     from unixkd.losses import CrossEntropy as CrossEntropy
-    from unixkd.losses import SimilarityPreserving as SimilarityPreserving
     from unixkd.methods import Method as Method
     from unixkd.methods import hard as hard
     from unixkd.methods import kd as kd
@@ -48,7 +48,8 @@ _HOME = {
     "data": ("load_data",),
     "distill": ("Distiller", "StepResult"),
     "errors": ("UserError",),
-    "losses": ("DIST", "DKD", "KD", "AttentionTransfer", "CrossEntropy", "SimilarityPreserving"),
+    "feature_losses": ("AttentionTransfer", "SimilarityPreserving"),
+    "losses": ("DIST", "DKD", "KD", "CrossEntropy"),
     "methods": ("Method", "hard", "kd", "mixup", "random", "student_alone", "unix", "unix_random"),
     "mixing": ("SigmoidCurve", "StepCurve"),
     "models": ("create_model", "load_student", "load_weights"),

@@ -6,13 +6,14 @@ import difflib
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from unixkd import recipes
 from unixkd.errors import UsageError, UserError, unknown_name
-from unixkd.options import COMMANDS, GROUPS
+from unixkd.options import COMMANDS, GROUPS, check_names
 
 USAGE, STOPPED = 2, 75
 """Exit codes: bad usage; stopped on request and resumable."""
@@ -37,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name not in COMMANDS:
             raise unknown_name("command", name, COMMANDS)
         options = parse(name, arguments)
+        check_names(options)
         from unixkd import commands  # imports torch: only once the options are known to be right
 
         commands.HANDLERS[name](options)
@@ -105,8 +107,10 @@ def parse(name: str, arguments: Sequence[str]) -> Namespace:
             known = {action.dest for action in parser._actions}
             parser.set_defaults({k: v for k, v in settings(chosen).items() if k in known})
         return parser.instantiate(parser.parse_args(arguments))
-    except ArgumentError as error:
-        raise explain(error, parser) from None
+    except UserError:
+        raise
+    except (ArgumentError, TypeError, ValueError, LookupError, AttributeError, RecursionError) as error:
+        raise explain(error, parser) from None  # all but the first: what jsonargparse lets through
 
 
 def expand(arguments: Sequence[str]) -> list[str]:
@@ -132,34 +136,56 @@ def expand(arguments: Sequence[str]) -> list[str]:
 
 def option(arguments: Sequence[str], name: str) -> str | None:
     """The value of an option before anything is parsed."""
-    for word, following in zip(arguments, [*arguments[1:], None], strict=True):
+    for position, word in enumerate(arguments):
         if word == name:
-            return following
+            return next(iter(arguments[position + 1 :]), None)
         if word.startswith(f"{name}="):
             return word.partition("=")[2]
     return None
 
 
 def recipe_in_file(path: str | None) -> str | None:
-    """The recipe that a YAML file names, if it does; the parser complains about bad files."""
-    try:
-        with open(path or "") as file:  # noqa: PTH123 - an empty name must simply not be found
-            values = yaml.safe_load(file)
-    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+    """The recipe that a YAML file names, if it does.
+
+    Raises:
+        UsageError: the file holds something else than options; the parser finds missing files and names
+    """
+    if not path or not Path(path).is_file():
         return None
-    return values.get("recipe") if isinstance(values, dict) else None
+    try:
+        values = yaml.safe_load(Path(path).read_text()) or {}
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise UsageError(f"--config {path} is no YAML file: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UsageError(
+            f"--config {path} holds no options, but {type(values).__name__}: {str(values)[:40]!r}"
+        )
+    for group in GROUPS:
+        if not isinstance(values.get(group, {}), dict):
+            raise UsageError(f"--config {path}: {group} holds no options, but {values[group]!r}")
+    chosen = values.get("recipe")
+    if not isinstance(chosen, str | None):
+        raise UsageError(f"--config {path}: recipe must be a name, not {chosen!r}")
+    return chosen
 
 
-def explain(error: ArgumentError, parser: ArgumentParser) -> UserError:
+def explain(error: Exception, parser: ArgumentParser) -> UserError:
     """A parser's complaint in one or two lines, with the nearest valid name."""
-    text = " ".join(str(error).split())
+    text = re.sub(r"typing\.|<class '(\w+)'>", r"\1", " ".join(str(error).split()))
+    text = re.sub(
+        r"Does not validate .*?Errors: - (.*?) - Expected a NoneType.*value: ", r"\1. Got value: ", text
+    )
     known = [string for action in parser._actions for string in action.option_strings] + list(SHORTHANDS)
-    unknown = re.search(r"unrecognized arguments: (?:--)?([\w.-]+)|Option '([\w.-]+)' is not accepted", text)
+    unknown = re.search(
+        r"unrecognized arguments: (?:--)?([\w.-]+)|Option '([\w.-]+)' is not|Group '([\w.]+)' .*option '([\w.-]+)'",
+        text,
+    )
     literal = re.search(r"Literal\[(.*?)\].*Got value: (\S+)", text)
     near: list[str] = []
     if literal:
         near = difflib.get_close_matches(literal[2], re.findall(r"'([^']*)'", literal[1]), 1, 0.4)
     elif unknown:
-        near = difflib.get_close_matches(f"--{unknown[1] or unknown[2]}", known, 1, 0.5)
+        name = unknown[1] or unknown[2] or f"{unknown[3]}.{unknown[4]}"
+        near = difflib.get_close_matches(f"--{name}", known, 1, 0.5)
     hint = f"; did you mean {near[0]}?" if near else ""
     return UsageError(f"{text}{hint} (unixkd {parser.prog.split()[-1]} --help lists the options)")

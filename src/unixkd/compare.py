@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
-from multiprocessing.queues import Queue
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import torch
 
 from unixkd.config import MethodConfig, RunConfig, TrainConfig
 from unixkd.cost import Ledger
-from unixkd.display import Display, Event, Note
+from unixkd.display import Display, Event, Finished, Note
 from unixkd.errors import UserError
 from unixkd.methods import Method
 from unixkd.planner import step_sizes
@@ -103,30 +105,46 @@ def run_jobs(jobs: Sequence[Job], display: Display, workers: int) -> list[dict[s
     todo = [job for job in jobs if not is_finished(job)]
     if len(todo) < len(jobs):
         display(Note("compare", f"{len(jobs) - len(todo)} of {len(jobs)} runs are finished already"))
-    if workers <= 1 or len(todo) <= 1:
+        for job in jobs:
+            if job not in todo:
+                display(Finished(job.folder.name))
+    if workers <= 1 or not todo:
         return [run(job.config, job.folder, mode="resume", display=display) for job in todo]
     context = multiprocessing.get_context("spawn")
-    events: Queue[Event] = context.Queue()
-    with ProcessPoolExecutor(workers, context, start_worker, (events,)) as pool:
-        futures = [pool.submit(run_job, job) for job in todo]
+    events: SimpleQueue[Event] = context.SimpleQueue()  # put returns once it is written: no event is lost
+    with ProcessPoolExecutor(min(workers, len(todo)), context, start_worker, (events,)) as pool:
         try:
-            return collect(futures, events, display)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            return run_side_by_side(pool, todo, events, display, workers)
+        except BrokenProcessPool:
+            raise UserError(
+                "a worker process died (out of memory?): the same command goes on, fewer --jobs may help"
+            ) from None
+        except KeyboardInterrupt:
+            for process in multiprocessing.active_children():
+                process.terminate()  # checkpoints are whole at any moment
             raise
 
 
-def collect(
-    futures: list[Future[dict[str, Any]]], events: Queue[Event], display: Display
+def run_side_by_side(
+    pool: Executor, jobs: Sequence[Job], events: SimpleQueue[Event], display: Display, workers: int
 ) -> list[dict[str, Any]]:
-    """Show events until every run is done; raise the first failure."""
-    pending = set(futures)
-    while pending:
+    """Submit one job for each free worker and show events; after a failure none, then raise it."""
+    waiting = iter(jobs)
+    futures: list[Future[dict[str, Any]]] = []
+    pending: set[Future[dict[str, Any]]] = set()
+    failures: list[BaseException] = []
+    while True:
+        while len(pending) < workers and not failures and (job := next(waiting, None)) is not None:
+            futures.append(pool.submit(run_job, job))
+            pending.add(futures[-1])
+        if not pending:
+            break
         done, pending = wait(pending, timeout=0.2)
-        while not events.empty():
+        while not events.empty():  # also after a failure: a full pipe would block the other workers
             display(events.get())
-        for future in done:
-            future.result()
+        failures += [error for future in done if (error := future.exception()) is not None]
+    if failures:
+        raise failures[0]
     return [future.result() for future in futures]
 
 
@@ -146,13 +164,14 @@ def default_workers(train: TrainConfig) -> int:
     return max(1, (os.cpu_count() or 1) // (train.threads or 1))
 
 
-_events: Queue[Event] | None = None
+_events: SimpleQueue[Event] | None = None
 
 
-def start_worker(events: Queue[Event]) -> None:
+def start_worker(events: SimpleQueue[Event]) -> None:
     """In each worker process: remember where events go; one thread unless a run says otherwise."""
     global _events
     _events = events
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches workers too: end without a traceback
     torch.set_num_threads(1)
 
 

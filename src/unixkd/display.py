@@ -48,10 +48,11 @@ class EpochDone:
 
 @dataclass(frozen=True)
 class Note:
-    """Something the user should read."""
+    """Something the user should read; what is true of all runs of a comparison is shown once."""
 
     run: str
     text: str
+    shared: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,14 @@ class LineDisplay:
 
     def __init__(self, console: Console, *, name_runs: bool = False) -> None:
         self.console, self.name_runs = console, name_runs
+        self.shared: set[str] = set()
 
     def __call__(self, event: Event) -> None:
+        if isinstance(event, Note) and event.shared:
+            if event.text not in self.shared:
+                self.shared.add(event.text)
+                self.console.print(event.text, markup=False, highlight=False, soft_wrap=True)
+            return
         text = event.text if isinstance(event, Note) else ""
         if isinstance(event, EpochDone) and (not self.name_runs or event.record["epoch"] == event.epochs):
             text = epoch_line(event)
@@ -114,7 +121,7 @@ class BarDisplay:
     def __init__(self, console: Console, *, runs: int = 1) -> None:
         self.console, self.runs = console, runs
         self.progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             TextColumn("{task.fields[text]}", markup=False),
             TimeElapsedColumn(),
@@ -122,7 +129,11 @@ class BarDisplay:
             console=console,
             refresh_per_second=4,
         )
-        self.total = self.progress.add_task("all runs", total=runs, text="") if runs > 1 else None
+        self.total = None
+        if runs > 1:
+            self.total = self.progress.add_task("all runs", total=runs, text=f"0 of {runs} done")
+        self.done = 0
+        self.shared: set[str] = set()
         self.tasks: dict[str, TaskID] = {}
         self.starts: dict[str, Started] = {}
         self.accuracy: dict[str, str] = {}
@@ -140,20 +151,33 @@ class BarDisplay:
             text = f"{self.accuracy.get(event.run, '')}{event.images_per_second:7,.0f} images/s{cost}"
             self.progress.update(self.tasks[event.run], completed=event.step, text=text)
         elif isinstance(event, EpochDone):
-            self.accuracy[event.run] = f"acc {percent(event.record['accuracy'])} "
+            if event.record["accuracy"] is not None:
+                self.accuracy[event.run] = f"acc {percent(event.record['accuracy'])} "
+            self.progress.update(self.tasks[event.run], completed=event.record["step"])
             if self.runs == 1:
                 self.print(epoch_line(event))
         elif isinstance(event, Note):
-            self.print(event.text if self.runs == 1 else f"{event.run}: {event.text}")
+            self.note(event)
         else:
             self.finish(event)
 
     def finish(self, event: Finished) -> None:
         """Count a run as done and, among several, take its bar away."""
         if self.total is not None:
-            self.progress.advance(self.total)
+            self.done += 1
+            text = f"{self.done} of {self.runs} done"
+            self.progress.update(self.total, completed=self.done, text=text)
             if event.run in self.tasks:
                 self.progress.remove_task(self.tasks.pop(event.run))
+
+    def note(self, event: Note) -> None:
+        """Print a note: named among several runs, once if it is true of all."""
+        if event.shared:
+            if event.text not in self.shared:
+                self.print(event.text)
+            self.shared.add(event.text)
+        else:
+            self.print(event.text if self.runs == 1 else f"{event.run}: {event.text}")
 
     def print(self, text: str) -> None:
         """Print above the bars."""

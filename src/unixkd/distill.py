@@ -18,7 +18,8 @@ from unixkd.batch import Batch, Draws, MixedBatch, Outputs
 from unixkd.cost import Ledger, forward_flops
 from unixkd.draws import make_draws
 from unixkd.errors import UserError
-from unixkd.losses import KD, CrossEntropy, FeatureLoss
+from unixkd.feature_losses import FeatureLoss
+from unixkd.losses import KD, CrossEntropy
 from unixkd.methods import Method, unix
 from unixkd.mixing import mix, num_kept, pure
 from unixkd.models.features import FeatureTap, unwrap
@@ -69,6 +70,7 @@ def distill_step(
     """
     logits = score(student.module, batch.images, method) if method.scorer else None
     scores = method.scorer(logits) if method.scorer and logits is not None else None
+    check_finite(scores)
     mixed = select(batch, scores, draws, method, batch_size)
     with torch.no_grad():
         answers = teacher(mixed.images) if teacher else None
@@ -87,6 +89,21 @@ def score(student: nn.Module, images: Float[Tensor, "n c h w"], method: Method) 
     # 112583); cleared always, as the student may switch autocast on inside its own forward.
     torch.clear_autocast_cache()
     return logits
+
+
+def check_finite(scores: Float[Tensor, " n"] | None) -> None:
+    """Raise for scores that rank nothing; on a CPU only, where looking at them does not stop the device.
+
+    Elsewhere the loss is not finite either, and the training loop finds it at the end of the epoch.
+    """
+    if scores is None or scores.device.type != "cpu" or bool(scores.isfinite().all()):
+        return
+    positions = (~scores.isfinite()).nonzero().flatten().tolist()
+    shown = ", ".join(map(str, positions[:8]))
+    raise UserError(
+        f"the scores of {len(positions)} of {len(scores)} images are not finite (batch positions {shown}): "
+        "the student's logits have overflowed; lower the learning rate or clip gradients"
+    )
 
 
 def select(
@@ -161,7 +178,12 @@ class Distiller:
         self.student = Network(student, unique(name for loss in features for name in loss.student_layers))
         self.teacher: Network | None = None
         if teacher is not None:
+            if unwrap(teacher) is unwrap(student):
+                raise UserError(
+                    "student and teacher are the same module; a student must be trained, a teacher not"
+                )
             teacher.requires_grad_(False).eval()
+            self._teacher_modules = list(teacher.modules())
             self.teacher = Network(teacher, unique(name for loss in features for name in loss.teacher_layers))
         self.batch_size = batch_size
         self.seed = seed
@@ -188,7 +210,7 @@ class Distiller:
             raise UserError("the batch is empty")
         if self.batch_size is None:
             self.batch_size = len(images)
-        if self.teacher is not None and self.teacher.module.training:
+        if self.teacher is not None and any(m.training for m in self._teacher_modules):
             self.teacher.module.eval()  # a caller's model.train() may have reached it
         draws = make_draws(
             len(images),

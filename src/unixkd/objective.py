@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from unixkd.batch import MixedBatch, Outputs
 from unixkd.errors import UserError
-from unixkd.losses import AttentionTransfer, FeatureLoss, Loss
+from unixkd.feature_losses import AttentionTransfer, FeatureLoss
+from unixkd.losses import Loss
 from unixkd.methods import Method
 from unixkd.models.features import default_layers, resolve_layer, unwrap
 

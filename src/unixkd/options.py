@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from unixkd import recipes
 from unixkd.config import DataConfig, LossConfig, MethodConfig, ModelConfig, TrainConfig
+from unixkd.errors import unknown_name
 
 GROUPS: dict[str, type] = {
     "model": ModelConfig,
@@ -44,7 +48,7 @@ def distill_options(parser: ArgumentParser) -> None:
     """Options of `distill`."""
     run_options(parser)
     parser.add_argument(
-        "--reference_epochs", type=int, help="epochs of the plain KD that costs are compared with"
+        "--reference_epochs", type=PositiveInt, help="epochs of the plain KD that costs are compared with"
     )
 
 
@@ -62,27 +66,32 @@ def compare_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=str, default="runs/compare", help="folder of the comparison; resumes by itself"
     )
-    parser.add_argument("--jobs", type=int, help="runs at a time (default: one per CPU core, one on a GPU)")
+    parser.add_argument(
+        "--jobs", type=PositiveInt, help="runs at a time (default: one per CPU core, one on a GPU)"
+    )
 
 
 def evaluate_options(parser: ArgumentParser) -> None:
     """Options of `evaluate`."""
     parser.add_argument("run", type=str, help="run folder; its own data unless --data says otherwise")
-    parser.add_argument("--batch_size", type=int, default=256, help="images per batch")
+    parser.add_argument("--batch_size", type=PositiveInt, default=256, help="images per batch")
+    parser.set_defaults({"data.name": ""})  # the run's own data
 
 
 def predict_options(parser: ArgumentParser) -> None:
     """Options of `predict`."""
     parser.add_argument("run", type=str, help="run folder")
     parser.add_argument("images", type=str, nargs="+", help="image files or folders of images")
-    parser.add_argument("--top", type=int, default=1, help="classes to print for each image")
+    parser.add_argument("--top", type=PositiveInt, default=1, help="classes to print for each image")
     parser.add_argument("--json", action="store_true", help="one JSON object per image")
 
 
 def plan_options(parser: ArgumentParser) -> None:
     """Options of `plan`."""
-    parser.add_argument("--batch_size", type=int, default=64, help="images per step, N")
-    parser.add_argument("--rounds", type=int, default=5, help="timed steps of each method; 0: no timing")
+    parser.add_argument("--batch_size", type=PositiveInt, default=64, help="images per step, N")
+    parser.add_argument(
+        "--rounds", type=NonNegativeInt, default=5, help="timed steps of each method; 0: no timing"
+    )
     parser.set_defaults({"method.name": "", "data.name": ""})  # all methods; the data of the teacher
 
 
@@ -97,7 +106,34 @@ def demo_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=str, default="unixkd-demo", help="folder of the demo; resumes by itself"
     )
-    parser.add_argument("--jobs", type=int, help="runs at a time (default: one per CPU core)")
+    parser.add_argument("--jobs", type=PositiveInt, help="runs at a time (default: one per CPU core)")
+
+
+MODELS = (
+    *(f"resnet{depth}" for depth in ("8", "14", "20", "32", "44", "56", "110", "8x4", "14x4", "32x4")),
+    *("wrn_16_1", "wrn_16_2", "wrn_40_1", "wrn_40_2", "vgg8", "vgg11", "vgg13", "vgg16", "vgg19"),
+    *("MobileNetV2", "ShuffleV1", "ShuffleV2", "ResNet50"),
+)
+METHODS = ("kd", "unix", "unix-random", "random", "hard", "mixup", "student-alone")
+DATA = ("digits", "cifar10", "cifar100", "folder:PATH", "parquet:PATH", "hub:ID")
+"""The names that `models`, `methods` and `data` know, so that a misspelt one is answered without torch."""
+
+
+def check_names(options: Namespace) -> None:
+    """Raise for a misspelt model, method or data name; what may be a path or is published is left for later."""
+    values = dict(vars(options))
+    for group in ("model", "teacher", "student"):
+        name = values[group].name if group in values else ""
+        if name and name not in MODELS and not re.search(r"[:/\\]", name) and not Path(name).exists():
+            raise unknown_name("model", name, MODELS)
+    method = [values["method"].name] if "method" in values else []
+    for name in [*method, *values.get("methods", [])]:
+        if name and name not in METHODS:
+            raise unknown_name("method", name, METHODS)
+    name = values["data"].name if "data" in values else ""
+    prefix, colon, _ = name.partition(":")
+    if name and prefix + colon not in [entry.rstrip("PATHID") for entry in DATA] and not Path(name).exists():
+        raise unknown_name("data", prefix + colon, DATA)
 
 
 _RUN = ("data", "train")

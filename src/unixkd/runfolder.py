@@ -51,15 +51,15 @@ class RunFolder:
             shutil.rmtree(self.checkpoints, ignore_errors=True)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            write(self.path / "run.yaml", yaml.safe_dump(to_plain(config), sort_keys=False))
         except OSError as error:
-            raise UserError(f"cannot make the output folder {self.path}: {error.strerror}") from None
-        write(self.path / "run.yaml", yaml.safe_dump(to_plain(config), sort_keys=False))
+            raise UserError(f"cannot write to the output folder {self.path}: {error.strerror}") from None
         return False
 
     def check_same(self, config: RunConfig) -> None:
-        """Raise where the saved configuration differs in anything that decides the result."""
-        saved = flatten(yaml.safe_load((self.path / "run.yaml").read_text()))
-        given = flatten(to_plain(config))
+        """Raise where the saved configuration differs in anything."""
+        saved = flatten(read_yaml(self.path / "run.yaml"))
+        given = flatten(yaml.safe_load(yaml.safe_dump(to_plain(config))))  # tuples are lists there
         differences = [
             f"{key}: {saved.get(key)} then, {given.get(key)} now"
             for key in sorted(saved.keys() | given.keys())
@@ -81,6 +81,8 @@ class RunFolder:
     def keep_metrics(self, epochs: int) -> list[dict[str, Any]]:
         """Drop the lines of epochs after `epochs` (they will be run again); the records that stay."""
         lines = self.metrics.read_text().splitlines() if self.metrics.exists() else []
+        if len(lines) < epochs:
+            raise UserError(f"{self.metrics} has {len(lines)} lines, but the checkpoint has {epochs} epochs")
         write(self.metrics, "".join(f"{line}\n" for line in lines[:epochs]))
         return [json.loads(line) for line in lines[:epochs]]
 
@@ -94,6 +96,21 @@ def write(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_text(text)
     temporary.replace(path)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The values of a run.yaml.
+
+    Raises:
+        UserError: it is damaged
+    """
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds no configuration")
+    return values
 
 
 def to_plain(config: RunConfig) -> dict[str, Any]:

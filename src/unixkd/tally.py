@@ -61,7 +61,7 @@ class EpochTally:
         dropped = self.seen - self.kept
         record: dict[str, float | None] = {
             "kept": self.kept / self.seen,
-            "distinct": (self.times_kept > self.before).double().mean().item(),
+            "distinct": (self.times_kept > self.before).sum().item() / len(self.before),
         }
         for name, count in (("kept", self.kept), ("dropped", dropped)):
             for what in ("score", "hard"):

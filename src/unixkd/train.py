@@ -23,12 +23,16 @@ from unixkd.cost import Ledger, forward_flops
 from unixkd.data import epoch_order
 from unixkd.display import Display, EpochDone, Finished, Note, Started, Stepped, Throttle, percent, silent
 from unixkd.distill import Distiller
+from unixkd.errors import UserError
 from unixkd.evaluate import Predictions, predict
 from unixkd.models import PixelModel
 from unixkd.runfolder import Mode, RunFolder
 from unixkd.schedules import learning_rate
 from unixkd.summary import write_results
 from unixkd.tally import EpochTally
+
+NEAR_CHANCE = 0.02
+"""A teacher this little better than guessing is warned about."""
 
 
 def run(config: RunConfig, out: Path, *, mode: Mode = "new", display: Display = silent) -> dict[str, Any]:
@@ -43,8 +47,6 @@ def run(config: RunConfig, out: Path, *, mode: Mode = "new", display: Display = 
     Raises:
         UserError: the configuration, the data or the folder do not allow it
     """
-    if config.train.threads is not None:
-        torch.set_num_threads(config.train.threads)
     trainer = Trainer(config, RunFolder(out), mode, display)
     trainer.fit()
     summary = write_results(trainer)
@@ -60,7 +62,8 @@ class Trainer:
         self.config, self.folder, self.display, self.name = config, folder, display, folder.path.name
         self.fabric = make_fabric(config.train)
         self.parts = build_run(config, self.fabric.device)
-        resuming = folder.open(config, mode)
+        if config.train.threads is not None:
+            torch.set_num_threads(config.train.threads)
         self.ledger = open_ledger(self.parts)
         self.model, self.optimizer = self.fabric.setup(
             self.parts.student, build_optimizer(config.train, self.parts.student.parameters())
@@ -86,7 +89,7 @@ class Trainer:
         self.epoch = 0
         self.records: list[dict[str, Any]] = []
         self.seconds = {"setup": 0.0, "train": 0.0, "evaluate": 0.0}
-        if resuming:
+        if folder.open(config, mode):  # only here, so that a faulty configuration leaves no trace
             runstate.restore(self)
         else:
             folder.keep_metrics(0)
@@ -106,6 +109,7 @@ class Trainer:
         self.display(Started(self.name, train.epochs, self.steps_per_epoch, self.epoch))
         while self.epoch < train.epochs:
             tally, seconds = self.train_epoch()
+            self.check_finite(tally)
             self.epoch += 1
             last = self.epoch == train.epochs
             predictions = None
@@ -131,6 +135,15 @@ class Trainer:
         seconds = time.perf_counter() - started
         self.seconds["train"] += seconds
         return tally, seconds
+
+    def check_finite(self, tally: EpochTally) -> None:
+        """Raise where an epoch has broken the weights, before they are saved."""
+        weights = torch.stack([p.detach().isfinite().all() for p in self.parts.student.parameters()]).all()
+        if not (math.isfinite(tally.losses()["loss"]) and weights):
+            raise UserError(
+                f"epoch {self.epoch + 1}: the loss or the weights are no longer finite; lower --lr or give "
+                "--train.clip_norm (nothing of this epoch was saved)"
+            )
 
     def train_step(self, step: int, batch: Batch, tally: EpochTally) -> None:
         """Score, rank, mix, ask, train: one batch."""
@@ -181,11 +194,12 @@ class Trainer:
         if not self.ledger.teacher_evaluated:  # a resumed run has paid for it before
             self.ledger.charge_evaluation(len(answers), teacher=True)
         if answers.accuracy is not None:
-            self.note(f"teacher {teacher.card.name}: accuracy {percent(answers.accuracy)}")
-            if answers.accuracy < 2 / teacher.card.num_classes:
+            self.note(f"teacher {teacher.card.name}: accuracy {percent(answers.accuracy)}", shared=True)
+            if answers.accuracy < 1 / teacher.card.num_classes + NEAR_CHANCE:
                 self.note(
                     "WARNING: the teacher is hardly better than chance on these images: are its classes in "
-                    "the data's order, and its mean, std and size right?"
+                    "the data's order, and its mean, std and size right?",
+                    shared=True,
                 )
         return answers
 
@@ -218,9 +232,9 @@ class Trainer:
         """Training cost so far over that of plain KD's whole run; None without a teacher to compare with."""
         return None if self.parts.teacher is None else self.ledger.relative_to_kd(self.reference_images)
 
-    def note(self, text: str) -> None:
-        """Show the user a line."""
-        self.display(Note(self.name, text))
+    def note(self, text: str, *, shared: bool = False) -> None:
+        """Show the user a line; once where it is true of all runs of a comparison."""
+        self.display(Note(self.name, text, shared))
 
 
 def open_ledger(parts: RunParts) -> Ledger:

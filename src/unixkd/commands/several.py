@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
-from unixkd.build import build_method, build_network
+from unixkd.build import build_method, build_network, build_student
 from unixkd.commands.screen import console, showing
 from unixkd.commands.single import check_named
 from unixkd.compare import default_workers, matched_epochs, matched_jobs, plan_jobs, run_jobs
@@ -20,7 +20,7 @@ from unixkd.train import run
 DEMO_TEACHER, DEMO_STUDENT = "wrn_16_2", "resnet8"
 DEMO_METHODS = ("kd", "unix", "random", "hard")
 DEMO_SEEDS = (0, 1, 2)
-DEMO_TRAIN = TrainConfig(epochs=10)
+DEMO_TRAIN = TrainConfig(epochs=8)
 
 
 def compare(options: Namespace) -> None:
@@ -57,10 +57,8 @@ def cost_matches(base: RunConfig, methods: list[MethodConfig]) -> dict[str, int]
     """For each method cheaper or dearer than plain KD, the epochs of KD that its cost buys."""
     assert base.teacher is not None
     data = load_data(base.data)
-    teacher, student = (
-        build_network(base.teacher, data, "teacher"),
-        build_network(base.student, data, "student"),
-    )
+    teacher = build_network(base.teacher, data, "teacher")
+    student = build_student(base, data, teacher)
     flops = forward_flops(student, data.image_shape), forward_flops(teacher, data.image_shape)
     epochs = {
         config.name: matched_epochs(

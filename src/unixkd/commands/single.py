@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-import yaml
 from jsonargparse import Namespace
 
-from unixkd.build import default_device
+from unixkd.build import build_network, default_device
 from unixkd.commands.screen import say, showing
 from unixkd.config import DataConfig, MethodConfig, ModelConfig, RunConfig
 from unixkd.data import load_data, load_images
@@ -18,7 +18,8 @@ from unixkd.display import percent
 from unixkd.errors import UsageError, UserError
 from unixkd.evaluate import predict
 from unixkd.models import load_model
-from unixkd.runfolder import Mode
+from unixkd.models.folder import read_card
+from unixkd.runfolder import Mode, read_yaml
 from unixkd.train import run
 
 PREDICT_BATCH = 256
@@ -49,13 +50,15 @@ def distill(options: Namespace) -> None:
 def evaluate(options: Namespace) -> None:
     """`unixkd evaluate`: accuracy and calibration on the evaluation split."""
     folder, device = Path(options.run), default_device()
-    model = load_model(folder).to(device)
-    data = load_data(data_of_run(folder) if options.data == DataConfig() else options.data)
+    card = read_card(folder)
+    data = load_data(evaluated_data(options.data, folder))
     if data.test is None:
         raise UserError(f"{data.name} has no test images; give --data.holdout to hold training images out")
+    # An absolute path, as a folder may have a model's name; classes are checked against the data's.
+    model = build_network(ModelConfig(str(folder.absolute())), data, "model").to(device)
     answers = predict(model, data.test.eval_batches(options.batch_size), device)
     say(
-        f"{folder}: {model.card.name} on {len(answers):,} images of {data.name}: "
+        f"{folder}: {card.name} on {len(answers):,} images of {data.name}: "
         f"accuracy {percent(answers.accuracy)}, calibration error {percent(answers.calibration_error)}"
     )
 
@@ -131,4 +134,18 @@ def data_of_run(folder: Path) -> DataConfig:
     path = folder / "run.yaml"
     if not path.exists():
         raise UserError(f"{folder} has no run.yaml that names its data; give --data")
-    return DataConfig(**yaml.safe_load(path.read_text())["data"])
+    try:
+        return DataConfig(**read_yaml(path)["data"])
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} does not name its data as this version does ({error}); give --data"
+        ) from None
+
+
+def evaluated_data(given: DataConfig, folder: Path) -> DataConfig:
+    """The data named, or else those the run was trained on with the options that were given changed."""
+    if given.name:
+        return given
+    unset = DataConfig(name="")
+    changes = {key: value for key, value in vars(given).items() if value != getattr(unset, key)}
+    return replace(data_of_run(folder), **changes)

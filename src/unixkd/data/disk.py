@@ -101,10 +101,11 @@ class DiskSplit:
             collate_fn=_collate,
             generator=torch.Generator(),  # a loader draws from the global one otherwise
         )
-        labels = self.labels
-        parts = zip(loader, index.split(batch_size), codes.split(batch_size), strict=True)
-        for loaded, positions, view in parts:
+        labels, reading = self.labels, iter(loader)
+        for positions, view in zip(index.split(batch_size), codes.split(batch_size), strict=True):
+            loaded = next(reading)
             if isinstance(loaded, UserError):
+                del reading  # stops the workers now; held by the traceback they would outlive the error
                 raise loaded
             yield Batch(to_pixels(loaded), None if labels is None else labels[positions], positions, view)
 

@@ -73,6 +73,7 @@ def _library() -> ModuleType:
         import datasets
     except ImportError as error:
         raise missing_extra("datasets", "parquet", "parquet: and hub: data") from error
+    datasets.disable_progress_bars()  # they would break into the run's own display
     return datasets
 
 

@@ -100,10 +100,11 @@ class MemorySplit:
 
     def eval_batches(self, batch_size: int) -> Iterator[Batch]:
         """All images in their own order; see `Split`."""
-        for index in torch.arange(len(self), device=self.images.device).split(batch_size):
-            part = slice(int(index[0]), int(index[-1]) + 1)
+        positions = torch.arange(len(self), device=self.images.device)
+        for start in range(0, len(self), batch_size):
+            part = slice(start, start + batch_size)
             labels = None if self.labels is None else self.labels[part]
-            yield Batch(to_pixels(self.images[part]), labels, index)
+            yield Batch(to_pixels(self.images[part]), labels, positions[part])
 
     def image(self, i: int) -> NDArray[np.uint8]:
         """Image i `[H, W, C]`, uint8."""

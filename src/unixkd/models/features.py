@@ -144,5 +144,8 @@ def unwrap(module: nn.Module) -> nn.Module:
     True
     """
     while isinstance(inner := getattr(module, "module", None), nn.Module):
+        tensors, inner_tensors = (sum(1 for _ in (*m.parameters(), *m.buffers())) for m in (module, inner))
+        if tensors > inner_tensors:
+            break  # no wrapper, but a network with a part that happens to be called so
         module = inner
     return module

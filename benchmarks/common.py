@@ -1,0 +1,52 @@
+"""What every benchmark shares: machine facts, the result file, the last line."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def environment() -> dict[str, Any]:
+    """What the figures were measured on."""
+    from unixkd.summary import processor
+
+    return {
+        "unixkd": version("unixkd"),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "processor": f"{processor()}, {os.cpu_count()} cores",
+    }
+
+
+def mean_sd(values: list[float]) -> dict[str, float | int | None]:
+    """Mean, sample standard deviation and n."""
+    sd = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.fmean(values), "sd": sd, "n": len(values)}
+
+
+def finish(name: str, figures: dict[str, Any], *, target: str, passed: bool, quick: bool) -> int:
+    """Write the dated result file of a full run, print the figures as the last line, return the exit code."""
+    result = {
+        "benchmark": name,
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "quick": quick,
+        "environment": environment(),
+        **figures,
+        "target": target,
+        "passed": passed,
+    }
+    if not quick:
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"{name}-{result['date']}.json").write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result))
+    return 0 if passed else 1

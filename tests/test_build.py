@@ -1,0 +1,286 @@
+"""Configuration to objects: every name, every field, every nonsense."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from slow import TinyNet
+from unixkd.build import (
+    LOSSES,
+    OPTIMIZERS,
+    SCORERS,
+    build_method,
+    build_objective,
+    build_optimizer,
+    build_run,
+    make_fabric,
+)
+from unixkd.config import DataConfig, LossConfig, MethodConfig, ModelConfig, RunConfig, TrainConfig
+from unixkd.errors import UsageError, UserError
+from unixkd.feature_losses import AttentionTransfer, SimilarityPreserving
+from unixkd.losses import DIST, DKD, KD, CrossEntropy
+from unixkd.methods import METHODS, student_alone, unix
+from unixkd.mixing import SigmoidCurve, StepCurve, full_curve
+from unixkd.models import create_model
+from unixkd.objective import Term
+from unixkd.scoring import entropy, least_confidence, margin
+
+# Methods
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_name_alone_is_the_named_method(name):
+    assert build_method(MethodConfig(name)) == METHODS[name]()
+
+
+FIELDS = {
+    "keep": [(0.5, "keep", 0.5)],
+    "mix_from": [(0.25, "curve", SigmoidCurve(0.25, 10.0))],
+    "steepness": [(1000.0, "curve", SigmoidCurve(0.5, 1000.0))],
+    "curve": [
+        ("sigmoid", "curve", SigmoidCurve(0.5, 10.0)),
+        ("step", "curve", StepCurve(0.5)),
+        ("none", "curve", None),
+    ],
+    "scorer": [
+        ("entropy", "scorer", entropy),
+        ("margin", "scorer", margin),
+        ("least_confidence", "scorer", least_confidence),
+        ("random", "scorer", None),
+    ],
+    "scoring_mode": [("train", "scoring_mode", "train"), ("eval", "scoring_mode", "eval")],
+    "per_sample_lambda": [(True, "per_sample_lambda", True), (False, "per_sample_lambda", False)],
+}
+
+
+def test_every_field_is_tried():
+    assert set(FIELDS) == {f.name for f in fields(MethodConfig)} - {"name"}
+    assert {value for value, *_ in FIELDS["scorer"]} == set(SCORERS)
+
+
+@pytest.mark.parametrize(
+    ("field", "given", "attribute", "expected"),
+    [(field, *case) for field, cases in FIELDS.items() for case in cases],
+)
+def test_every_field_takes_effect_and_changes_nothing_else(field, given, attribute, expected):
+    method = build_method(replace(MethodConfig("unix"), **{field: given}))
+    assert getattr(method, attribute) == expected
+    assert method == replace(unix(), **{attribute: expected})
+
+
+def test_fields_together():
+    config = MethodConfig("unix", 0.5, 0.25, None, "step", "margin", "eval", True)
+    assert build_method(config) == replace(
+        unix(0.5, scorer=margin, scoring_mode="eval"), curve=StepCurve(0.25), per_sample_lambda=True
+    )
+    sigmoid = MethodConfig("hard", mix_from=0.25, steepness=20.0, curve="sigmoid")
+    assert build_method(sigmoid).curve == SigmoidCurve(0.25, 20.0)
+    assert build_method(MethodConfig("mixup", keep=0.5)).curve is full_curve
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (MethodConfig("kd", mix_from=0.5), "mix_from needs the curve sigmoid or step"),
+        (MethodConfig("kd", mix_from=0.25), "mix_from needs the curve sigmoid or step"),
+        (MethodConfig("kd", steepness=10.0), "steepness belongs to the sigmoid curve"),
+        (MethodConfig("mixup", steepness=20.0), "steepness belongs to the sigmoid curve"),
+        (MethodConfig("unix", curve="step", steepness=20.0), "steepness belongs to the sigmoid curve"),
+        (MethodConfig("unix", curve="none", mix_from=0.25), "mix_from needs the curve sigmoid or step"),
+        (MethodConfig("kd", scoring_mode="eval"), "method kd does not score: scoring_mode does not apply"),
+        (MethodConfig("unix-random", scoring_mode="eval"), "does not score"),
+        (MethodConfig("unix", scorer="random", scoring_mode="eval"), "does not score"),
+        (MethodConfig("hard", per_sample_lambda=True), "does not mix: per_sample_lambda does not apply"),
+        (MethodConfig("student-alone", keep=0.5), "trains on every image as it is"),
+        (MethodConfig("unix", keep=0.0), r"keep \(k/N\) must lie in \(0, 1\]"),
+        (MethodConfig("unix", keep=1.5), r"keep \(k/N\) must lie in \(0, 1\]"),
+        (MethodConfig("unix", mix_from=1.5), r"mix_from \(b\) is a share"),
+        (MethodConfig("unix", scoring_mode="test"), "train or eval, not 'test'"),
+    ],
+)
+def test_nonsense_is_refused(config, message):
+    with pytest.raises(UserError, match=message):
+        build_method(config)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: build_method(MethodConfig("unx")), "unknown method 'unx'; did you mean 'unix'"),
+        (lambda: build_method(MethodConfig("rndom")), "did you mean 'random'"),
+        (
+            lambda: build_method(MethodConfig(scorer="entropi")),
+            "unknown scorer 'entropi'; did you mean 'entropy'",
+        ),
+        (
+            lambda: build_method(MethodConfig(curve="sigmoyd")),
+            "unknown curve 'sigmoyd'; did you mean 'sigmoid'",
+        ),
+        (
+            lambda: build_optimizer(TrainConfig(optimizer="adam"), []),
+            "unknown optimizer 'adam'; did you mean 'adamw'",
+        ),
+        (lambda: make_fabric(TrainConfig(precision="bf32")), "unknown precision 'bf32'; did you mean"),
+    ],
+)
+def test_unknown_names_offer_the_nearest(build, message):
+    with pytest.raises(UsageError, match=message):
+        build()
+
+
+# Losses
+
+
+def test_the_default_objective_is_that_of_the_paper():
+    assert build_objective(LossConfig(), unix()) == [Term("kd", KD(4.0), 1.0)]
+
+
+WANTED = {
+    "kd": KD(2.0),
+    "dkd": DKD(2.0, 3.0, 5.0),
+    "dist": DIST(2.0),
+    "at": AttentionTransfer(("a",), ("b",)),
+    "sp": SimilarityPreserving(("a",), ("b",)),
+    "ce": CrossEntropy(0.1),
+}
+
+
+@pytest.mark.parametrize("name", WANTED)
+def test_every_loss_by_name(name):
+    assert set(WANTED) == {*LOSSES, "ce"}
+    config = LossConfig(
+        kd=0.0,
+        temperature=2.0,
+        dkd_alpha=3.0,
+        dkd_beta=5.0,
+        student_layers=["a"],
+        teacher_layers=["b"],
+    )
+    config = replace(config, **{name: 7.0})
+    assert build_objective(config, unix(), label_smoothing=0.1) == [Term(name, WANTED[name], 7.0)]
+
+
+def test_all_losses_at_once():
+    config = LossConfig(1.0, 2.0, 3.0, 4.0, 5.0, 6.0)
+    weights = {term.name: term.weight for term in build_objective(config, unix())}
+    assert weights == {"kd": 1.0, "ce": 2.0, "dkd": 3.0, "dist": 4.0, "at": 5.0, "sp": 6.0}
+
+
+def test_no_loss_at_all():
+    with pytest.raises(UserError, match="every loss has weight 0; give one of kd, dkd, dist, at, sp, ce"):
+        build_objective(LossConfig(kd=0.0), unix())
+
+
+def test_a_temperature_of_0():
+    with pytest.raises(UserError, match=r"temperature must be (above|greater than) 0"):
+        build_objective(LossConfig(temperature=0.0), unix())
+
+
+def test_without_a_teacher_there_is_cross_entropy():
+    assert build_objective(LossConfig(), student_alone(), 0.1) == [Term("ce", CrossEntropy(0.1))]
+
+
+# Optimisers
+
+
+def test_optimizers_take_their_settings():
+    config = TrainConfig(lr=0.3, momentum=0.8, nesterov=True, weight_decay=0.01)
+    parameters = list(TinyNet().parameters())
+    sgd = build_optimizer(config, parameters)
+    assert isinstance(sgd, torch.optim.SGD)
+    (group,) = sgd.param_groups
+    assert (group["lr"], group["momentum"], group["nesterov"], group["weight_decay"]) == (
+        0.3,
+        0.8,
+        True,
+        0.01,
+    )
+    assert len(group["params"]) == len(parameters)
+    adamw = build_optimizer(replace(config, optimizer="adamw"), parameters)
+    assert isinstance(adamw, torch.optim.AdamW)
+    assert (adamw.param_groups[0]["lr"], adamw.param_groups[0]["weight_decay"]) == (0.3, 0.01)
+    assert set(OPTIMIZERS) == {"sgd", "adamw"}
+
+
+def test_precision_of_the_loop():
+    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        fabric = make_fabric(TrainConfig(precision=precision, device="cpu"))
+        with fabric.autocast():
+            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the device")
+def test_a_device_that_is_not_there():
+    with pytest.raises(
+        UserError, match=r"device cuda is not available here; give --train\.device auto or cpu"
+    ):
+        make_fabric(TrainConfig(device="cuda"))
+
+
+# Whole runs
+
+
+DIGITS = DataConfig("digits", limit=200)
+SMALL = TrainConfig(batch_size=32)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """A run on digits; the teacher has weights, as it must."""
+    path = tmp_path_factory.mktemp("teacher") / "resnet8.safetensors"
+    save_file(create_model("resnet8", num_classes=10, in_channels=1).state_dict(), path)
+    return RunConfig(
+        ModelConfig("resnet8"), ModelConfig("resnet8", weights=str(path)), data=DIGITS, train=SMALL
+    )
+
+
+def test_parts_of_a_run_fit_together(base):
+    parts = build_run(base, CPU)
+    assert parts.method == unix()
+    assert parts.student.card.num_classes == parts.teacher.card.num_classes == parts.data.num_classes == 10
+    assert len(parts.data.train) == 200
+    images = parts.data.train.eval_batches(8)
+    assert parts.student(next(iter(images)).images).shape == (8, 10)
+
+
+def test_initial_weights_depend_on_the_seed_alone(base):
+    """Not on the method, nor on whether a teacher was built before."""
+    alone = replace(base, teacher=None, method=MethodConfig("student-alone"))
+    other_seed = replace(base, train=replace(SMALL, seed=1))
+    a, b, other = (build_run(c, CPU).student.net.conv1.weight for c in (base, alone, other_seed))
+    assert torch.equal(a, b)
+    assert not torch.equal(a, other)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"teacher": None}, "method unix needs a teacher"),
+        (
+            {"train": TrainConfig(batch_size=201)},
+            "digits has 200 training images, fewer than a batch of 201",
+        ),
+        ({"train": TrainConfig(epochs=0)}, "epochs .*must be at least 1, got 0"),
+        ({"train": TrainConfig(batch_size=0)}, "batch_size must be at least 1, got .*0"),
+        ({"method": MethodConfig("unix", keep=0.01)}, r"keep 0\.01 of a batch of 32 keeps no image"),
+        (
+            {"loss": LossConfig(ce=1.0), "data": DataConfig("digits", labels=False)},
+            "training images of digits have no labels, which the loss ce needs",
+        ),
+        ({"student": ModelConfig("resnet9")}, "unknown model 'resnet9'; did you mean 'resnet8'"),
+        ({"data": DataConfig("digts")}, "did you mean 'digits'"),
+    ],
+)
+def test_runs_that_do_not_fit(base, changes, message):
+    with pytest.raises(UserError, match=message):
+        build_run(replace(base, **changes), CPU)
+
+
+def test_unlabelled_data_takes_the_teachers_classes(base):
+    parts = build_run(replace(base, data=replace(DIGITS, labels=False)), CPU)
+    assert parts.student.card.num_classes == parts.teacher.card.num_classes

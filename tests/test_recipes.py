@@ -1,0 +1,66 @@
+"""Recipes: names, settings that exist, and the published schedule."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+
+from unixkd.config import DataConfig, LossConfig, ModelConfig, TrainConfig
+from unixkd.errors import UsageError
+from unixkd.models import model_names
+from unixkd.recipes import PAIRS, recipe, recipe_names, teacher_recipe
+from unixkd.schedules import learning_rate
+
+SECTIONS = {
+    "data": DataConfig,
+    "teacher": ModelConfig,
+    "student": ModelConfig,
+    "model": ModelConfig,
+    "train": TrainConfig,
+    "loss": LossConfig,
+}
+
+
+def test_every_pair_is_there_once():
+    assert len(PAIRS) == len(set(recipe_names())) == 12
+    for pair in PAIRS:
+        assert {pair.teacher, pair.student} <= set(model_names())
+
+
+@pytest.mark.parametrize("make", [recipe, teacher_recipe])
+@pytest.mark.parametrize("name", recipe_names())
+def test_settings_are_fields_of_the_configuration(make, name):
+    for key, value in make(name).items():
+        section, field = key.split(".")
+        types = {f.name: f.type for f in fields(SECTIONS[section])}
+        assert field in types, key
+        assert value is not None
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair.name)
+def test_the_published_schedule(pair):
+    settings = recipe(pair.name)
+    assert (settings["teacher.name"], settings["student.name"]) == (pair.teacher, pair.student)
+    assert (settings["loss.kd"], settings["loss.ce"], settings["loss.temperature"]) == (1.0, 0.0, 4.0)
+    train = TrainConfig(
+        **{k.removeprefix("train."): v for k, v in settings.items() if k.startswith("train.")}
+    )
+    assert (train.epochs, train.batch_size, train.momentum, train.weight_decay) == (240, 64, 0.9, 5e-4)
+    small = pair.student in ("MobileNetV2", "ShuffleV1", "ShuffleV2")
+    for epoch, factor in ((0, 1), (149, 1), (150, 0.1), (179, 0.1), (180, 0.01), (210, 1e-3), (239, 1e-3)):
+        first, last = (learning_rate(train, epoch * 782 + step, 782) for step in (0, 781))
+        assert first == last == pytest.approx((0.01 if small else 0.05) * factor)
+
+
+def test_a_teacher_is_trained_with_the_large_learning_rate_and_no_loss_of_distillation():
+    settings = teacher_recipe("cifar100/vgg13-MobileNetV2")
+    assert settings["model.name"] == "vgg13"
+    assert settings["train.lr"] == 0.05
+    assert not any(key.startswith(("loss.", "student.", "teacher.")) for key in settings)
+
+
+@pytest.mark.parametrize("make", [recipe, teacher_recipe])
+def test_a_misspelt_recipe(make):
+    with pytest.raises(UsageError, match=r"unknown recipe .*; did you mean 'cifar100/wrn_40_2-wrn_16_2'"):
+        make("cifar100/wrn_40_2-wrn_16")

@@ -1,0 +1,173 @@
+"""The files of a run: opening, refusing, whole writes, plain values and back."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from unixkd import runfolder
+from unixkd.config import LossConfig, MethodConfig, ModelConfig, RunConfig, TrainConfig
+from unixkd.errors import UserError
+from unixkd.runfolder import RunFolder, flatten, read_yaml, thumbnail, to_plain
+
+CONFIG = RunConfig(ModelConfig("resnet8"), ModelConfig("teacher"), MethodConfig("unix", keep=0.5))
+
+
+@pytest.fixture
+def folder(tmp_path) -> RunFolder:
+    """A folder that holds a run with everything."""
+    folder = RunFolder(tmp_path / "deep" / "run")
+    assert not folder.open(CONFIG, "new")
+    for name in ("metrics.jsonl", "summary.json", "selection.json", "model.safetensors", "config.json"):
+        (folder.path / name).write_text(f"{name}\n")
+    (folder.checkpoints / "epoch-00001").mkdir(parents=True)
+    (folder.path / "notes.txt").write_text("the user's own")
+    return folder
+
+
+def names(folder: RunFolder) -> list[str]:
+    return sorted(path.name for path in folder.path.iterdir())
+
+
+@pytest.mark.parametrize("mode", ["new", "resume", "overwrite"])
+def test_a_folder_without_a_run_is_made_in_every_mode(mode, tmp_path):
+    folder = RunFolder(tmp_path / "a" / "b")
+    assert not folder.open(CONFIG, mode)
+    assert names(folder) == ["run.yaml"]
+    assert not folder.is_finished()
+
+
+def test_new_refuses_a_run_and_touches_nothing(folder):
+    before = names(folder)
+    with pytest.raises(UserError, match="already holds a run"):
+        folder.open(CONFIG, "new")
+    assert names(folder) == before
+
+
+def test_overwrite_removes_the_run_and_leaves_what_is_not_its_own(folder):
+    other = replace(CONFIG, label="other")
+    assert not folder.open(other, "overwrite")
+    assert names(folder) == ["notes.txt", "run.yaml"]
+    folder.check_same(other)
+
+
+def test_resume_says_whether_there_is_a_checkpoint(folder):
+    assert folder.open(CONFIG, "resume")
+    (folder.checkpoints / "epoch-00001").rmdir()
+    assert not folder.open(CONFIG, "resume")
+
+
+def test_check_same_lists_every_difference_and_nothing_else(folder):
+    other = replace(CONFIG, method=MethodConfig("kd"), train=TrainConfig(lr=0.1, milestones=[0.5]))
+    with pytest.raises(UserError) as caught:
+        folder.check_same(other)
+    listed = str(caught.value).partition("differs: ")[2].split("; ")
+    assert listed == [
+        "method.keep: 0.5 then, None now",
+        "method.name: unix then, kd now",
+        "train.lr: 0.05 then, 0.1 now",
+        "train.milestones: [0.625, 0.75, 0.875] then, [0.5] now",
+    ]
+
+
+def test_tuples_and_lists_are_the_same_values(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    config = replace(CONFIG, student=ModelConfig("resnet8", mean=(0.5,), std=(0.25,)))  # type: ignore[arg-type]
+    folder.open(config, "new")
+    folder.check_same(config)
+    folder.check_same(replace(CONFIG, student=ModelConfig("resnet8", mean=[0.5], std=[0.25])))
+
+
+@pytest.mark.parametrize("lr", [1e-5, 1e-30, 0.1 + 0.2, 5e-4, 1.0])
+def test_numbers_survive_the_file(lr, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    config = replace(CONFIG, train=TrainConfig(lr=lr))
+    folder.open(config, "new")
+    folder.check_same(config)
+
+
+@pytest.mark.parametrize("text", ["", "a: [", "- 1", "\0", "!!python/object/apply:os.system [x]"])
+def test_a_damaged_run_yaml_is_a_clear_error(text, folder):
+    (folder.path / "run.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"run\.yaml (cannot be read|holds no configuration)"):
+        folder.open(CONFIG, "resume")
+
+
+def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write to the output folder"):
+        RunFolder(tmp_path / "file").open(CONFIG, "new")
+    with pytest.raises(UserError, match="cannot write to the output folder"):
+        RunFolder(tmp_path / "file" / "below").open(CONFIG, "new")
+
+
+def test_metrics_are_kept_up_to_an_epoch(tmp_path):
+    folder = RunFolder(tmp_path)
+    for epoch in (1, 2, 3):
+        folder.append_metrics({"epoch": epoch})
+    with folder.metrics.open("a") as file:
+        file.write('{"epoch": 4, "lo')  # killed while writing
+    assert folder.keep_metrics(2) == [{"epoch": 1}, {"epoch": 2}]
+    assert folder.metrics.read_text() == '{"epoch": 1}\n{"epoch": 2}\n'
+    with pytest.raises(UserError, match="has 2 lines, but the checkpoint has 3 epochs"):
+        folder.keep_metrics(3)
+    assert folder.keep_metrics(0) == []
+    assert RunFolder(tmp_path / "nowhere").metrics.exists() is False
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    folder = RunFolder(tmp_path)
+    folder.write_json("summary.json", {"a": 1})
+    assert json.loads((tmp_path / "summary.json").read_text()) == {"a": 1}
+    with pytest.raises(TypeError):
+        folder.write_json("summary.json", {"a": object()})
+    assert json.loads((tmp_path / "summary.json").read_text()) == {"a": 1}
+    assert names(folder) == ["summary.json"]
+
+
+def test_plain_values_hold_the_whole_configuration_of_a_distillation():
+    plain = to_plain(CONFIG)
+    assert set(plain) == set(vars(CONFIG))
+    assert plain["method"] == vars(CONFIG.method)
+    assert RunConfig(
+        ModelConfig(**plain["student"]),
+        ModelConfig(**plain["teacher"]),
+        MethodConfig(**plain["method"]),
+        LossConfig(**plain["loss"]),
+    ) == replace(CONFIG)
+
+
+def test_plain_values_of_a_run_on_labels_are_the_options_of_train():
+    plain = to_plain(RunConfig(ModelConfig("vgg8"), None, MethodConfig("student-alone"), label="teacher"))
+    assert list(plain) == ["model", "data", "train", "label"]
+    assert (plain["model"]["name"], plain["label"]) == ("vgg8", "teacher")
+
+
+def test_flatten_keeps_lists_and_empty_values():
+    assert flatten({"a": {"b": {"c": 1}, "d": []}, "e": None}) == {"a.b.c": 1, "a.d": [], "e": None}
+
+
+def test_reading_what_was_written(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.open(CONFIG, "new")
+    assert read_yaml(tmp_path / "run" / "run.yaml") == yaml.safe_load(yaml.safe_dump(to_plain(CONFIG)))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_thumbnail_is_the_image(channels):
+    image = np.random.default_rng(0).integers(0, 256, (5, 7, channels), dtype=np.uint8)
+    decoded = np.asarray(Image.open(io.BytesIO(base64.b64decode(thumbnail(image)))))
+    assert np.array_equal(decoded.reshape(5, 7, channels), image)
+
+
+def test_every_file_a_run_writes_is_removed_by_overwrite():
+    assert set(runfolder.FILES) == {
+        *("run.yaml", "metrics.jsonl", "summary.json", "selection.json", "model.safetensors", "config.json")
+    }

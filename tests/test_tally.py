@@ -1,0 +1,131 @@
+"""The epoch's tally against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from slow import TinyNet, images_of, labels_of
+from unixkd.batch import Batch, MixedBatch, Outputs
+from unixkd.distill import Distiller, StepResult
+from unixkd.methods import hard, kd, unix
+from unixkd.tally import EpochTally
+
+
+def logits_saying(*classes: int) -> torch.Tensor:
+    return torch.nn.functional.one_hot(torch.tensor(classes), 3).float()
+
+
+def result_of(
+    position: list[int],
+    loss: float,
+    *,
+    scores: list[float] | None = None,
+    scoring: torch.Tensor | None = None,
+    said: torch.Tensor | None = None,
+    labels: torch.Tensor | None = None,
+) -> StepResult:
+    k = len(position)
+    mixed = MixedBatch(
+        images=torch.zeros(k, 1, 2, 2),
+        label_a=labels,
+        label_b=labels,
+        weight=torch.zeros(k),
+        sample_weight=torch.ones(k),
+        position=torch.tensor(position),
+    )
+    return StepResult(
+        loss=torch.tensor(loss),
+        parts={"kd": torch.tensor(loss / 2), "ce": torch.tensor(2.0)},
+        mixed=mixed,
+        outputs=Outputs(torch.zeros(k, 3) if said is None else said),
+        scoring_logits=scoring,
+        scores=None if scores is None else torch.tensor(scores),
+    )
+
+
+def batch_of(index: list[int], labels: list[int] | None = None) -> Batch:
+    n = len(index)
+    return Batch(
+        torch.zeros(n, 1, 2, 2), None if labels is None else torch.tensor(labels), torch.tensor(index)
+    )
+
+
+def test_two_steps_by_hand():
+    times_kept = torch.tensor([5, 3, 0, 0, 0, 0, 0, 0])  # of earlier epochs
+    tally = EpochTally(times_kept)
+    # Four images, two kept (positions 3 and 0, that is images 7 and 4); the student is wrong on 0 and 2.
+    tally.add(
+        batch_of([4, 5, 6, 7], [0, 1, 2, 0]),
+        result_of([3, 0], 3.0, scores=[1.0, 0.25, 0.5, 2.0], scoring=logits_saying(1, 1, 0, 0)),
+    )
+    # Two images, both kept (images 0 and 4 again); wrong on image 0.
+    tally.add(
+        batch_of([0, 4], [2, 2]),
+        result_of([0, 1], 1.0, scores=[0.5, 0.5], scoring=logits_saying(0, 2)),
+    )
+    assert tally.losses() == {"loss": 2.0, "loss_parts": {"kd": 1.0, "ce": 2.0}}
+    assert times_kept.tolist() == [6, 3, 0, 0, 2, 0, 0, 1]
+    assert tally.selection() == {
+        "kept": 4 / 6,
+        "distinct": 3 / 8,  # images 0, 4 and 7 in this epoch
+        "score_kept": pytest.approx((2.0 + 1.0 + 0.5 + 0.5) / 4),
+        "score_dropped": pytest.approx((0.25 + 0.5) / 2),
+        "hard_kept": pytest.approx(2 / 4),  # image 4 in the first step, image 0 in the second
+        "hard_dropped": pytest.approx(1 / 2),
+    }
+
+
+def test_without_scores_the_training_pass_of_pure_images_tells_who_is_hard():
+    tally = EpochTally(torch.zeros(4, dtype=torch.int64))
+    labels = torch.tensor([0, 1, 2])
+    tally.add(
+        batch_of([0, 1, 2], [0, 1, 2]), result_of([0, 1, 2], 1.0, said=logits_saying(0, 0, 0), labels=labels)
+    )
+    selection = tally.selection()
+    assert selection["hard_kept"] == pytest.approx(2 / 3)
+    assert selection["distinct"] == 0.75
+    assert selection["hard_dropped"] is None
+    assert selection["score_kept"] is None
+
+
+def test_without_labels_or_index():
+    tally = EpochTally(torch.zeros(4, dtype=torch.int64))
+    batch = Batch(torch.zeros(2, 1, 2, 2))
+    tally.add(batch, result_of([1], 1.0, scores=[0.0, 1.0], scoring=logits_saying(0, 0)))
+    selection = tally.selection()
+    assert (selection["score_kept"], selection["score_dropped"]) == (1.0, 0.0)
+    assert selection["hard_kept"] is None
+    assert selection["distinct"] == 0.0
+
+
+def test_an_epoch_counts_anew():
+    times_kept = torch.zeros(2, dtype=torch.int64)
+    for _ in range(2):
+        tally = EpochTally(times_kept)
+        tally.add(batch_of([0, 1]), result_of([0], 1.0))
+        assert tally.selection()["distinct"] == 0.5
+    assert times_kept.tolist() == [2, 0]
+
+
+@pytest.mark.parametrize("method", [kd(), hard(), unix()], ids=lambda m: m.name)
+def test_tally_of_real_steps(method):
+    """Sums over steps equal those collected one result at a time; mixed images say nothing about "hard"."""
+    student = TinyNet(seed=1)
+    distiller = Distiller(student, TinyNet(seed=2), method)
+    times_kept = torch.zeros(20, dtype=torch.int64)
+    tally, losses, kept = EpochTally(times_kept), [], []
+    for start, n in ((0, 8), (8, 8), (16, 4)):
+        batch = Batch(images_of(n, seed=start), labels_of(n, seed=start), torch.arange(start, start + n))
+        result = distiller.step(batch.images, batch.labels, index=batch.index)
+        tally.add(batch, result)
+        losses.append(result.loss.item())
+        kept += (start + result.mixed.position).tolist()
+    assert tally.losses()["loss"] == pytest.approx(sum(losses) / 3)
+    assert times_kept.tolist() == [int(i in kept) for i in range(20)]
+    selection = tally.selection()
+    assert selection["kept"] == len(kept) / 20
+    assert selection["distinct"] == len(set(kept)) / 20
+    if method.scorer is not None:
+        assert selection["score_kept"] > selection["score_dropped"]
+    assert all(not value.requires_grad for value in tally.sums.values())
