@@ -159,7 +159,6 @@ def test_a_misspelt_name_gets_the_nearest_one(words, near, capsys):
         (("compare", "--jobs", "0"), ("jobs", "0")),
         (("predict", "run", "a.png", "--top", "0"), ("top", "0")),
         (("plan", "--rounds", "-1"), ("rounds", "-1")),
-        (("distill", "--reference_epochs", "0"), ("reference_epochs", "0")),
         (("train", "stray"), ("stray",)),
         (("train", "--config"), ("config",)),
         (("train", "--config", "/nowhere/a.yaml"), ("/nowhere/a.yaml",)),

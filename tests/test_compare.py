@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import multiprocessing
 import os
@@ -26,7 +28,7 @@ from unixkd.compare import (
 )
 from unixkd.config import MethodConfig, TrainConfig
 from unixkd.cost import Ledger
-from unixkd.display import EpochDone, Event, Finished, Note, Started
+from unixkd.display import Event, Finished, Note
 from unixkd.errors import UserError
 from unixkd.methods import kd, random, unix
 from unixkd.runfolder import RunFolder
@@ -50,11 +52,17 @@ def options(teacher) -> list[object]:
 
 
 @pytest.fixture(scope="module")
-def compared(options, tmp_path_factory) -> Path:
-    """The comparison, two runs at a time in worker processes."""
-    out = tmp_path_factory.mktemp("compare") / "out"
-    assert call(*options, "--jobs", 2, "--out", out) == 0
-    return out
+def parallel(options, tmp_path_factory) -> tuple[Path, str]:
+    """The comparison, two runs at a time in worker processes, and what it printed."""
+    out, printed = tmp_path_factory.mktemp("compare") / "out", io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert call(*options, "--jobs", 2, "--out", out) == 0
+    return out, printed.getvalue()
+
+
+@pytest.fixture(scope="module")
+def compared(parallel) -> Path:
+    return parallel[0]
 
 
 def job(teacher: Path, folder: Path, method: str = "kd", **train) -> Job:
@@ -156,6 +164,13 @@ def test_a_comparison_leaves_a_folder_for_each_run_and_a_report(compared):
     assert all(method in page for method in ("kd", "unix"))
 
 
+def test_what_the_workers_say_arrives(parallel):
+    text = parallel[1]
+    assert all(f"{name}: epoch   2/2" in text for name in NAMES)
+    assert text.count("teacher resnet14: accuracy") == 1
+    assert "Report written to" in text
+
+
 def test_in_this_process_one_after_the_other_the_weights_are_the_same(compared, options, tmp_path, capsys):
     assert call(*options, "--jobs", 1, "--out", tmp_path) == 0
     for name in NAMES:
@@ -249,21 +264,18 @@ def test_a_misspelt_method_waits_for_nothing(options, tmp_path, capsys):
 # Workers
 
 
-def test_events_of_workers_arrive_and_none_is_lost(teacher, tmp_path):
-    jobs = [job(teacher, tmp_path / str(i), seed=i, threads=1) for i in range(2)]
+def test_runs_that_are_finished_count_as_done(compared, options, teacher, tmp_path):
+    jobs = [job(teacher, tmp_path / str(seed), seed=seed) for seed in range(2)]
     events: list[Event] = []
-    results = run_jobs(jobs, events.append, workers=2)
-    assert [result["seed"] for result in results] == [0, 1]
-    for kind in (Started, EpochDone, Finished):
-        assert sorted(event.run for event in events if isinstance(event, kind)) == ["0", "1"]
-    # one is finished: its bar is counted, the other is resumed (here: only its summary is missing)
+    assert [result["seed"] for result in run_jobs(jobs, events.append, workers=1)] == [0, 1]
     (tmp_path / "1" / "summary.json").unlink()
     events.clear()
-    run_jobs(jobs, events.append, workers=1)
+    assert [result["seed"] for result in run_jobs(jobs, events.append, workers=1)] == [1]
     assert [event.run for event in events if isinstance(event, Finished)] == ["0", "1"]
     assert Note("compare", "1 of 2 runs are finished already") in events
 
 
+@pytest.mark.slow
 def test_a_fault_in_a_worker_is_a_clear_error_of_the_command(options, teacher, tmp_path, capsys):
     broken = tmp_path / "broken"
     shutil.copytree(teacher, broken)
@@ -280,6 +292,7 @@ def die(_: Job) -> None:
     os._exit(9)
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_reported(teacher, tmp_path, monkeypatch):
     monkeypatch.setattr(compare, "run_job", die)
     with pytest.raises(UserError, match="a worker process died"):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from slow import TinyNet, images_of, labels_of, mixed_of, outputs_of
 from unixkd.batch import Outputs
-from unixkd.distill import Distiller
+from unixkd.distiller import Distiller
 from unixkd.feature_losses import AttentionTransfer, SimilarityPreserving
 from unixkd.losses import DIST, DKD, KD, CrossEntropy, Loss
 from unixkd.methods import Method

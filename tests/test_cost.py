@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from slow import TinyNet, images_of
 from unixkd.cost import CONVENTIONS, ImageCounts, Ledger, break_even_ratio, forward_flops, relative_cost
-from unixkd.distill import Distiller
+from unixkd.distiller import Distiller
 from unixkd.errors import UserError
 from unixkd.methods import METHODS, StepCounts, hard, kd, random, unix
 from unixkd.models import create_model

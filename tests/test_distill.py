@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from slow import RowCounter, TinyNet, images_of, labels_of, mixed_of
 from unixkd.batch import Outputs
-from unixkd.distill import Distiller
+from unixkd.distiller import Distiller
 from unixkd.errors import UsageError, UserError
 from unixkd.feature_losses import AttentionTransfer, SimilarityPreserving
 from unixkd.losses import KD, CrossEntropy

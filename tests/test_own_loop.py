@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from slow import images_of
-from unixkd.distill import Distiller
+from unixkd.distiller import Distiller
 from unixkd.errors import UserError
 from unixkd.feature_losses import AttentionTransfer, SimilarityPreserving
 from unixkd.losses import KD, CrossEntropy

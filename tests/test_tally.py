@@ -7,7 +7,8 @@ import torch
 
 from slow import TinyNet, images_of, labels_of
 from unixkd.batch import Batch, MixedBatch, Outputs
-from unixkd.distill import Distiller, StepResult
+from unixkd.distill import StepResult
+from unixkd.distiller import Distiller
 from unixkd.methods import hard, kd, unix
 from unixkd.tally import EpochTally
 

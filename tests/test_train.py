@@ -208,6 +208,9 @@ def test_plain_kd_costs_exactly_itself_and_half_of_a_twice_as_long_run(teacher, 
     assert result["method"] == "short kd"
     assert result["cost"]["reference"] == {"epochs": 4, "images": IMAGES}
     assert result["cost"]["relative_to_kd"] == {"backward_1x": 0.5, "backward_2x": 0.5}
+    words = ("--config", tmp_path / "kd" / "run.yaml", "--reference_epochs", 4, "--label", "short kd")
+    assert call("distill", *words, "--out", tmp_path / "command") == 0
+    assert everything(tmp_path / "command") == everything(tmp_path / "short")
 
 
 # Seeds
@@ -289,7 +292,10 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(name, teacher, tmp_pa
     assert everything(tmp_path / "parts") == everything(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("forgotten", ["unpack_optimizer", "times_kept", "steps"])
+@pytest.mark.parametrize(
+    "forgotten",
+    ["unpack_optimizer", *(pytest.param(name, marks=pytest.mark.slow) for name in ("times_kept", "steps"))],
+)
 def test_the_comparison_finds_what_a_resume_forgets(forgotten, teacher, tmp_path, monkeypatch):
     """The negative control of the test above."""
     config = distilled(teacher)

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from unixkd.cost import Ledger as Ledger
     from unixkd.cost import forward_flops as forward_flops
     from unixkd.data import load_data as load_data
-    from unixkd.distill import Distiller as Distiller
     from unixkd.distill import StepResult as StepResult
+    from unixkd.distiller import Distiller as Distiller
     from unixkd.errors import UserError as UserError
     from unixkd.feature_losses import AttentionTransfer as AttentionTransfer
     from unixkd.feature_losses import SimilarityPreserving as SimilarityPreserving
@@ -46,7 +46,8 @@ _HOME = {
     "batch": ("Batch",),
     "cost": ("Ledger", "forward_flops"),
     "data": ("load_data",),
-    "distill": ("Distiller", "StepResult"),
+    "distill": ("StepResult",),
+    "distiller": ("Distiller",),
     "errors": ("UserError",),
     "feature_losses": ("AttentionTransfer", "SimilarityPreserving"),
     "losses": ("DIST", "DKD", "KD", "CrossEntropy"),

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import math
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
@@ -13,13 +10,14 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
+from unixkd.checks import check_data, check_small_batches, check_train
 from unixkd.config import LossConfig, MethodConfig, ModelConfig, RunConfig, TrainConfig
 from unixkd.data import Data, MemorySplit, load_data
 from unixkd.errors import UserError, unknown_name
 from unixkd.feature_losses import AttentionTransfer, SimilarityPreserving
 from unixkd.losses import DIST, DKD, KD, CrossEntropy, Loss
 from unixkd.methods import METHODS, Method
-from unixkd.mixing import Curve, SigmoidCurve, StepCurve, num_kept
+from unixkd.mixing import Curve, SigmoidCurve, StepCurve
 from unixkd.models import PixelModel, build_model
 from unixkd.models.classes import own_num_classes
 from unixkd.objective import Objective, Term
@@ -137,6 +135,8 @@ def build_run(config: RunConfig, device: torch.device) -> RunParts:
         UserError: something is missing or does not fit
     """
     check_train(config.train)
+    if config.reference_epochs is not None and config.reference_epochs < 1:
+        raise UserError(f"reference_epochs must be at least 1, got {config.reference_epochs}")
     method = build_method(config.method)
     objective = build_objective(config.loss, method, config.train.label_smoothing)
     if config.teacher is None and method.teacher:
@@ -152,62 +152,6 @@ def build_run(config: RunConfig, device: torch.device) -> RunParts:
         if network is not None:
             network.to(device).to(memory_format=torch.channels_last)
     return RunParts(data, student, teacher, method, objective)
-
-
-COUNTS = ("epochs", "batch_size", "eval_every", "eval_batch_size", "checkpoint_every", "threads")
-NOT_NEGATIVE = ("seed", "lr", "weight_decay", "gamma", "warmup_epochs", "clip_norm")
-SHARES = ("momentum", "ema_decay", "label_smoothing")
-"""Training options by the numbers they may have; milestones are shares too."""
-
-
-def check_train(config: TrainConfig) -> None:
-    """Raise where a training option is out of range; None is what a default decides."""
-    for names, low, high, wanted in (
-        (COUNTS, 1, math.inf, "be at least 1"),
-        (NOT_NEGATIVE, 0, sys.float_info.max, "be finite and at least 0"),
-        (SHARES, 0, 1, "lie in [0, 1]"),
-    ):
-        for name in names:
-            value = getattr(config, name)
-            if value is not None and not low <= value <= high:
-                raise UserError(f"train.{name} must {wanted}, got {value}")
-    if not all(0 <= point <= 1 for point in config.milestones):
-        raise UserError(f"train.milestones are shares of the run in [0, 1], got {config.milestones}")
-    if config.optimizer == "sgd" and config.nesterov and config.momentum == 0:
-        raise UserError("train.nesterov needs a momentum above 0")
-
-
-def check_small_batches(config: RunConfig, data: Data, method: Method, student: PixelModel) -> None:
-    """Raise where a step would train on one image and the student's BatchNorm cannot.
-
-    It can as long as feature maps are larger than 1 × 1, so the student itself is asked, on a copy.
-    """
-    last = len(data.train) % config.train.batch_size or config.train.batch_size
-    if num_kept(method.keep, config.train.batch_size, last) > 1:
-        return
-    try:
-        copy.deepcopy(student).train()(torch.zeros(1, *data.image_shape))
-    except ValueError as error:
-        if isinstance(error, UserError) or "more than 1 value per channel" not in str(error):
-            raise
-        raise UserError(
-            f"a step of each epoch would train on 1 image ({len(data.train)} images in batches of "
-            f"{config.train.batch_size}, the last of {last}), which BatchNorm in {student.card.name} cannot: "
-            "take another batch size or data.limit, or keep more"
-        ) from None
-
-
-def check_data(config: RunConfig, data: Data, method: Method, objective: Objective) -> None:
-    """Raise where the images cannot be trained on as configured."""
-    batch_size, images = config.train.batch_size, len(data.train)
-    num_kept(method.keep, batch_size, batch_size)
-    if images < batch_size:
-        raise UserError(f"{data.name} has {images} training images, fewer than a batch of {batch_size}")
-    needing = [term.name for term in objective if term.loss.needs_labels]
-    if needing and not data.train.labelled:
-        raise UserError(
-            f"the training images of {data.name} have no labels, which the loss {needing[0]} needs"
-        )
 
 
 def build_network(

@@ -1,29 +1,24 @@
 """The whole step, readable in one screen: score, rank, mix, ask the teacher, train.
 
-`distill_step` is a pure function of (networks, batch, draws); `Distiller` is the three lines for an
-own loop around it. Source: arXiv 2012.09413.
+`distill_step` is a pure function of (networks, batch, draws). Source: arXiv 2012.09413.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from unixkd.batch import Batch, Draws, MixedBatch, Outputs
-from unixkd.cost import Ledger, forward_flops
-from unixkd.draws import make_draws
 from unixkd.errors import UserError
-from unixkd.feature_losses import FeatureLoss
-from unixkd.losses import KD, CrossEntropy
-from unixkd.methods import Method, unix
+from unixkd.methods import Method
 from unixkd.mixing import mix, num_kept, pure
 from unixkd.models.features import FeatureTap, unwrap
-from unixkd.objective import Objective, Term, check_objective, evaluate_objective, resolve_layers
+from unixkd.objective import Objective, evaluate_objective
 from unixkd.scoring import rank
 
 
@@ -132,118 +127,6 @@ class Network:
         return Outputs(logits, tap.take())
 
 
-class Distiller:
-    """Distillation for an own training loop; no `nn.Module`, owns no optimiser.
-
-    Args:
-        student: any module from images to logits `[N, C]`, also wrapped by DDP
-        teacher: the same, is frozen and put in eval mode; None for `student_alone`
-        method: default `unix()`
-        objective: weighted losses; default KD at temperature 4, cross-entropy without a teacher
-        batch_size: the N that a method's fractions refer to; default: the size of the first batch
-        seed: of every random choice
-        ledger: an open ledger to charge; default: one of its own, opened at the first step
-
-    Raises:
-        UserError: a teacher is missing, or a loss needs one the method does not use
-
-    >>> from unixkd.methods import kd
-    >>> teacher, student = (nn.Sequential(nn.Flatten(), nn.Linear(12, 5)) for _ in range(2))
-    >>> distiller = Distiller(student, teacher, method=kd())
-    >>> result = distiller.step(torch.rand(4, 3, 2, 2))
-    >>> result.loss.backward()
-    >>> distiller.ledger.images.teacher_forwarded
-    4
-    """
-
-    def __init__(
-        self,
-        student: nn.Module,
-        teacher: nn.Module | None = None,
-        method: Method | None = None,
-        objective: Objective | None = None,
-        *,
-        batch_size: int | None = None,
-        seed: int = 0,
-        ledger: Ledger | None = None,
-    ) -> None:
-        self.method = method or unix()
-        if objective is None:
-            objective = [Term("kd", KD()) if self.method.teacher else Term("ce", CrossEntropy())]
-        check_objective(self.method, objective, teacher)
-        needs_teacher = any(term.loss.needs_teacher for term in objective)
-        teacher = teacher if needs_teacher else None
-        self.objective = resolve_layers(objective, student, teacher)
-        features = [t.loss for t in self.objective if isinstance(t.loss, FeatureLoss)]
-        self.student = Network(student, unique(name for loss in features for name in loss.student_layers))
-        self.teacher: Network | None = None
-        if teacher is not None:
-            if unwrap(teacher) is unwrap(student):
-                raise UserError(
-                    "student and teacher are the same module; a student must be trained, a teacher not"
-                )
-            teacher.requires_grad_(False).eval()
-            self._teacher_modules = list(teacher.modules())
-            self.teacher = Network(teacher, unique(name for loss in features for name in loss.teacher_layers))
-        self.batch_size = batch_size
-        self.seed = seed
-        self.steps = 0
-        self._ledger = ledger
-
-    def step(
-        self,
-        images: Float[Tensor, "n c h w"],
-        labels: Int[Tensor, " n"] | None = None,
-        *,
-        index: Int[Tensor, " n"] | None = None,
-        view: Int[Tensor, " n"] | None = None,
-    ) -> StepResult:
-        """One step: the caller calls `result.loss.backward()` and the optimiser.
-
-        Args:
-            images: `[N, C, H, W]`; N may be smaller in an epoch's last batch
-            labels: class numbers `[N]`; None where no loss needs them
-            index: position of each image in its data set `[N]`
-            view: code of each image's augmentation `[N]`
-        """
-        if len(images) == 0:
-            raise UserError("the batch is empty")
-        if self.batch_size is None:
-            self.batch_size = len(images)
-        if self.teacher is not None and any(m.training for m in self._teacher_modules):
-            self.teacher.module.eval()  # a caller's model.train() may have reached it
-        draws = make_draws(
-            len(images),
-            seed=self.seed,
-            step=self.steps,
-            per_sample_lambda=self.method.per_sample_lambda,
-            device=images.device,
-        )
-        batch = Batch(images, labels, index, view)
-        ledger = self.measure(tuple(images.shape[1:]))
-        result = distill_step(
-            self.student, self.teacher, batch, draws, self.method, self.objective, self.batch_size
-        )
-        counts = self.method.counts(len(images), self.batch_size)
-        ledger.charge(counts if self.teacher else replace(counts, teacher_forwarded=0))
-        self.steps += 1
-        return result
-
-    @property
-    def ledger(self) -> Ledger:
-        """Images scored, asked of the teacher and trained; cost against plain KD."""
-        return self._ledger or Ledger(0, 0)
-
-    def measure(self, image_shape: tuple[int, ...]) -> Ledger:
-        """Measure both networks' forward FLOPs on images of this shape, once, and open the ledger."""
-        if self._ledger is None:
-            channels, height, width = image_shape
-            shape = (channels, height, width)
-            teacher_flops = forward_flops(unwrap(self.teacher.module), shape) if self.teacher else 0
-            self._ledger = Ledger(forward_flops(unwrap(self.student.module), shape), teacher_flops)
-        return self._ledger
-
-
 @contextlib.contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Eval mode inside; afterwards every submodule has exactly the flag it had."""
@@ -254,8 +137,3 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for m, training in flags:
             m.training = training
-
-
-def unique(names: Iterable[str]) -> tuple[str, ...]:
-    """The names in order, each once."""
-    return tuple(dict.fromkeys(names))

@@ -48,7 +48,7 @@ def distill_options(parser: ArgumentParser) -> None:
     """Options of `distill`."""
     run_options(parser)
     parser.add_argument(
-        "--reference_epochs", type=PositiveInt, help="epochs of the plain KD that costs are compared with"
+        "--reference_epochs", type=int, help="epochs of the plain KD that costs are compared with"
     )
 
 

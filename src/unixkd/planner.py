@@ -11,7 +11,7 @@ import torch
 
 from unixkd.batch import Batch
 from unixkd.cost import CONVENTIONS, Ledger, break_even_ratio, forward_flops
-from unixkd.distill import Distiller
+from unixkd.distiller import Distiller
 from unixkd.losses import KD, CrossEntropy
 from unixkd.methods import Method, kd
 from unixkd.models import PixelModel

@@ -22,7 +22,7 @@ from unixkd.config import RunConfig
 from unixkd.cost import Ledger, forward_flops
 from unixkd.data import epoch_order
 from unixkd.display import Display, EpochDone, Finished, Note, Started, Stepped, Throttle, percent, silent
-from unixkd.distill import Distiller
+from unixkd.distiller import Distiller
 from unixkd.errors import UserError
 from unixkd.evaluate import Predictions, predict
 from unixkd.models import PixelModel

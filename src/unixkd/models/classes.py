@@ -21,7 +21,7 @@ def own_num_classes(config: ModelConfig, in_channels: int) -> int:
     if is_run_folder(config.name):
         return read_card(Path(config.name)).num_classes
     if config.pretrained:
-        return published.pretrained(config.name).num_classes
+        return published.pretrained(config.name)[1].num_classes
     if config.weights is None:
         raise UserError(
             f"'{config.name}': the data has no classes and the network no weights to tell them by"

@@ -105,8 +105,12 @@ def resolve_layer(module: nn.Module, name: str) -> str:
         return name
     ends = [known_name for known_name in known if known_name.endswith(f".{name}")]
     if not ends:
+        inner = module
+        while len(children := list(inner.children())) == 1:  # wrappers, whose names nobody types
+            inner = children[0]
         depth = name.count(".") + 1  # deeper ones would bury the useful ones in a list of hundreds
-        raise unknown_name("layer", name, [n for n in known if n.count(".") <= depth])
+        shown = [n for n, _ in inner.named_modules() if n and n.count(".") < depth]
+        raise unknown_name("layer", name, shown or known)
     nearest = [end for end in ends if end.count(".") == min(e.count(".") for e in ends)]
     if len(nearest) > 1:
         raise UsageError(f"layer '{name}' is ambiguous: {', '.join(nearest[:4])}; give the full name")

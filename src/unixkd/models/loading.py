@@ -12,6 +12,7 @@ from torch import nn
 from unixkd.config import ModelConfig
 from unixkd.errors import UsageError, UserError
 from unixkd.models import published
+from unixkd.models.classes import own_num_classes
 from unixkd.models.folder import (
     CARD_FILE,
     WEIGHTS_FILE,
@@ -43,8 +44,9 @@ def build_model(
     """Build the model of a run.
 
     Normalisation comes from the configuration, else the run folder or the published weights, else the
-    data. A student may have another class count than its weights: its classifier then starts afresh. A
-    teacher or model may not, and a teacher must have weights.
+    data; a weights file for as many classes as the published weights is taken for these. A student may
+    have another class count than its weights: its classifier then starts afresh. A teacher or model may
+    not, and a teacher must have weights.
 
     Args:
         config: which network, and where its weights come from
@@ -72,6 +74,7 @@ def build_model(
         card = replace(data, size=published.fixed_size(net))
         if config.weights is not None:
             load_weights(net, config.weights, strict_head=role != "student")
+            card = _as_published(card, own_num_classes(config, in_channels))
     card = replace(
         card,
         mean=card.mean if config.mean is None else tuple(config.mean),
@@ -125,15 +128,22 @@ def _from_folder(folder: Path, data: ModelCard, role: Role) -> tuple[nn.Module, 
 
 
 def _from_published(name: str, data: ModelCard, role: Role) -> tuple[nn.Module, ModelCard]:
-    source = published.pretrained(name)
+    net, source = published.pretrained(name)
     _check_channels(name, len(source.mean), data.in_channels)
-    net = source.net
     if role != "student":
         _check_classes(name, source.num_classes, data.num_classes, role)
     elif source.num_classes != data.num_classes:
-        net = create_model(name, data.num_classes, data.in_channels)
-        copy_weights(source.net.state_dict(), net, source=name, strict_head=False)
-    return net, replace(data, mean=source.mean, std=source.std, size=source.size)
+        own, net = net, create_model(name, data.num_classes, data.in_channels)
+        copy_weights(own.state_dict(), net, source=name, strict_head=False)
+    return net, _as_published(data, source.num_classes)
+
+
+def _as_published(card: ModelCard, num_classes: int) -> ModelCard:
+    """The card with the preprocessing of the published weights, where weights have as many classes as these."""
+    source = published.expectations(card.name)
+    if source is None or num_classes != source.num_classes or card.in_channels != len(source.mean):
+        return card
+    return replace(card, mean=source.mean, std=source.std, size=source.size)
 
 
 def _check_channels(source: str, own: int, data: int) -> None:

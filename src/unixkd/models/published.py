@@ -16,18 +16,16 @@ _WITH_AUXILIARY_HEADS = {"googlenet", "inception_v3"}
 
 
 @dataclass(frozen=True)
-class Published:
-    """A network with its published weights, and what these expect.
+class Expectations:
+    """What published weights expect of their images.
 
     Args:
-        net: the network, with its own classifier
-        num_classes: classes of that classifier
+        num_classes: classes of their classifier
         mean: per-channel mean of the pixels, in [0, 1]
         std: per-channel standard deviation
         size: side of the images in pixels
     """
 
-    net: nn.Module
     num_classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -65,8 +63,8 @@ def create(name: str, num_classes: int, in_channels: int) -> nn.Module:
     return models.get_model(architecture, weights=None, num_classes=num_classes)
 
 
-def pretrained(name: str) -> Published:
-    """The network with its published weights, downloaded by its own library.
+def pretrained(name: str) -> tuple[nn.Module, Expectations]:
+    """The network with its published weights, downloaded by its own library, and what they expect.
 
     Raises:
         UsageError: for an unknown name
@@ -75,13 +73,29 @@ def pretrained(name: str) -> Published:
     check_name(name)
     library, _, architecture = name.partition(":")
     try:
-        return _timm_pretrained(architecture) if library == "timm" else _torchvision_pretrained(architecture)
+        if library == "timm":
+            net = _timm().create_model(architecture, pretrained=True)
+            return net, _timm_expectations(net)
+        from torchvision import models
+
+        net = models.get_model(architecture, weights=models.get_model_weights(architecture).DEFAULT)
+        return net, _torchvision_expectations(architecture)
     except (OSError, RuntimeError, ValueError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
             f"cannot get the published weights of '{name}': {reason} "
             "(without a network, give a file of weights instead)"
         ) from error
+
+
+def expectations(name: str) -> Expectations | None:
+    """What the published weights of `timm:NAME` or `torchvision:NAME` expect; None for other networks."""
+    library, _, architecture = name.partition(":")
+    if library == "torchvision":
+        return _torchvision_expectations(architecture)
+    if library == "timm":
+        return _timm_expectations(_timm().create_model(architecture))
+    return None
 
 
 def fixed_size(net: nn.Module) -> int | None:
@@ -112,20 +126,19 @@ def _torchvision_names() -> set[str]:
     return set(models.list_models(module=models)) - _WITH_AUXILIARY_HEADS
 
 
-def _timm_pretrained(architecture: str) -> Published:
-    net: Any = _timm().create_model(architecture, pretrained=True)
+def _timm_expectations(net: Any) -> Expectations:
     from timm.data import resolve_model_data_config
 
     config = resolve_model_data_config(net)
-    mean, std, size = tuple(config["mean"]), tuple(config["std"]), config["input_size"][-1]
-    return Published(net, net.num_classes, mean, std, size)
+    return Expectations(
+        net.num_classes, tuple(config["mean"]), tuple(config["std"]), config["input_size"][-1]
+    )
 
 
-def _torchvision_pretrained(architecture: str) -> Published:
+def _torchvision_expectations(architecture: str) -> Expectations:
     from torchvision import models
 
     weights = models.get_model_weights(architecture).DEFAULT
-    net = models.get_model(architecture, weights=weights)
     wanted = weights.transforms()
-    num_classes = len(weights.meta["categories"])
-    return Published(net, num_classes, tuple(wanted.mean), tuple(wanted.std), wanted.crop_size[0])
+    classes = len(weights.meta["categories"])
+    return Expectations(classes, tuple(wanted.mean), tuple(wanted.std), wanted.crop_size[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import pickle
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeGuard
@@ -16,6 +17,8 @@ from unixkd.errors import UserError
 
 _log = logging.getLogger("unixkd")
 _WRAPPER_KEYS = ("model", "state_dict")
+# What torch.load raises, for instance, where it reads something else than it expects.
+_DAMAGED = (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, struct.error)
 _PREFIXES = ("module.", "_orig_mod.")  # DataParallel and DDP; torch.compile
 
 
@@ -105,7 +108,7 @@ def _read_torch(path: Path) -> object:
             f"'{path}' is damaged or holds more than weights, which could execute code when read: "
             "refused; if you trust it, save its state_dict() alone with torch.save and give that file"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError) as error:
+    except _DAMAGED as error:
         raise UserError(f"'{path}' is damaged or no weights file: {_first_line(error)}") from error
 
 

@@ -1,0 +1,72 @@
+"""Whether a run can be trained as configured: everything that can be found before the first step."""
+
+from __future__ import annotations
+
+import copy
+import math
+import sys
+
+import torch
+
+from unixkd.config import RunConfig, TrainConfig
+from unixkd.data import Data
+from unixkd.errors import UserError
+from unixkd.methods import Method
+from unixkd.mixing import num_kept
+from unixkd.models import PixelModel
+from unixkd.objective import Objective
+
+COUNTS = ("epochs", "batch_size", "eval_every", "eval_batch_size", "checkpoint_every", "threads")
+NOT_NEGATIVE = ("seed", "lr", "weight_decay", "gamma", "warmup_epochs", "clip_norm")
+SHARES = ("momentum", "ema_decay", "label_smoothing")
+"""Training options by the numbers they may have; milestones are shares too."""
+
+
+def check_train(config: TrainConfig) -> None:
+    """Raise where a training option is out of range; None is what a default decides."""
+    for names, low, high, wanted in (
+        (COUNTS, 1, math.inf, "be at least 1"),
+        (NOT_NEGATIVE, 0, sys.float_info.max, "be finite and at least 0"),
+        (SHARES, 0, 1, "lie in [0, 1]"),
+    ):
+        for name in names:
+            value = getattr(config, name)
+            if value is not None and not low <= value <= high:
+                raise UserError(f"train.{name} must {wanted}, got {value}")
+    if not all(0 <= point <= 1 for point in config.milestones):
+        raise UserError(f"train.milestones are shares of the run in [0, 1], got {config.milestones}")
+    if config.optimizer == "sgd" and config.nesterov and config.momentum == 0:
+        raise UserError("train.nesterov needs a momentum above 0")
+
+
+def check_small_batches(config: RunConfig, data: Data, method: Method, student: PixelModel) -> None:
+    """Raise where a step would train on one image and the student's BatchNorm cannot.
+
+    It can as long as feature maps are larger than 1 × 1, so the student itself is asked, on a copy.
+    """
+    last = len(data.train) % config.train.batch_size or config.train.batch_size
+    if num_kept(method.keep, config.train.batch_size, last) > 1:
+        return
+    try:
+        copy.deepcopy(student).train()(torch.zeros(1, *data.image_shape))
+    except ValueError as error:
+        if isinstance(error, UserError) or "more than 1 value per channel" not in str(error):
+            raise
+        raise UserError(
+            f"a step of each epoch would train on 1 image ({len(data.train)} images in batches of "
+            f"{config.train.batch_size}, the last of {last}), which BatchNorm in {student.card.name} cannot: "
+            "take another batch size or data.limit, or keep more"
+        ) from None
+
+
+def check_data(config: RunConfig, data: Data, method: Method, objective: Objective) -> None:
+    """Raise where the images cannot be trained on as configured."""
+    batch_size, images = config.train.batch_size, len(data.train)
+    num_kept(method.keep, batch_size, batch_size)
+    if images < batch_size:
+        raise UserError(f"{data.name} has {images} training images, fewer than a batch of {batch_size}")
+    needing = [term.name for term in objective if term.loss.needs_labels]
+    if needing and not data.train.labelled:
+        raise UserError(
+            f"the training images of {data.name} have no labels, which the loss {needing[0]} needs"
+        )
