@@ -29,9 +29,7 @@ METHODS = ("unix", "student-alone", "kd")
 
 def commands(root: str, out: Path, quick: bool) -> tuple[list[list[str]], list[list[str]]]:
     """The teacher's commands and the students'."""
-    shared = (
-        f"--data cifar100 --data.root {root} --data.size 16 --lr 0.05 --resume".split()
-    )
+    shared = f"--data cifar100 --data.root {root} --data.size 16 --lr 0.05 --resume".split()
     if quick:
         shared += ["--data.holdout", "0.02"]  # evaluate on 1,000 images
     sizes = ("640", "640", "320") if quick else ("10000", "20000", "2500")
