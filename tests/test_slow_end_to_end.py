@@ -39,6 +39,8 @@ class Started:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            # where the tests run in the background, SIGINT is ignored, and a command would inherit that
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def wait_for(self, *folders: Path) -> None:

@@ -171,7 +171,7 @@ def start_worker(events: SimpleQueue[Event]) -> None:
     """In each worker process: remember where events go; one thread unless a run says otherwise."""
     global _events
     _events = events
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches workers too: end without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches workers too; the main process ends them
     torch.set_num_threads(1)
 
 

@@ -20,7 +20,7 @@ from unixkd.train import run
 DEMO_TEACHER, DEMO_STUDENT = "wrn_16_2", "resnet8"
 DEMO_METHODS = ("kd", "unix", "random", "hard")
 DEMO_SEEDS = (0, 1, 2)
-DEMO_TRAIN = TrainConfig(epochs=8)
+DEMO_TRAIN = TrainConfig(epochs=6)
 
 
 def compare(options: Namespace) -> None:
