@@ -31,8 +31,8 @@ def commands(root: str, out: Path, quick: bool) -> tuple[list[list[str]], list[l
     """The teacher's commands and the students'."""
     shared = f"--data cifar100 --data.root {root} --data.size 16 --lr 0.05 --resume".split()
     if quick:
-        shared += ["--data.holdout", "0.02"]  # evaluate on 1,000 images
-    sizes = ("640", "640", "320") if quick else ("10000", "20000", "2500")
+        shared += ["--data.holdout", "0.004"]  # evaluate on 200 images
+    sizes = ("128", "128", "64") if quick else ("10000", "20000", "2500")
     epochs = ("1", "1", "1") if quick else ("5", "3", "12")
     limits = [["--data.limit", size, "--epochs", number] for size, number in zip(sizes, epochs, strict=True)]
     train = ["unixkd", "train", *shared, "--train.schedule", "onecycle", "--train.eval_every", "5"]
