@@ -6,7 +6,7 @@ is a `unixkd` command, printed before it runs.
 
 Target: the student distilled by UNIX beats the student alone (final epoch, 10,000 test images).
 
-    python benchmarks/distill_cifar100.py --root PATH      # about 40 minutes on 2 slow cores; --out goes on
+    python benchmarks/distill_cifar100.py --root PATH      # took 55 minutes on 2 slow, busy cores; --out goes on
     python benchmarks/distill_cifar100.py --root PATH --quick
 """
 
