@@ -5,6 +5,9 @@ from __future__ import annotations
 import io
 import json
 import os
+import subprocess
+import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +17,9 @@ from PIL import Image
 
 from unixkd.config import DataConfig
 from unixkd.data import load_data
+from unixkd.data.digits import load_digits
 from unixkd.data.records import check_labels
+from unixkd.data.splits import hold_out
 from unixkd.errors import UserError
 
 pyarrow = pytest.importorskip("pyarrow")
@@ -90,6 +95,39 @@ def test_digits_are_split_by_class_and_scaled():
     assert pixels.std(correction=0) == pytest.approx(data.std[0], abs=5e-5)
     share = torch.bincount(data.test.labels) / torch.bincount(data.train.labels)
     torch.testing.assert_close(share, torch.full((10,), 0.25), atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize("file_is_known", [True, False])
+def test_digits_are_those_of_scikit_learn(tmp_path, monkeypatch, file_is_known):
+    datasets = pytest.importorskip("sklearn.datasets")
+    if not file_is_known:
+        elsewhere = ModuleSpec("sklearn", None, is_package=True)
+        elsewhere.submodule_search_locations = [str(tmp_path)]
+        monkeypatch.setattr("unixkd.data.digits.find_spec", lambda name: elsewhere)
+    source, expected = load_digits(), datasets.load_digits()
+    train, test = hold_out(expected.target, 1797, 0.2, seed=0)
+    for part, positions in ((source.train, train), (source.test, test)):
+        assert np.array_equal(part.labels, expected.target[positions])
+        assert np.array_equal(part.pixels[..., 0], np.rint(expected.images[positions] * 255 / 16))
+
+
+def test_digits_without_scikit_learn_say_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(UserError, match=r"pip install 'unixkd\[digits\]'"):
+        load_digits()
+
+
+def test_digits_import_nothing_that_takes_long():
+    code = """
+import sys
+from unixkd.config import DataConfig
+from unixkd.data import load_data
+load_data(DataConfig("digits"))
+heavy = ("sklearn", "scipy", "pandas", "torchvision", "datasets", "pyarrow", "matplotlib", "timm")
+print([name for name in heavy if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize("place", ["", "data"])

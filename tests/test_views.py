@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from unixkd.data import apply_views, epoch_order, identity_view, num_views, to_pixels, view_codes
 from unixkd.data.hashing import draw_words, mix64
+from unixkd.data.views import balanced_views, first_codes, numbered_seeds
 
 MASK = (1 << 64) - 1
 
@@ -18,6 +19,24 @@ def slow_mix(z):
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK
     return z ^ (z >> 31)
+
+
+def slow_word(key, index):
+    gamma, state = 0x9E3779B97F4A7C15, 0
+    for word in key:
+        state = slow_mix(((state ^ (word & MASK)) + gamma) & MASK)
+    return slow_mix(((state ^ index) + gamma) & MASK) & (MASK >> 1)
+
+
+def slow_first_codes(seed, index, views, limit):
+    """Draw one of the codes that are left, put the first of them in its place, and so on."""
+    left, drawn = list(range(views)), []
+    for place in range(limit):
+        at = slow_word((3, seed, place), index) % len(left)
+        drawn.append(left[at])
+        left[at] = left[0]
+        del left[0]
+    return drawn
 
 
 def slow_view(image, code, padding):
@@ -55,11 +74,13 @@ def test_mixing_function_gives_splitmix64s_published_sequence():
     st.lists(st.integers(0, 2**62), min_size=1, max_size=5),
 )
 def test_words_equal_a_plain_integer_version(key, index):
-    gamma, state = 0x9E3779B97F4A7C15, 0
-    for word in key:
-        state = slow_mix(((state ^ (word & MASK)) + gamma) & MASK)
-    expected = [slow_mix(((state ^ i) + gamma) & MASK) & (MASK >> 1) for i in index]
-    assert draw_words(key, torch.tensor(index)).tolist() == expected
+    assert draw_words(key, torch.tensor(index)).tolist() == [slow_word(key, i) for i in index]
+
+
+def test_a_key_may_have_a_part_of_its_own_for_each_index():
+    index, part = torch.arange(6), torch.tensor([2, 0, -1, 1, 2, 7])
+    words = draw_words((4, part, 9), index)
+    assert words.tolist() == [slow_word((4, p, 9), i) for i, p in enumerate(part.tolist())]
 
 
 def test_number_of_views_and_identity():
@@ -108,6 +129,72 @@ def test_unbounded_codes_are_distinct_seeds():
     assert codes.unique().numel() == 10_000
     assert codes.min() >= 0
     assert codes.max() > 2**62
+
+
+@given(st.integers(0, 5), st.integers(1, 60), st.data())
+def test_sequences_equal_a_plain_shuffle_and_shorter_ones_begin_longer_ones(seed, views, data):
+    limit = data.draw(st.integers(1, views))
+    index = torch.tensor(data.draw(st.lists(st.integers(0, 2**40), min_size=1, max_size=4)))
+    codes = first_codes(seed, index, views, limit)
+    assert codes.tolist() == [slow_first_codes(seed, i, views, limit) for i in index.tolist()]
+    assert all(len(set(row)) == limit for row in codes.tolist())
+    assert torch.equal(codes, first_codes(seed, index, views, views)[:, :limit])
+
+
+def test_sequences_are_uniform_over_images_in_every_pair_of_places():
+    codes = first_codes(3, torch.arange(60_000), 6, 4).long()
+    for a, b in ((0, 1), (1, 2), (0, 3)):
+        counts = np.bincount((codes[:, a] * 6 + codes[:, b]).numpy(), minlength=36).reshape(6, 6)
+        assert not counts.diagonal().any()
+        assert_uniform(counts[~np.eye(6, dtype=bool)])
+
+
+def test_sequences_differ_by_seed_and_by_image():
+    index = torch.arange(20_000)
+    first, second = (first_codes(seed, index, 10, 1)[:, 0].long() for seed in (0, 1))
+    assert_uniform(np.bincount((first * 10 + second).numpy(), minlength=100))
+    assert_uniform(np.bincount((first[1:] * 10 + first[:-1]).numpy(), minlength=100))
+
+
+def test_sequences_do_not_depend_on_how_many_are_made_at_once(monkeypatch):
+    index = torch.randperm(500, generator=torch.Generator().manual_seed(0))
+    whole = first_codes(1, index, 18, 5)
+    monkeypatch.setattr("unixkd.data.views._CHUNK", 100)
+    assert torch.equal(first_codes(1, index, 18, 5), whole)
+
+
+@pytest.mark.parametrize(("views", "dtype"), [(1 << 15, torch.int16), ((1 << 15) + 1, torch.int32)])
+def test_sequences_take_the_smallest_integers_that_hold_every_code(views, dtype):
+    codes = first_codes(0, torch.arange(300), views, 2)
+    assert codes.dtype == dtype
+    assert codes.min() >= 0
+    assert views - 1000 < int(codes.max()) < views
+
+
+@given(st.integers(0, 9), st.integers(1, 12), st.integers(0, 10_000))
+def test_views_take_turns(seed, limit, epoch):
+    index = torch.arange(40)
+    shown = torch.stack([balanced_views(seed, e, index, limit) for e in range(epoch, epoch + limit)])
+    assert torch.equal(shown.sort(0).values, torch.arange(limit)[:, None].expand(limit, 40))
+
+
+def test_each_epoch_shows_all_numbers_of_views_alike():
+    assert_uniform(np.bincount(balanced_views(2, 5, torch.arange(9_000), 9).numpy(), minlength=9))
+
+
+def test_turns_are_independent_of_the_sequences():
+    index = torch.arange(50_000)
+    first, turn = first_codes(0, index, 9, 1)[:, 0].long(), balanced_views(0, 0, index, 9)
+    assert_uniform(np.bincount((first * 9 + turn).numpy(), minlength=81))
+
+
+def test_numbered_seeds_are_distinct_and_belong_to_image_and_number():
+    index = torch.arange(3_000)
+    columns = [numbered_seeds(0, index, torch.full_like(index, view)) for view in range(3)]
+    assert torch.stack(columns).unique().numel() == 9_000
+    mixed = index % 3
+    assert torch.equal(numbered_seeds(0, index, mixed), torch.stack(columns)[mixed, index])
+    assert not (numbered_seeds(1, index, mixed) == numbered_seeds(0, index, mixed)).any()
 
 
 def test_order_of_an_epoch_is_a_permutation_of_its_own():

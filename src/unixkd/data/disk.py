@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,20 +16,21 @@ from torch.utils.data import DataLoader, Dataset
 from unixkd.batch import Batch
 from unixkd.data.images import Pixels, fit, to_array, to_channels
 from unixkd.data.records import Encoded
-from unixkd.data.views import apply_views, num_views, to_pixels, view_codes
+from unixkd.data.viewed import Viewed
+from unixkd.data.views import apply_views, to_pixels
 from unixkd.errors import UserError
 
 _NO_VIEW = -1
-_Sample = tuple[int, int]  # position, view
+_Sample = tuple[int, int]  # position, code of the view
 
 
 @dataclass(frozen=True)
-class DiskSplit:
+class DiskSplit(Viewed):
     """A split that is read through a `DataLoader`; how many workers read it cannot change a batch.
 
-    Without a padding, a training view is a `RandomResizedCrop` and a flip, drawn from a 63-bit seed of
-    the image's own that is also the view's code. With one, views are the same crops and flips of the
-    evaluation image as in memory, with the same codes.
+    Without a padding, a training view is a `RandomResizedCrop` and a flip, drawn from a 63-bit seed that
+    is also the view's code. With one, views are the same crops and flips of the evaluation image as in
+    memory, with the same codes.
 
     Args:
         records: the encoded images with their labels
@@ -39,6 +40,7 @@ class DiskSplit:
         flip: random horizontal flip
         view_seed: seed of the augmentations
         workers: loader processes; 0 reads in this process
+        views: train on the first so many views of each image only; None: on all
     """
 
     records: Encoded
@@ -48,6 +50,7 @@ class DiskSplit:
     flip: bool = True
     view_seed: int = 0
     workers: int = 0
+    views: int | None = None
 
     @property
     def labels(self) -> Int[Tensor, " n"] | None:
@@ -59,11 +62,6 @@ class DiskSplit:
         """Whether the images have labels."""
         return self.records.labels is not None
 
-    @property
-    def num_views(self) -> int | None:
-        """How many views an image has; None: unbounded."""
-        return None if self.padding is None else num_views(self.padding, self.flip)
-
     def __len__(self) -> int:
         return len(self.records)
 
@@ -74,7 +72,10 @@ class DiskSplit:
             UserError: an image is unreadable; it is named.
         """
         order = order.cpu()
-        return self._batches(order, view_codes(self.view_seed, epoch, order, self.num_views), batch_size)
+        views = self.epoch_views(epoch, order)
+        batches = self._batches(order, self._codes(order, views), batch_size)
+        for batch, view in zip(batches, views.split(batch_size), strict=True):
+            yield replace(batch, view=view)
 
     def eval_batches(self, batch_size: int) -> Iterator[Batch]:
         """All images in their own order; see `Split`.
@@ -82,17 +83,16 @@ class DiskSplit:
         Raises:
             UserError: an image is unreadable; it is named.
         """
-        for batch in self._batches(torch.arange(len(self)), None, batch_size):
-            yield Batch(batch.images, batch.labels, batch.index)
+        positions = torch.arange(len(self))
+        yield from self._batches(positions, torch.full_like(positions, _NO_VIEW), batch_size)
 
     def image(self, i: int) -> NDArray[np.uint8]:
         """Image i as in evaluation `[size, size, C]`, uint8."""
         return fit(to_channels(self.records.read(i), self.channels), self.size)
 
     def _batches(
-        self, index: Int[Tensor, " m"], views: Int[Tensor, " m"] | None, batch_size: int
+        self, index: Int[Tensor, " m"], codes: Int[Tensor, " m"], batch_size: int
     ) -> Iterator[Batch]:
-        codes = torch.full_like(index, _NO_VIEW) if views is None else views
         samples = list(zip(index.tolist(), codes.tolist(), strict=True))
         loader: DataLoader[Pixels | UserError] = DataLoader(
             _Reader(self),
@@ -102,12 +102,12 @@ class DiskSplit:
             generator=torch.Generator(),  # a loader draws from the global one otherwise
         )
         labels, reading = self.labels, iter(loader)
-        for positions, view in zip(index.split(batch_size), codes.split(batch_size), strict=True):
+        for positions in index.split(batch_size):
             loaded = next(reading)
             if isinstance(loaded, UserError):
                 del reading  # stops the workers now; held by the traceback they would outlive the error
                 raise loaded
-            yield Batch(to_pixels(loaded), None if labels is None else labels[positions], positions, view)
+            yield Batch(to_pixels(loaded), None if labels is None else labels[positions], positions)
 
 
 class _Reader(Dataset[Pixels | UserError]):
@@ -117,18 +117,18 @@ class _Reader(Dataset[Pixels | UserError]):
         self.split = split
 
     def __getitem__(self, sample: _Sample) -> Pixels | UserError:
-        position, view = sample
+        position, code = sample
         split = self.split
         try:
             image = to_channels(split.records.read(position), split.channels)
         except UserError as error:
             return error
-        if view == _NO_VIEW:
+        if code == _NO_VIEW:
             return fit(image, split.size)
         if split.padding is None:
-            return _random_resized_crop(image, split.size, split.flip, seed=view)
+            return _random_resized_crop(image, split.size, split.flip, seed=code)
         pixels = torch.from_numpy(fit(image, split.size))[None]
-        return apply_views(pixels, torch.tensor([view]), split.padding, split.flip)[0].numpy()
+        return apply_views(pixels, torch.tensor([code]), split.padding, split.flip)[0].numpy()
 
 
 def _random_resized_crop(image: Image.Image, size: int, flip: bool, seed: int) -> Pixels:

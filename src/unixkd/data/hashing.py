@@ -36,13 +36,14 @@ def mix64(z: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
     return _shift_xor(z, 31)
 
 
-def draw_words(key: tuple[int, ...], index: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+def draw_words(key: tuple[int | Int[Tensor, " n"], ...], index: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
     """63 random bits for each index under a key of integers; the same key and index give the same bits.
 
     Each part of the key, then the index, is one absorbed word: h <- mix64(h XOR word + gamma).
 
     Args:
-        key: what the draw is for, e.g. (purpose, seed, epoch); the order of its parts matters
+        key: what the draw is for, e.g. (purpose, seed, epoch); the order of its parts matters; a part may
+            be a tensor with a value for each index `[N]`, int64
         index: counters `[N]`, int64
 
     Returns:
@@ -54,6 +55,6 @@ def draw_words(key: tuple[int, ...], index: Int[Tensor, " n"]) -> Int[Tensor, " 
     """
     state = torch.zeros(1, dtype=torch.int64, device=index.device)
     for word in key:
-        state = mix64((state ^ _signed(word)) + _signed(_GAMMA))
+        state = mix64((state ^ (_signed(word) if isinstance(word, int) else word)) + _signed(_GAMMA))
     words = mix64((state ^ index) + _signed(_GAMMA))
     return words & ((1 << 63) - 1)

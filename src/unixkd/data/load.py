@@ -153,6 +153,8 @@ def _check_numbers(config: DataConfig) -> None:
         raise UserError(f"data.size must be at least 1 pixel, not {config.size}")
     if config.crop_padding is not None and config.crop_padding < 0:
         raise UserError(f"data.crop_padding must be at least 0 pixels, not {config.crop_padding}")
+    if config.views is not None and config.views < 1:
+        raise UserError(f"data.views must be at least 1, not {config.views}; leave it out for all views")
     if config.workers < 0:
         raise UserError(f"data.workers must be at least 0, not {config.workers}")
 
@@ -166,7 +168,14 @@ def _split(records: Records, source: Source, size: int, config: DataConfig) -> M
         if isinstance(records, Decoded):
             raise UserError(f"data {config.name} is always in memory; leave data.in_memory out")
         return DiskSplit(
-            records, size, source.channels, config.crop_padding, flip, config.view_seed, config.workers
+            records=records,
+            size=size,
+            channels=source.channels,
+            padding=config.crop_padding,
+            flip=flip,
+            view_seed=config.view_seed,
+            workers=config.workers,
+            views=config.views,
         )
     padding = round(size / 8) if config.crop_padding is None else config.crop_padding
     pixels = (
@@ -175,7 +184,7 @@ def _split(records: Records, source: Source, size: int, config: DataConfig) -> M
         else np.stack([fit(to_channels(records.read(i), source.channels), size) for i in range(len(records))])
     )
     labels = None if records.labels is None else torch.from_numpy(records.labels)
-    return MemorySplit(torch.from_numpy(pixels), labels, padding, flip, config.view_seed)
+    return MemorySplit(torch.from_numpy(pixels), labels, padding, flip, config.view_seed, config.views)
 
 
 def _fingerprint(splits: list[MemorySplit | DiskSplit], class_names: tuple[str, ...] | None) -> str:

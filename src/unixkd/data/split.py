@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -13,11 +13,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unixkd.batch import Batch
-from unixkd.data.views import apply_views, num_views, to_pixels, view_codes
+from unixkd.data.viewed import Viewed
+from unixkd.data.views import apply_views, to_pixels
 
 
+@runtime_checkable
 class Split(Protocol):
-    """Labelled or unlabelled images; what a batch holds depends on the arguments alone."""
+    """Labelled or unlabelled images; what a batch holds depends on the arguments alone.
+
+    An image has `num_views` numbered views, and (index, view) always names the same picture; `Viewed`
+    says what the numbers stand for.
+    """
 
     @property
     def labels(self) -> Int[Tensor, " n"] | None:
@@ -29,9 +35,15 @@ class Split(Protocol):
 
     @property
     def num_views(self) -> int | None:
-        """How many views an image has; None: unbounded."""
+        """How many views of each image are trained on; None: unbounded."""
 
     def __len__(self) -> int: ...
+
+    def epoch_views(self, epoch: int, index: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+        """The number of the view in which an epoch shows each image `[N]`, int64, on the index's device."""
+
+    def views_key(self) -> str:
+        """What a view's number means: with equal keys, (index, number) names the same cut of an image."""
 
     def train_batches(self, epoch: int, order: Int[Tensor, " m"], batch_size: int) -> Iterator[Batch]:
         """Augmented batches in the given order, with `index` and `view`; the last may be short.
@@ -50,7 +62,7 @@ class Split(Protocol):
 
 
 @dataclass(frozen=True)
-class MemorySplit:
+class MemorySplit(Viewed):
     """A split whose pixels are all in memory, on any device.
 
     Args:
@@ -59,6 +71,7 @@ class MemorySplit:
         padding: zero padding of the random crop in pixels
         flip: random horizontal flip
         view_seed: seed of the augmentations
+        views: train on the first so many views of each image only; None: on all
 
     >>> split = MemorySplit(torch.zeros(5, 8, 8, 1, dtype=torch.uint8), torch.arange(5), padding=1)
     >>> [len(batch) for batch in split.train_batches(0, torch.arange(5), batch_size=2)]
@@ -70,16 +83,17 @@ class MemorySplit:
     padding: int = 0
     flip: bool = False
     view_seed: int = 0
+    views: int | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the pixels are and batches are made."""
+        return self.images.device
 
     @property
     def labelled(self) -> bool:
         """Whether the images have labels."""
         return self.labels is not None
-
-    @property
-    def num_views(self) -> int:
-        """How many views an image has."""
-        return num_views(self.padding, self.flip)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -91,16 +105,29 @@ class MemorySplit:
 
     def train_batches(self, epoch: int, order: Int[Tensor, " m"], batch_size: int) -> Iterator[Batch]:
         """Augmented batches in the given order; see `Split`."""
-        order = order.to(self.images.device)
-        codes = view_codes(self.view_seed, epoch, order, self.num_views)
-        for index, view in zip(order.split(batch_size), codes.split(batch_size), strict=True):
-            cut = apply_views(self.images.index_select(0, index), view, self.padding, self.flip)
-            labels = None if self.labels is None else self.labels[index]
-            yield Batch(to_pixels(cut), labels, index, view)
+        order = order.to(self.device)
+        views = self.epoch_views(epoch, order)
+        for index, view in zip(order.split(batch_size), views.split(batch_size), strict=True):
+            yield self.batch(index, view)
+
+    def batch(self, index: Int[Tensor, " m"], view: Int[Tensor, " m"]) -> Batch:
+        """These images in these views.
+
+        Nothing is read back from the device, so a CUDA graph can hold it. With limited views the first call
+        makes a table of their codes: make that call before the capture.
+
+        Args:
+            index: position of each image `[M]`, int64, on the split's device; not checked
+            view: number of the view of each image `[M]`, int64 in [0, num_views); not checked
+        """
+        codes = self._codes(index, view)
+        cut = apply_views(self.images.index_select(0, index), codes, self.padding, self.flip)
+        labels = None if self.labels is None else self.labels.index_select(0, index)
+        return Batch(to_pixels(cut), labels, index, view)
 
     def eval_batches(self, batch_size: int) -> Iterator[Batch]:
         """All images in their own order; see `Split`."""
-        positions = torch.arange(len(self), device=self.images.device)
+        positions = torch.arange(len(self), device=self.device)
         for start in range(0, len(self), batch_size):
             part = slice(start, start + batch_size)
             labels = None if self.labels is None else self.labels[part]

@@ -11,7 +11,7 @@ from torch import Tensor
 from unixkd.data.hashing import draw_words
 from unixkd.errors import UserError
 
-_PURPOSE = 2  # apart from the views, which draw from the same function
+_PURPOSE = 2  # the views draw from the same function for other purposes
 Indices = NDArray[np.int64]
 
 

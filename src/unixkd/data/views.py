@@ -15,7 +15,9 @@ from torch import Tensor
 
 from unixkd.data.hashing import draw_words
 
-_PURPOSE = 1  # apart from the order of an epoch, which draws from the same function
+# what is drawn for; the order of an epoch has number 2
+_CODE, _SEQUENCE, _TURN = 1, 3, 4
+_CHUNK = 1 << 20  # codes shuffled at a time
 
 
 def num_views(padding: int, flip: bool) -> int:
@@ -56,8 +58,57 @@ def view_codes(
     >>> torch.equal(codes[[7, 5]], view_codes(0, 3, torch.tensor([7, 5]), 162))
     True
     """
-    words = draw_words((_PURPOSE, view_seed, epoch), index)
+    words = draw_words((_CODE, view_seed, epoch), index)
     return words if views is None else words % views
+
+
+def balanced_views(view_seed: int, epoch: int, index: Int[Tensor, " n"], limit: int) -> Int[Tensor, " n"]:
+    """Which of its `limit` views each image shows in an epoch: in turn, from a random one on.
+
+    >>> [int(balanced_views(0, epoch, torch.tensor([5]), 3)) for epoch in range(4)]
+    [0, 1, 2, 0]
+    """
+    start = draw_words((_TURN, view_seed), index) % limit
+    return (start + epoch) % limit
+
+
+def first_codes(view_seed: int, index: Int[Tensor, " n"], views: int, limit: int) -> Int[Tensor, "n v"]:
+    """The first codes of a random order of all views, one order for each image; any device.
+
+    It is the shuffle of Fisher and Yates, stopped after `limit` steps: fewer are the beginning of more.
+
+    Args:
+        view_seed: seed of the augmentations
+        index: position of each image in its data set `[N]`, int64
+        views: how many views there are (`num_views`)
+        limit: how many are wanted, 1..views
+
+    Returns:
+        Codes `[N, limit]`, distinct in each row, uniform in [0, views); int16, or int32 where they need it.
+
+    >>> first_codes(0, torch.arange(2), views=9, limit=4).shape
+    torch.Size([2, 4])
+    >>> first_codes(0, torch.arange(1), views=9, limit=9).sort().values.tolist()
+    [[0, 1, 2, 3, 4, 5, 6, 7, 8]]
+    """
+    dtype = torch.int16 if views <= 1 << 15 else torch.int32
+    ordered = torch.arange(views, dtype=dtype, device=index.device)
+    parts = []
+    for part in index.split(max(_CHUNK // views, 1)):
+        codes = ordered.repeat(len(part), 1)
+        for place in range(limit):
+            left = views - place
+            other = place + draw_words((_SEQUENCE, view_seed, place), part)[:, None] % left
+            here, there = codes[:, place : place + 1].clone(), codes.gather(1, other)
+            codes.scatter_(1, other, here)
+            codes[:, place : place + 1] = there
+        parts.append(codes[:, :limit].clone())
+    return torch.cat(parts)
+
+
+def numbered_seeds(view_seed: int, index: Int[Tensor, " n"], view: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+    """The seed of each image's numbered view, where views are unbounded: integers in [0, 2^63) `[N]`."""
+    return draw_words((_SEQUENCE, view_seed, view), index)
 
 
 def apply_views(
