@@ -1,0 +1,1 @@
+"""The frozen teacher and the store of its answers."""

@@ -1,0 +1,206 @@
+"""The folder of a store of teacher answers: made whole or not at all, and checked before it is used."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from unixkd.errors import UserError
+
+SCHEMA = 1
+"""Raised by one whenever files of before would be read wrongly."""
+
+_DTYPES: dict[str, np.dtype[np.floating]] = {"fp16": np.dtype("<f2"), "fp32": np.dtype("<f4")}
+_INDEX, _LOGITS, _CHECKS = "answers.json", "logits.bin", "checks.bin"
+_STALE_SECONDS = 3600  # no store takes so long to make: an older unfinished one was left by a kill
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_CANNOT_RESERVE = (errno.EOPNOTSUPP, errno.EINVAL)  # file systems that only ever allocate on writing
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a store holds.
+
+    Args:
+        key: whose answers to what, by named parts
+        images: number of images
+        views: number of views of each image
+        classes: logits of an answer
+        precision: fp16 | fp32
+
+    Raises:
+        UserError: a number is below 1
+
+    >>> print(Contents({}, 50_000, 162, 100, "fp16"))
+    50,000 images × 162 views × 100 classes as fp16 = 1.62 GB (plus checksums)
+    """
+
+    key: Mapping[str, str]
+    images: int
+    views: int
+    classes: int
+    precision: Literal["fp16", "fp32"]
+
+    def __post_init__(self) -> None:
+        if min(self.images, self.views, self.classes) < 1:
+            raise UserError(f"stored answers need at least one image, view and class, got {self}")
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each file of numbers."""
+        rows = self.images * self.views
+        return {_LOGITS: rows * self.classes * _DTYPES[self.precision].itemsize, _CHECKS: rows * 4}
+
+    def __str__(self) -> str:
+        return (
+            f"{self.images:,} images × {self.views:,} views × {self.classes:,} classes as {self.precision} = "
+            f"{format_bytes(self.sizes[_LOGITS])} (plus checksums)"
+        )
+
+
+def open_folder(
+    path: Path, contents: Contents, announce: Callable[[str], None]
+) -> tuple[np.memmap, np.memmap]:
+    """The mapped logits `[images × views, classes]` and checksums `[images × views]` of a store.
+
+    Where there is nothing at `path` (or an empty folder) the store is made, and announced first.
+
+    Raises:
+        UserError: no space for it, a folder of something else or of other answers, a damaged file
+    """
+    try:
+        _remove_leftovers(path.resolve())
+        if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+            _create(path.resolve(), contents, announce)
+        _check(path, contents)
+        rows = contents.images * contents.views
+        shape = (rows, contents.classes)
+        logits = np.memmap(path / _LOGITS, _DTYPES[contents.precision], mode="r+", shape=shape)
+        return logits, np.memmap(path / _CHECKS, np.dtype("<u4"), mode="r+", shape=(rows,))
+    except OSError as error:
+        where = error.filename or path
+        raise UserError(f"cannot keep answers at {where}: {error.strerror}; give another folder") from None
+
+
+def _create(place: Path, contents: Contents, announce: Callable[[str], None]) -> None:
+    announce(f"stored teacher answers: {contents} at {place}")
+    needed = sum(contents.sizes.values())
+    temporary = place.with_name(f".{place.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        if _free_bytes(place) < needed:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        temporary.mkdir(parents=True)
+        for name, size in contents.sizes.items():
+            _reserve(temporary / name, size)
+        with (temporary / _INDEX).open("w") as file:
+            json.dump({"schema": SCHEMA, **asdict(contents)}, file, indent=2)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(place)
+    except OSError as error:
+        if (place / _INDEX).exists():
+            return  # another process has made it meanwhile
+        if error.errno not in _FULL:
+            raise
+        raise UserError(
+            f"no space for stored teacher answers at {place}: {contents} need {needed:,} bytes, "
+            f"{_free_bytes(place):,} are free; keep fewer views (--data.views), or give another folder"
+        ) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _reserve(file: Path, size: int) -> None:
+    """A file of zeros. Its blocks are allocated now: a write through a map cannot report a full disk, it kills."""
+    with file.open("wb") as handle:
+        handle.truncate(size)
+        if hasattr(os, "posix_fallocate"):
+            try:
+                os.posix_fallocate(handle.fileno(), 0, size)
+            except OSError as error:
+                if error.errno not in _CANNOT_RESERVE:
+                    raise
+        os.fsync(handle.fileno())
+
+
+def _remove_leftovers(place: Path) -> None:
+    """Remove what a process that was killed while it made the store has left beside it."""
+    with contextlib.suppress(OSError):  # no parent yet, or another process removes the same
+        for old in place.parent.iterdir():
+            ours = old.name.startswith(f".{place.name}.") and old.name.endswith(".tmp")
+            if ours and time.time() - old.stat().st_mtime > _STALE_SECONDS:
+                shutil.rmtree(old)
+
+
+def _free_bytes(place: Path) -> int:
+    return shutil.disk_usage(next(parent for parent in place.parents if parent.exists())).free
+
+
+def _check(path: Path, contents: Contents) -> None:
+    """Raise where a folder is not the store of these contents."""
+    saved = _read_index(path)
+    if saved["schema"] != SCHEMA:
+        raise UserError(f"{path} was written by another version of unixkd: give another folder, or remove it")
+    there, here = _parts(saved), _parts(asdict(contents))
+    parts = [part for part in {**here, **there} if there.get(part) != here.get(part)]
+    if parts:
+        differences = "; ".join(_difference(part, there.get(part), here.get(part)) for part in parts)
+        raise UserError(
+            f"{path} holds other stored answers. What differs: {differences}. "
+            "Give another folder, or remove this one"
+        )
+    for name, size in contents.sizes.items():
+        file = path / name
+        found = f"{file.stat().st_size:,} bytes" if file.is_file() else "missing"
+        if found != f"{size:,} bytes":
+            raise UserError(f"{file} is damaged: {found}, not {size:,} bytes; remove the folder {path}")
+
+
+def _read_index(path: Path) -> dict[str, Any]:
+    file = path / _INDEX
+    if not path.is_dir() or not file.is_file():
+        raise UserError(f"{path} is no store of teacher answers, it has no {_INDEX}: give another folder")
+    try:
+        saved = json.loads(file.read_text())
+        if isinstance(saved["schema"], int) and isinstance(saved["key"], dict):
+            return saved
+    except (ValueError, KeyError, TypeError, RecursionError):
+        pass
+    raise UserError(f"{file} is damaged or of something else: give another folder, or remove {path}")
+
+
+def _parts(index: dict[str, Any]) -> dict[str, Any]:
+    """All that two stores can differ in, by the name a reader knows it by."""
+    numbers = {f"number of {name}": index.get(name) for name in ("images", "views", "classes")}
+    return {**index["key"], **numbers, "stored precision": index.get("precision")}
+
+
+def _difference(part: str, there: object, here: object) -> str:
+    values = ["nothing" if value is None else str(value) for value in (there, here)]
+    if any(re.fullmatch("[0-9a-f]{32,}", value) for value in values):  # tells a reader nothing
+        return part
+    return f"{part} ({values[0]} there, {values[1]} here)"
+
+
+def format_bytes(count: int) -> str:
+    """A number of bytes for people.
+
+    >>> format_bytes(1_620_000_000), format_bytes(12)
+    ('1.62 GB', '12 bytes')
+    """
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= scale:
+            return f"{count / scale:.2f} {unit}"
+    return f"{count} bytes"

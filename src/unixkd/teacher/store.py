@@ -1,0 +1,208 @@
+"""The teacher's answers on disk: logits of (image, view), mapped into memory, shared by runs and processes.
+
+A store is a folder of three files:
+    answers.json  whose answers these are, to what, and how many
+    logits.bin    [images, views, classes], little-endian fp16 or fp32
+    checks.bin    [images, views], little-endian uint32: 0 = no answer, else a checksum of its logits
+Logits are written before their checksum, and every read compares the two. So there are no locks: an answer
+torn by a kill, a power cut or two writers at once is one that is not there, and is asked for again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from unixkd.errors import UserError
+from unixkd.teacher.checksums import checksum_weights, checksums
+from unixkd.teacher.folder import Contents, open_folder
+
+_DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
+_NAMED = 8  # images that an error names
+_LOG = logging.getLogger(__name__)
+
+
+class AnswerStore:
+    """Stored answers of one teacher to one data set's views; `open` gives one.
+
+    Any number of processes may read and write the same store, and any of them may be killed at any moment.
+    Machines that share one over a network may undo each other's answers, but not falsify them.
+
+    Args:
+        path: its folder
+        contents: what it holds
+        logits: mapped `[images × views, classes]`
+        checks: mapped `[images × views]`
+
+    >>> import tempfile
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> store = AnswerStore.open(
+    ...     Path(folder.name) / "answers", {"teacher weights": "a"}, images=3, views=2, classes=2
+    ... )
+    >>> store.write(torch.tensor([2]), torch.tensor([1]), torch.tensor([[0.5, -0.1]]))
+    >>> logits, known = store.read(torch.tensor([0, 2]), torch.tensor([1, 1]))
+    >>> logits.tolist(), known.tolist(), store.filled()
+    ([[0.0, 0.0], [0.5, -0.0999755859375]], [False, True], 1)
+    >>> store.close(); folder.cleanup()
+    """
+
+    def __init__(self, path: Path, contents: Contents, logits: np.memmap, checks: np.memmap) -> None:
+        self.path = path
+        self.contents = contents
+        self._maps = [logits, checks]
+        # Plain views: indexing a memmap makes memmaps, which is slow.
+        self._logits: NDArray[np.floating] = np.asarray(logits)
+        self._checks: NDArray[np.uint32] = np.asarray(checks)
+        self._weights = checksum_weights(contents.classes)
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        key: Mapping[str, str],
+        *,
+        images: int,
+        views: int,
+        classes: int,
+        precision: Literal["fp16", "fp32"] = "fp16",
+        announce: Callable[[str], None] = _LOG.info,
+    ) -> AnswerStore:
+        """The store at a path, which is made where there is none or an empty folder.
+
+        Args:
+            path: its folder
+            key: whose answers to what, by named parts: whatever changes an answer (`store_key`)
+            images: number of images
+            views: number of views of each image
+            classes: logits of an answer
+            precision: fp16 (within 65,504, 11 bits) | fp32
+            announce: is told the size, in one line, before a store is made
+
+        Raises:
+            UserError: no space for it, a folder of something else or of other answers, a damaged file
+        """
+        contents = Contents(dict(key), images, views, classes, precision)
+        return cls(path, contents, *open_folder(path, contents, announce))
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of logits and checksums on the disk."""
+        return sum(self.contents.sizes.values())
+
+    def read(
+        self, index: Int[Tensor, " n"], view: Int[Tensor, " n"]
+    ) -> tuple[Float[Tensor, "n classes"], Bool[Tensor, " n"]]:
+        """Logits `[N, classes]` in the store's precision, and which of them are known `[N]`; both on the CPU.
+
+        Args:
+            index: position of each image in its data set `[N]`
+            view: number of each image's view `[N]`
+
+        Returns:
+            Rows that are not known are 0.
+
+        Raises:
+            UserError: an image or view that the store has no place for
+        """
+        rows = self._rows(index, view)
+        logits = self._logits.take(rows, axis=0)
+        # Of the copy: another process may be writing to the rows themselves.
+        known = checksums(logits, self._weights) == self._checks.take(rows)
+        logits[~known] = 0
+        return torch.from_numpy(logits), torch.from_numpy(known)
+
+    def known(self, index: Int[Tensor, " n"], view: Int[Tensor, " n"]) -> Bool[Tensor, " n"]:
+        """Which answers are there `[N]`, on the CPU; verified, so that `read` will give them all."""
+        return self.read(index, view)[1]
+
+    def write(
+        self, index: Int[Tensor, " n"], view: Int[Tensor, " n"], logits: Float[Tensor, "n classes"]
+    ) -> None:
+        """Keep answers, rounded to the store's precision; one that is there already is replaced.
+
+        Args:
+            index: position of each image in its data set `[N]`
+            view: number of each image's view `[N]`
+            logits: the teacher's `[N, classes]`, on any device
+
+        Raises:
+            UserError: logits that are not finite or too large for fp16, another number of classes, an
+                image or view that the store has no place for; nothing is written then
+        """
+        rows = self._rows(index, view)
+        if logits.shape != (len(rows), self.contents.classes):
+            raise UserError(
+                f"{self.path} holds {self.contents.classes} logits of each answer, got logits of shape "
+                f"{tuple(logits.shape)} for {len(rows)} images"
+            )
+        rounded = self.rounded(logits.detach()).cpu()
+        # aminmax hands on a NaN, and is far faster than isfinite on every number
+        if len(rows) and not torch.stack(rounded.aminmax()).isfinite().all():
+            raise _unstorable(index, logits, self.contents.precision)
+        values = rounded.numpy()
+        self._logits[rows] = values
+        self._checks[rows] = checksums(values, self._weights)
+
+    def rounded(self, logits: Float[Tensor, "n classes"]) -> Float[Tensor, "n classes"]:
+        """What `read` will give where these logits are written; on their own device."""
+        return logits.to(_DTYPES[self.contents.precision])
+
+    def filled(self) -> int:
+        """Answers that have been written; torn ones, which only `read` tells, are counted too."""
+        return int(np.count_nonzero(self._checks))
+
+    def flush(self) -> None:
+        """Force what was written to the disk, against a power cut; a killed process needs none of it."""
+        for mapped in self._maps:
+            mapped.flush()
+
+    def close(self) -> None:
+        """Let go of the files; the store cannot be used afterwards."""
+        self._maps.clear()
+        self._logits, self._checks = np.empty((0, 0), np.float16), np.empty(0, np.uint32)
+
+    def __enter__(self) -> AnswerStore:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _rows(self, index: Int[Tensor, " n"], view: Int[Tensor, " n"]) -> NDArray[np.int64]:
+        held = self.contents
+        images, views = index.cpu().numpy().astype(np.int64), view.cpu().numpy().astype(np.int64)
+        for what, numbers, count in (("image", images, held.images), ("view", views, held.views)):
+            if len(numbers) and not 0 <= numbers.min() <= numbers.max() < count:
+                outside = numbers[(numbers < 0) | (numbers >= count)][0]
+                raise UserError(f"{self.path} holds {what}s 0 to {count - 1}, not {what} {outside}")
+        return images * held.views + views
+
+
+def _unstorable(index: Tensor, logits: Tensor, precision: str) -> UserError:
+    """The error for logits `[N, classes]` some of which are not finite once rounded."""
+    infinite = ~logits.isfinite().all(dim=1).cpu()
+    if infinite.any():
+        return UserError(f"the teacher's logits are not finite for images {_first(index.cpu()[infinite])}")
+    large = ~logits.to(_DTYPES[precision]).isfinite().all(dim=1).cpu()
+    return UserError(
+        f"the teacher's logits are too large for {precision} for images {_first(index.cpu()[large])}: "
+        "store them as fp32 (--answers.precision fp32)"
+    )
+
+
+def _first(images: Tensor) -> str:
+    more = f" and {len(images) - _NAMED} more" if len(images) > _NAMED else ""
+    return ", ".join(map(str, images[:_NAMED].tolist())) + more
