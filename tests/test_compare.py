@@ -29,10 +29,10 @@ from unixkd.compare import (
 from unixkd.config import MethodConfig, TrainConfig
 from unixkd.cost import Ledger
 from unixkd.display import Event, Finished, Note
+from unixkd.engine import Engine
 from unixkd.errors import UserError
 from unixkd.methods import kd, random, unix
 from unixkd.runfolder import RunFolder
-from unixkd.train import Trainer
 
 NAMES = [f"{method}-seed{seed}" for seed in (0, 1) for method in ("kd", "unix")]
 
@@ -191,17 +191,17 @@ def test_finished_runs_are_skipped(compared, options, tmp_path, capsys, monkeypa
 
 def test_an_interrupted_comparison_goes_on(compared, options, tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
-    original = Trainer.train_step
+    original = Engine.step
     steps = []
 
-    def train_step(trainer, *rest):
-        steps.append(trainer.name)
+    def step(engine, *rest):
+        steps.append(engine)
         if len(steps) == 8 + 6:  # in the second epoch of the second run
             raise KeyboardInterrupt
-        original(trainer, *rest)
+        return original(engine, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_step", train_step)
+        patch.setattr(Engine, "step", step)
         assert call(*options, "--jobs", 1, "--out", out) == 75
     assert [p.name for p in sorted((out / "runs").iterdir())] == ["kd-seed0", "unix-seed0"]
     assert len(metrics(out / "runs" / "unix-seed0")) == 1

@@ -9,8 +9,8 @@ from slow import TinyNet, images_of, labels_of
 from unixkd.batch import Batch, MixedBatch, Outputs
 from unixkd.distill import StepResult
 from unixkd.distiller import Distiller
-from unixkd.methods import hard, kd, unix
-from unixkd.tally import EpochTally
+from unixkd.methods import StepCounts, hard, kd, unix
+from unixkd.tally import Tally
 
 
 def logits_saying(*classes: int) -> torch.Tensor:
@@ -40,9 +40,17 @@ def result_of(
         parts={"kd": torch.tensor(loss / 2), "ce": torch.tensor(2.0)},
         mixed=mixed,
         outputs=Outputs(torch.zeros(k, 3) if said is None else said),
+        counts=StepCounts(
+            seen=k if scores is None else len(scores), scored=0, teacher_forwarded=0, trained=k
+        ),
         scoring_logits=scoring,
         scores=None if scores is None else torch.tensor(scores),
     )
+
+
+def add(tally: Tally, batch: Batch, result: StepResult) -> None:
+    tally.add(batch, result)
+    tally.count(result.counts)
 
 
 def batch_of(index: list[int], labels: list[int] | None = None) -> Batch:
@@ -54,14 +62,16 @@ def batch_of(index: list[int], labels: list[int] | None = None) -> Batch:
 
 def test_two_steps_by_hand():
     times_kept = torch.tensor([5, 3, 0, 0, 0, 0, 0, 0])  # of earlier epochs
-    tally = EpochTally(times_kept)
+    tally = Tally(times_kept)
     # Four images, two kept (positions 3 and 0, that is images 7 and 4); the student is wrong on 0 and 2.
-    tally.add(
+    add(
+        tally,
         batch_of([4, 5, 6, 7], [0, 1, 2, 0]),
         result_of([3, 0], 3.0, scores=[1.0, 0.25, 0.5, 2.0], scoring=logits_saying(1, 1, 0, 0)),
     )
     # Two images, both kept (images 0 and 4 again); wrong on image 0.
-    tally.add(
+    add(
+        tally,
         batch_of([0, 4], [2, 2]),
         result_of([0, 1], 1.0, scores=[0.5, 0.5], scoring=logits_saying(0, 2)),
     )
@@ -78,10 +88,12 @@ def test_two_steps_by_hand():
 
 
 def test_without_scores_the_training_pass_of_pure_images_tells_who_is_hard():
-    tally = EpochTally(torch.zeros(4, dtype=torch.int64))
+    tally = Tally(torch.zeros(4, dtype=torch.int64))
     labels = torch.tensor([0, 1, 2])
-    tally.add(
-        batch_of([0, 1, 2], [0, 1, 2]), result_of([0, 1, 2], 1.0, said=logits_saying(0, 0, 0), labels=labels)
+    add(
+        tally,
+        batch_of([0, 1, 2], [0, 1, 2]),
+        result_of([0, 1, 2], 1.0, said=logits_saying(0, 0, 0), labels=labels),
     )
     selection = tally.selection()
     assert selection["hard_kept"] == pytest.approx(2 / 3)
@@ -91,9 +103,9 @@ def test_without_scores_the_training_pass_of_pure_images_tells_who_is_hard():
 
 
 def test_without_labels_or_index():
-    tally = EpochTally(torch.zeros(4, dtype=torch.int64))
+    tally = Tally(torch.zeros(4, dtype=torch.int64))
     batch = Batch(torch.zeros(2, 1, 2, 2))
-    tally.add(batch, result_of([1], 1.0, scores=[0.0, 1.0], scoring=logits_saying(0, 0)))
+    add(tally, batch, result_of([1], 1.0, scores=[0.0, 1.0], scoring=logits_saying(0, 0)))
     selection = tally.selection()
     assert (selection["score_kept"], selection["score_dropped"]) == (1.0, 0.0)
     assert selection["hard_kept"] is None
@@ -102,11 +114,24 @@ def test_without_labels_or_index():
 
 def test_an_epoch_counts_anew():
     times_kept = torch.zeros(2, dtype=torch.int64)
-    for _ in range(2):
-        tally = EpochTally(times_kept)
-        tally.add(batch_of([0, 1]), result_of([0], 1.0))
-        assert tally.selection()["distinct"] == 0.5
+    tally = Tally(times_kept)
+    for loss in (1.0, 3.0):
+        tally.start_epoch()
+        add(tally, batch_of([0, 1]), result_of([0], loss, scores=[1.0, 0.0], scoring=logits_saying(0, 0)))
+        assert tally.losses()["loss"] == loss
+        assert (tally.seen, tally.kept, tally.selection()["distinct"]) == (2, 1, 0.5)
     assert times_kept.tolist() == [2, 0]
+
+
+def test_a_loss_that_is_not_finite_is_remembered():
+    for broken in (float("nan"), float("inf"), float("-inf")):
+        tally = Tally(torch.zeros(2, dtype=torch.int64))
+        for loss in (1.0, broken, 1.0):
+            assert tally.finite() == (tally.steps < 2)
+            add(tally, batch_of([0, 1]), result_of([0], loss))
+        assert not tally.finite()
+        tally.start_epoch()
+        assert tally.finite()
 
 
 @pytest.mark.parametrize("method", [kd(), hard(), unix()], ids=lambda m: m.name)
@@ -115,11 +140,11 @@ def test_tally_of_real_steps(method):
     student = TinyNet(seed=1)
     distiller = Distiller(student, TinyNet(seed=2), method)
     times_kept = torch.zeros(20, dtype=torch.int64)
-    tally, losses, kept = EpochTally(times_kept), [], []
+    tally, losses, kept = Tally(times_kept), [], []
     for start, n in ((0, 8), (8, 8), (16, 4)):
         batch = Batch(images_of(n, seed=start), labels_of(n, seed=start), torch.arange(start, start + n))
         result = distiller.step(batch.images, batch.labels, index=batch.index)
-        tally.add(batch, result)
+        add(tally, batch, result)
         losses.append(result.loss.item())
         kept += (start + result.mixed.position).tolist()
     assert tally.losses()["loss"] == pytest.approx(sum(losses) / 3)

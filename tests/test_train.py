@@ -39,6 +39,8 @@ from unixkd.config import LossConfig, MethodConfig, RunConfig
 from unixkd.cost import forward_flops
 from unixkd.data import load_data
 from unixkd.display import Event, Note
+from unixkd.distill import StepResult
+from unixkd.engine import Engine
 from unixkd.errors import UserError
 from unixkd.evaluate import predict
 from unixkd.models import create_model, load_model
@@ -89,7 +91,9 @@ def types(value: Any) -> Any:
 
 
 def test_the_summary_has_exactly_the_documented_fields(unix_run):
-    counts = dict.fromkeys(("scored", "teacher_forwarded", "teacher_cached", "trained", "evaluated"), int)
+    counts = dict.fromkeys(
+        ("scored", "teacher_forwarded", "teacher_cached", "teacher_filled", "trained", "evaluated"), int
+    )
     assert types(summary(unix_run)) == {
         **dict.fromkeys(("schema", "seed", "epochs", "parameters"), int),
         "method": str,
@@ -118,6 +122,7 @@ def test_the_figures_of_a_unix_run_by_hand(unix_run, teacher):
         "scored": 2 * IMAGES,
         "teacher_forwarded": 2 * KEPT,
         "teacher_cached": 0,
+        "teacher_filled": 0,
         "trained": 2 * KEPT,
         "evaluated": 2 * TEST_IMAGES,
     }
@@ -245,14 +250,14 @@ class Stop:
     """A Ctrl-C before a step of the whole run, counted from 0."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
-        original = Trainer.train_step
+        original = Engine.step
 
-        def train_step(trainer: Trainer, step: int, *rest: Any) -> None:
-            if step == at:
+        def step(engine: Engine, *rest: Any) -> StepResult:
+            if engine.distiller.steps == at:
                 raise KeyboardInterrupt
-            original(trainer, step, *rest)
+            return original(engine, *rest)
 
-        monkeypatch.setattr(Trainer, "train_step", train_step)
+        monkeypatch.setattr(Engine, "step", step)
 
 
 def stop_and_resume(config: RunConfig, folder: Path, *steps: int) -> list[Event]:
@@ -541,13 +546,14 @@ def test_all_losses_together_add_up_with_their_weights(teacher, tmp_path):
 def test_the_average_of_the_weights_is_what_is_evaluated_and_saved(tmp_path, monkeypatch):
     """After each step average = d · average + (1 − d) · weights; it starts as the weights after the first."""
     seen: list[dict[str, torch.Tensor]] = []
-    original = Trainer.train_step
+    original = Engine.step
 
-    def train_step(trainer: Trainer, *rest: Any) -> None:
-        original(trainer, *rest)
-        seen.append({name: value.clone() for name, value in trainer.parts.student.net.state_dict().items()})
+    def step(engine: Engine, *rest: Any) -> StepResult:
+        result = original(engine, *rest)
+        seen.append({name: value.clone() for name, value in engine.student.net.state_dict().items()})
+        return result
 
-    monkeypatch.setattr(Trainer, "train_step", train_step)
+    monkeypatch.setattr(Engine, "step", step)
     run(alone(ema_decay=0.75), tmp_path / "run")
     assert len(seen) == 8
     saved = weights(tmp_path / "run")
@@ -595,7 +601,7 @@ def test_gradients_clipped_to_nothing_leave_the_initial_weights(tmp_path):
 
 
 def test_reduced_precision_keeps_the_weights_in_full_and_charges_full_flops(teacher, unix_run, tmp_path):
-    result = run(distilled(teacher, precision="bf16"), tmp_path / "run")
+    result = run(distilled(teacher, precision="bf16", teacher_precision="bf16"), tmp_path / "run")
     assert {v.dtype for v in weights(tmp_path / "run").values()} == {torch.float32, torch.int64}
     assert result["cost"] == summary(unix_run)["cost"]
     assert result["environment"]["precision"] == "bf16"

@@ -17,20 +17,22 @@ class Batch:
         images: pixels in [0, 1], `[N, C, H, W]` (an own loop may pass normalised images)
         labels: class numbers `[N]`, or None
         index: position of each image in its data set `[N]`, or None
-        view: code of the augmentation of each image `[N]`, or None
+        view: number of each image's view (augmentation) `[N]`, or None
+        answers: the teacher's stored logits on each image in this view `[N, classes]`, or None
     """
 
     images: Float[Tensor, "n c h w"]
     labels: Int[Tensor, " n"] | None = None
     index: Int[Tensor, " n"] | None = None
     view: Int[Tensor, " n"] | None = None
+    answers: Float[Tensor, "n classes"] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on a device; what is there already is not copied."""
-        values = (self.images, self.labels, self.index, self.view)
+        values = (self.images, self.labels, self.index, self.view, self.answers)
         return Batch(*(None if t is None else t.to(device, non_blocking=True) for t in values))  # type: ignore[arg-type]
 
 
@@ -48,6 +50,10 @@ class Draws:
     lam: Float[Tensor, " n"]
     noise: Float[Tensor, " n"]
 
+    def part(self, start: int, stop: int) -> Draws:
+        """The draws of rows start to stop, where several steps' draws lie one after the other."""
+        return Draws(self.partner[start:stop], self.lam[start:stop], self.noise[start:stop])
+
 
 @dataclass(frozen=True)
 class MixedBatch:
@@ -60,6 +66,7 @@ class MixedBatch:
         weight: mixing weight m of the partner, 0 = pure, `[k]`
         sample_weight: weight of each row in every loss `[k]`
         position: position in the batch of each ranked image `[k]`
+        num_pure: so many leading rows are images as they are: their weight is 0, whatever the draws
     """
 
     images: Float[Tensor, "k c h w"]
@@ -68,6 +75,7 @@ class MixedBatch:
     weight: Float[Tensor, " k"]
     sample_weight: Float[Tensor, " k"]
     position: Int[Tensor, " k"]
+    num_pure: int = 0
 
     def __len__(self) -> int:
         return len(self.images)

@@ -7,14 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 import torch
-from lightning_fabric import Fabric
-from torch import nn
+from torch import Tensor, nn
 
 from unixkd.checks import check_data, check_small_batches, check_train
 from unixkd.config import LossConfig, MethodConfig, ModelConfig, RunConfig, TrainConfig
 from unixkd.data import Data, MemorySplit, load_data
 from unixkd.errors import UserError, unknown_name
-from unixkd.feature_losses import AttentionTransfer, SimilarityPreserving
+from unixkd.feature_losses import AttentionTransfer, FeatureLoss, SimilarityPreserving
 from unixkd.losses import DIST, DKD, KD, CrossEntropy, Loss
 from unixkd.methods import METHODS, Method
 from unixkd.mixing import Curve, SigmoidCurve, StepCurve
@@ -42,11 +41,9 @@ LOSSES: dict[str, Callable[[LossConfig], Loss]] = {
     "sp": lambda c: SimilarityPreserving(tuple(c.student_layers), tuple(c.teacher_layers)),
 }
 
-OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter], TrainConfig], torch.optim.Optimizer]] = {
-    "sgd": lambda parameters, c: torch.optim.SGD(
-        parameters, c.lr, momentum=c.momentum, weight_decay=c.weight_decay, nesterov=c.nesterov
-    ),
-    "adamw": lambda parameters, c: torch.optim.AdamW(parameters, c.lr, weight_decay=c.weight_decay),
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "sgd": lambda c, **common: torch.optim.SGD(momentum=c.momentum, nesterov=c.nesterov, **common),
+    "adamw": lambda c, **common: torch.optim.AdamW(**common),
 }
 
 
@@ -129,7 +126,7 @@ class RunParts:
 def build_run(config: RunConfig, device: torch.device) -> RunParts:
     """Data, networks, method and losses of a run; every mismatch is found here, before training.
 
-    In-memory images and networks are put on the device, networks in channels_last.
+    In-memory images and networks are put on the device, networks in channels_last unless configured.
 
     Raises:
         UserError: something is missing or does not fit
@@ -141,6 +138,8 @@ def build_run(config: RunConfig, device: torch.device) -> RunParts:
     objective = build_objective(config.loss, method, config.train.label_smoothing)
     if config.teacher is None and method.teacher:
         raise UserError(f"method {method.name} needs a teacher")
+    if config.train.compile and any(isinstance(term.loss, FeatureLoss) for term in objective):
+        raise UserError("at and sp read features inside the networks, which --train.compile does not allow")
     data = load_data(config.data)
     check_data(config, data, method, objective)
     teacher = None if config.teacher is None else build_network(config.teacher, data, "teacher")
@@ -150,7 +149,11 @@ def build_run(config: RunConfig, device: torch.device) -> RunParts:
         data = replace(data, train=data.train.to(device))
     for network in (teacher, student):
         if network is not None:
-            network.to(device).to(memory_format=torch.channels_last)
+            network.to(device)
+            if config.train.channels_last:
+                network.to(memory_format=torch.channels_last)
+            if config.train.compile:
+                network.compile()
     return RunParts(data, student, teacher, method, objective)
 
 
@@ -178,9 +181,16 @@ def build_student(config: RunConfig, data: Data, teacher: PixelModel | None) -> 
     return build_network(config.student, data, "student")
 
 
-def build_optimizer(config: TrainConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """The named optimiser over all parameters."""
-    return named("optimizer", config.optimizer, OPTIMIZERS)(parameters, config)
+def build_optimizer(
+    config: TrainConfig, parameters: Iterable[nn.Parameter], device: torch.device
+) -> torch.optim.Optimizer:
+    """The named optimiser over all parameters; its learning rate is a tensor where a graph may read it."""
+    lr: float | Tensor = config.lr
+    if device.type == "cuda" and config.fused:
+        lr = torch.tensor(config.lr, device=device)
+    return named("optimizer", config.optimizer, OPTIMIZERS)(
+        config, params=parameters, lr=lr, weight_decay=config.weight_decay, fused=config.fused
+    )
 
 
 def named(kind: str, name: str, table: Mapping[str, T]) -> T:
@@ -190,20 +200,21 @@ def named(kind: str, name: str, table: Mapping[str, T]) -> T:
     return table[name]
 
 
-def make_fabric(config: TrainConfig) -> Fabric:
-    """One device in the configured precision.
+def pick_device(config: TrainConfig) -> torch.device:
+    """The configured device.
 
     Raises:
-        UserError: the device is not there
+        UserError: it is not there
     """
     available: dict[str, Callable[[], bool]] = {
+        "auto": lambda: True,
+        "cpu": lambda: True,
         "cuda": torch.cuda.is_available,
         "mps": torch.backends.mps.is_available,
     }
-    if config.device in available and not available[config.device]():
+    if not named("device", config.device, available)():
         raise UserError(f"device {config.device} is not available here; give --train.device auto or cpu")
-    precision = named("precision", config.precision, {"fp32": "32-true", "bf16": "bf16-mixed"})
-    return Fabric(accelerator=config.device, devices=1, precision=precision)
+    return default_device() if config.device == "auto" else torch.device(config.device)
 
 
 def default_device() -> torch.device:

@@ -107,7 +107,11 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor],
         for key, value in entries.items():
             target: dict[str, Any] = tensors if isinstance(value, Tensor) else values
             target[f"{number}.{key}"] = value
-    return tensors, {"values": values, "groups": state["param_groups"]}
+    groups = [
+        {key: value.item() if isinstance(value, Tensor) else value for key, value in group.items()}
+        for group in state["param_groups"]
+    ]
+    return tensors, {"values": values, "groups": groups}
 
 
 def unpack_optimizer(
@@ -118,4 +122,13 @@ def unpack_optimizer(
     for name, value in {**tensors, **state["values"]}.items():
         number, key = name.split(".", 1)
         entries.setdefault(int(number), {})[key] = value
+    rates = [group["lr"] for group in optimizer.param_groups]
     optimizer.load_state_dict({"state": entries, "param_groups": state["groups"]})
+    for parameter, values in optimizer.state.items():
+        for key, value in values.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                # In the weights' own memory layout: a fused step walks through all of them in one go.
+                values[key] = torch.empty_like(parameter).copy_(value)
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        if isinstance(rate, Tensor):  # the same tensor, as a captured step holds on to it
+            group["lr"] = rate.fill_(group["lr"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import gc
 import re
 import sys
 from collections.abc import Sequence
@@ -23,6 +24,9 @@ SHORTHANDS |= {f"--{name}": f"--train.{name}" for name in ("epochs", "lr", "seed
 SHORTHANDS |= {"--print-config": "--print_config"}
 LISTS = ("--methods", "--seeds")
 
+RARELY = (50_000, 20, 100)
+"""Thresholds of the garbage collector: importing torch makes a million objects, and they stay."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 done, 1 failed, 2 bad usage, 75 stopped and resumable."""
@@ -39,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise unknown_name("command", name, COMMANDS)
         options = parse(name, arguments)
         check_names(options)
+        gc.set_threshold(*RARELY)
         from unixkd import commands  # imports torch: only once the options are known to be right
 
         commands.HANDLERS[name](options)

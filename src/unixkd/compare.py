@@ -5,24 +5,29 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from unixkd.assembly import decide
+from unixkd.build import build_run, pick_device
 from unixkd.config import MethodConfig, RunConfig, TrainConfig
 from unixkd.cost import Ledger
 from unixkd.display import Display, Event, Finished, Note
 from unixkd.errors import UserError
 from unixkd.methods import Method
 from unixkd.planner import step_sizes
+from unixkd.precision import has_native_bf16, recall
 from unixkd.runfolder import RunFolder
-from unixkd.train import run
+from unixkd.train import run, steps
+from unixkd.turns import take_turns
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,22 @@ class Job:
 
     config: RunConfig
     folder: Path
+
+
+def decide_once(base: RunConfig, out: Path, note: Callable[[str], None]) -> RunConfig:
+    """The protocol with the precision decided for all runs alike: as an earlier one has it, else by a probe.
+
+    Args:
+        base: the protocol that all runs share
+        out: folder of the comparison, which may hold runs already
+        note: shows the user what a probe found
+    """
+    for path in sorted(out.glob("runs/*/run.yaml")):
+        return replace(base, train=recall(base.train, RunFolder(path.parent).decided()))
+    device = pick_device(base.train)
+    if not has_native_bf16(device):
+        return base  # every run will come to the same end by itself
+    return decide(base, build_run(base, device), device, {}, note)
 
 
 def plan_jobs(base: RunConfig, methods: Sequence[MethodConfig], seeds: Sequence[int], out: Path) -> list[Job]:
@@ -100,7 +121,8 @@ def run_jobs(jobs: Sequence[Job], display: Display, workers: int) -> list[dict[s
     Args:
         jobs: runs; finished ones are skipped, interrupted ones resumed
         display: gets the events of all runs
-        workers: runs at a time, each in a process of its own with one thread unless configured
+        workers: runs at a time; on a CPU each in a process of its own with one thread unless configured,
+            on a GPU in turns in this one
     """
     todo = [job for job in jobs if not is_finished(job)]
     if len(todo) < len(jobs):
@@ -110,6 +132,10 @@ def run_jobs(jobs: Sequence[Job], display: Display, workers: int) -> list[dict[s
                 display(Finished(job.folder.name))
     if workers <= 1 or not todo:
         return [run(job.config, job.folder, mode="resume", display=display) for job in todo]
+    device = pick_device(todo[0].config.train)
+    if device.type == "cuda":
+        begin = [partial(steps, job.config, job.folder, mode="resume", display=display) for job in todo]
+        return take_turns(begin, workers, lambda: torch.cuda.stream(torch.cuda.Stream(device)))
     context = multiprocessing.get_context("spawn")
     events: SimpleQueue[Event] = context.SimpleQueue()  # put returns once it is written: no event is lost
     with ProcessPoolExecutor(min(workers, len(todo)), context, start_worker, (events,)) as pool:

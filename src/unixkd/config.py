@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+Precision = Literal["auto", "fp32", "bf16"]
 Scorer = Literal["entropy", "margin", "least_confidence", "random"]
 
 
@@ -26,6 +27,7 @@ class DataConfig:
         crop_padding: zero padding of the random crop in pixels (default: the data's own)
         flip: random horizontal flip (default: the data's own)
         view_seed: seed of the augmentations, apart from the run's seed so that runs can share answers
+        views: train on the first so many views of each image only (default: all there are)
         labels: false: train without labels, whatever the data has
         image_column: column that holds the image (parquet:, hub:; default: the first image column)
         label_column: column that holds the label (parquet:, hub:; default: the first class column)
@@ -42,6 +44,7 @@ class DataConfig:
     crop_padding: int | None = None
     flip: bool | None = None
     view_seed: int = 0
+    views: int | None = None
     labels: bool = True
     image_column: str | None = None
     label_column: str | None = None
@@ -125,6 +128,22 @@ class LossConfig:
 
 
 @dataclass(frozen=True)
+class AnswersConfig:
+    """Stored answers of the teacher: logits of (image, view), kept on disk and never asked for twice.
+
+    Args:
+        path: folder of the stored answers, shared by runs; None: the teacher is asked every time
+        precision: fp16 | fp32 of the stored logits
+        fill: lazy (when an answer is first needed) | epoch (all that an epoch shows, ahead of it, in
+            large batches) | auto (epoch on a GPU)
+    """
+
+    path: str | None = None
+    precision: Literal["fp16", "fp32"] = "fp16"
+    fill: Literal["auto", "lazy", "epoch"] = "auto"
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """Optimisation, precision, evaluation and seeds.
 
@@ -144,9 +163,15 @@ class TrainConfig:
         ema_decay: keep an exponential moving average of the weights and evaluate it
         label_smoothing: smoothing of the cross-entropy labels
         seed: seed of initial weights, order of images and every draw of the method
-        precision: fp32 | bf16 (weights stay fp32)
+        precision: auto | fp32 | bf16 of the student (weights stay fp32); auto: bf16 where it is faster here
+        teacher_precision: auto | fp32 | bf16 of the teacher
         device: auto | cpu | cuda | mps
         threads: CPU threads (default: torch's)
+        channels_last: keep images and weights in channels_last
+        fused: one fused kernel for the optimiser's step
+        flush_denormal: count denormal numbers as 0 (CPU)
+        graph: replay the whole step as one CUDA graph (cuda)
+        compile: compile both networks with torch.compile, which takes minutes before it pays
         eval_every: evaluate every so many epochs (the last one always)
         eval_batch_size: images per evaluation batch
         checkpoint_every: save a checkpoint every so many epochs (the last one always)
@@ -167,9 +192,15 @@ class TrainConfig:
     ema_decay: float | None = None
     label_smoothing: float = 0.0
     seed: int = 0
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "auto"
+    teacher_precision: Precision = "auto"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     threads: int | None = None
+    channels_last: bool = True
+    fused: bool = True
+    flush_denormal: bool = True
+    graph: bool = True
+    compile: bool = False
     eval_every: int = 1
     eval_batch_size: int = 256
     checkpoint_every: int = 1
@@ -185,6 +216,7 @@ class RunConfig:
         method: who is scored, kept and mixed
         loss: the weight of each loss
         data: which images
+        answers: stored answers of the teacher
         train: optimisation, precision, evaluation and seeds
         label: name of the method in reports (default: the method's own name)
         reference_epochs: epochs of the plain-KD run that costs are compared with (default: this run's)
@@ -195,6 +227,7 @@ class RunConfig:
     method: MethodConfig = field(default_factory=MethodConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    answers: AnswersConfig = field(default_factory=AnswersConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     label: str | None = None
     reference_epochs: int | None = None

@@ -70,11 +70,12 @@ def break_even_ratio(method: Method, backward: int) -> float:
 
 @dataclass
 class ImageCounts:
-    """Images that passed through each forward."""
+    """Images that passed through each forward; see `StepCounts`."""
 
     scored: int = 0
     teacher_forwarded: int = 0
     teacher_cached: int = 0
+    teacher_filled: int = 0
     trained: int = 0
     evaluated: int = 0
 
@@ -108,7 +109,14 @@ class Ledger:
         self.seen += counts.seen
         self.images.scored += counts.scored
         self.images.teacher_forwarded += counts.teacher_forwarded
+        self.images.teacher_cached += counts.teacher_cached
+        self.images.teacher_filled += counts.teacher_filled
         self.images.trained += counts.trained
+
+    def charge_fill(self, images: int) -> None:
+        """Add answers that the teacher gave ahead of an epoch, whether a step will use them or not."""
+        self.images.teacher_forwarded += images
+        self.images.teacher_filled += images
 
     def charge_evaluation(self, images: int, *, teacher: bool = False) -> None:
         """Add an evaluation of the student (or the teacher); listed beside the training cost, not in it."""
@@ -152,15 +160,16 @@ class Ledger:
                 raise UserError(f"ledger: {name} was {state[name]} and is now {getattr(self, name)}")
         images = state["images"]
         assert isinstance(images, Mapping)
-        self.images = ImageCounts(**{f.name: int(images[f.name]) for f in fields(ImageCounts)})
+        self.images = ImageCounts(**{f.name: int(images.get(f.name, 0)) for f in fields(ImageCounts)})
         self.seen = int(str(state["seen"]))
         self.teacher_evaluated = int(str(state["teacher_evaluated"]))
 
     def __str__(self) -> str:
         cost = self.relative_to_kd()
         count = self.images
+        stored = f" ({count.teacher_cached:,} more answered from the store)" if count.teacher_cached else ""
         return (
             f"{self.seen:,} images seen: {count.scored:,} scored, {count.teacher_forwarded:,} asked of the "
-            f"teacher, {count.trained:,} trained; {cost['backward_1x']:.1%} of plain KD's cost "
+            f"teacher{stored}, {count.trained:,} trained; {cost['backward_1x']:.1%} of plain KD's cost "
             f"(backward = 1 forward), {cost['backward_2x']:.1%} (= 2)"
         )

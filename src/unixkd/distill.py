@@ -6,20 +6,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from unixkd.batch import Batch, Draws, MixedBatch, Outputs
 from unixkd.errors import UserError
-from unixkd.methods import Method
+from unixkd.methods import Method, StepCounts
 from unixkd.mixing import mix, num_kept, pure
-from unixkd.models.features import FeatureTap, unwrap
+from unixkd.network import Network, evaluating
 from unixkd.objective import Objective, evaluate_objective
 from unixkd.scoring import rank
+from unixkd.teacher.asking import Teacher
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class StepResult:
         parts: each term's unweighted value, detached
         mixed: the k rows that were trained on
         outputs: the student's outputs on them
+        counts: images that went through each forward
         scoring_logits: the student's logits on all N images, where the method scored `[N, C]`
         scores: uncertainty of all N images, where the method scored `[N]`
     """
@@ -39,13 +40,14 @@ class StepResult:
     parts: dict[str, Float[Tensor, ""]]
     mixed: MixedBatch
     outputs: Outputs
+    counts: StepCounts
     scoring_logits: Float[Tensor, "n classes"] | None = None
     scores: Float[Tensor, " n"] | None = None
 
 
 def distill_step(
     student: Network,
-    teacher: Network | None,
+    teacher: Teacher | None,
     batch: Batch,
     draws: Draws,
     method: Method,
@@ -56,32 +58,39 @@ def distill_step(
 
     Args:
         student: gets gradients through the k kept rows only
-        teacher: asked once for each kept row; None where no loss needs it
+        teacher: asked once for each kept row it has no stored answer to; None where no loss needs it
         batch: N images
         draws: partners, λ, noise `[N]`
         method: whom to score, how many to keep, how to mix
         objective: weighted losses
         batch_size: the configured N that fractions of the method refer to
     """
-    logits = score(student.module, batch.images, method) if method.scorer else None
+    logits = score(student, batch.images, method) if method.scorer else None
     scores = method.scorer(logits) if method.scorer and logits is not None else None
     check_finite(scores)
     mixed = select(batch, scores, draws, method, batch_size)
-    with torch.no_grad():
-        answers = teacher(mixed.images) if teacher else None
+    answers = teacher(batch, mixed) if teacher else None
     outputs = student(mixed.images)
-    loss, parts = evaluate_objective(objective, outputs, answers, mixed)
-    return StepResult(loss, parts, mixed, outputs, logits, scores)
+    loss, parts = evaluate_objective(objective, outputs, answers.outputs if answers else None, mixed)
+    counts = StepCounts(
+        seen=len(batch),
+        scored=0 if logits is None else len(batch),
+        teacher_forwarded=answers.forwarded if answers else 0,
+        trained=len(mixed),
+        teacher_cached=answers.cached if answers else 0,
+        teacher_filled=answers.filled if answers else 0,
+    )
+    return StepResult(loss, parts, mixed, outputs, counts, logits, scores)
 
 
-def score(student: nn.Module, images: Float[Tensor, "n c h w"], method: Method) -> Float[Tensor, "n classes"]:
+def score(student: Network, images: Float[Tensor, "n c h w"], method: Method) -> Float[Tensor, "n classes"]:
     """The student's logits on all N images, without gradient, in the method's BatchNorm mode."""
-    module = unwrap(student)  # inside DDP: a scoring pass has no gradients to reduce
-    mode = evaluating(module) if method.scoring_mode == "eval" else contextlib.nullcontext()
+    bare = student.bare()  # inside DDP: a scoring pass has no gradients to reduce
+    mode = evaluating(bare.module) if method.scoring_mode == "eval" else contextlib.nullcontext()
     with torch.no_grad(), mode:
-        logits = module(images)
+        logits = bare(images).logits
     # Casts cached under no_grad would cut the training forward off from the weights (pytorch issue
-    # 112583); cleared always, as the student may switch autocast on inside its own forward.
+    # 112583); cleared always, as a caller or the student itself may have switched autocast on.
     torch.clear_autocast_cache()
     return logits
 
@@ -110,30 +119,3 @@ def select(
     if method.curve is None or ranking is None:
         return pure(batch, None if ranking is None else ranking[:k])
     return mix(batch, ranking, k, method.curve, draws, batch_size)
-
-
-@dataclass(frozen=True)
-class Network:
-    """A module and the layers whose outputs the losses want: images `[k, C, H, W]` -> `Outputs`."""
-
-    module: nn.Module
-    layers: tuple[str, ...] = ()
-
-    def __call__(self, images: Float[Tensor, "k c h w"]) -> Outputs:
-        if not self.layers:
-            return Outputs(self.module(images))
-        with FeatureTap(self.module, self.layers) as tap:
-            logits = self.module(images)
-        return Outputs(logits, tap.take())
-
-
-@contextlib.contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode inside; afterwards every submodule has exactly the flag it had."""
-    flags = [(m, m.training) for m in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for m, training in flags:
-            m.training = training

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from unixkd.batch import Batch
+from unixkd.batch import Batch, Draws
 from unixkd.cost import Ledger, forward_flops
-from unixkd.distill import Network, StepResult, distill_step
+from unixkd.distill import StepResult, distill_step
 from unixkd.draws import make_draws
 from unixkd.errors import UserError
 from unixkd.feature_losses import FeatureLoss
 from unixkd.losses import KD, CrossEntropy
-from unixkd.methods import Method, unix
+from unixkd.methods import Method, StepCounts, unix
 from unixkd.models.features import unwrap
+from unixkd.network import Network
 from unixkd.objective import Objective, Term, check_objective, resolve_layers
+from unixkd.teacher.asking import Teacher
+from unixkd.teacher.store import AnswerStore
 
 
 class Distiller:
@@ -32,9 +35,13 @@ class Distiller:
         seed: of every random choice
         rank: number of this process among several, so that each draws for itself
         ledger: an open ledger to charge; default: one of its own, opened at the first step
+        store: stored answers of the teacher, to use and to fill; `step` then wants `index` and `view`
+        student_dtype: precision of the student's forwards by autocast; default: as the caller has it
+        teacher_dtype: precision of the teacher's
 
     Raises:
-        UserError: a teacher is missing, or a loss needs one the method does not use
+        UserError: a teacher is missing, or a loss needs one the method does not use, or features that
+            stored answers do not hold
 
     >>> import torch
     >>> from unixkd.methods import kd
@@ -57,6 +64,9 @@ class Distiller:
         seed: int = 0,
         rank: int = 0,
         ledger: Ledger | None = None,
+        store: AnswerStore | None = None,
+        student_dtype: torch.dtype | None = None,
+        teacher_dtype: torch.dtype | None = None,
     ) -> None:
         self.method = method or unix()
         if objective is None:
@@ -66,16 +76,21 @@ class Distiller:
         teacher = teacher if needs_teacher else None
         self.objective = resolve_layers(objective, student, teacher)
         features = [t.loss for t in self.objective if isinstance(t.loss, FeatureLoss)]
-        self.student = Network(student, unique(name for loss in features for name in loss.student_layers))
-        self.teacher: Network | None = None
+        self.student = Network(
+            student, unique(name for loss in features for name in loss.student_layers), student_dtype
+        )
+        self.teacher: Teacher | None = None
         if teacher is not None:
             if unwrap(teacher) is unwrap(student):
                 raise UserError(
                     "student and teacher are the same module; a student must be trained, a teacher not"
                 )
+            if store is not None and features:
+                raise UserError("stored answers hold logits only: at and sp compare features, use no store")
             teacher.requires_grad_(False).eval()
             self._teacher_modules = list(teacher.modules())
-            self.teacher = Network(teacher, unique(name for loss in features for name in loss.teacher_layers))
+            layers = unique(name for loss in features for name in loss.teacher_layers)
+            self.teacher = Teacher(Network(teacher, layers, teacher_dtype), store)
         self.batch_size = batch_size
         self.seed, self.rank = seed, rank
         self.steps = 0
@@ -99,10 +114,6 @@ class Distiller:
         """
         if len(images) == 0:
             raise UserError("the batch is empty")
-        if self.batch_size is None:
-            self.batch_size = len(images)
-        if self.teacher is not None and any(m.training for m in self._teacher_modules):
-            self.teacher.module.eval()  # a caller's model.train() may have reached it
         draws = make_draws(
             len(images),
             seed=self.seed,
@@ -111,15 +122,26 @@ class Distiller:
             per_sample_lambda=self.method.per_sample_lambda,
             device=images.device,
         )
-        batch = Batch(images, labels, index, view)
-        ledger = self.measure(tuple(images.shape[1:]))
-        result = distill_step(
+        self.measure(tuple(images.shape[1:]))
+        if self.teacher is not None and any(m.training for m in self._teacher_modules):
+            self.teacher.network.module.eval()  # a caller's model.train() may have reached it
+        result = self.run(Batch(images, labels, index, view), draws)
+        self.count(result.counts)
+        return result
+
+    def run(self, batch: Batch, draws: Draws) -> StepResult:
+        """The step alone, a pure function of its arguments and the weights: nothing is counted."""
+        if self.batch_size is None:
+            self.batch_size = len(batch)
+        return distill_step(
             self.student, self.teacher, batch, draws, self.method, self.objective, self.batch_size
         )
-        counts = self.method.counts(len(images), self.batch_size)
-        ledger.charge(counts if self.teacher else replace(counts, teacher_forwarded=0))
+
+    def count(self, counts: StepCounts) -> None:
+        """Charge a step to the ledger."""
+        assert self._ledger is not None
+        self._ledger.charge(counts)
         self.steps += 1
-        return result
 
     @property
     def ledger(self) -> Ledger:
@@ -131,7 +153,7 @@ class Distiller:
         if self._ledger is None:
             channels, height, width = image_shape
             shape = (channels, height, width)
-            teacher_flops = forward_flops(unwrap(self.teacher.module), shape) if self.teacher else 0
+            teacher_flops = forward_flops(unwrap(self.teacher.network.module), shape) if self.teacher else 0
             self._ledger = Ledger(forward_flops(unwrap(self.student.module), shape), teacher_flops)
         return self._ledger
 

@@ -32,3 +32,35 @@ def make_draws(
     lam = torch.rand(num_images if per_sample_lambda else 1, generator=generator).expand(num_images)
     noise = torch.rand(num_images, generator=generator)
     return Draws(partner.to(device), lam.to(device), noise.to(device))
+
+
+def epoch_draws(
+    num_images: int,
+    batch_size: int,
+    *,
+    seed: int,
+    first_step: int,
+    rank: int = 0,
+    per_sample_lambda: bool = False,
+    device: torch.device | str = "cpu",
+) -> Draws:
+    """The draws of an epoch's steps, one after the other `[num_images]`, with one transfer to the device.
+
+    >>> epoch = epoch_draws(6, 4, seed=0, first_step=7)
+    >>> torch.equal(epoch.part(0, 4).noise, make_draws(4, seed=0, step=7).noise)
+    True
+    """
+    steps = [
+        make_draws(
+            min(batch_size, num_images - start),
+            seed=seed,
+            step=first_step + number,
+            rank=rank,
+            per_sample_lambda=per_sample_lambda,
+        )
+        for number, start in enumerate(range(0, num_images, batch_size))
+    ]
+    partner, lam, noise = (
+        torch.cat([getattr(step, name) for step in steps]).to(device) for name in ("partner", "lam", "noise")
+    )
+    return Draws(partner, lam, noise)

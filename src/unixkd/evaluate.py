@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from unixkd.batch import Batch
-from unixkd.distill import evaluating
+from unixkd.network import Network, evaluating
 
 CALIBRATION_BINS = 15
 
@@ -43,12 +43,18 @@ class Predictions:
         return (self.classes == other.classes).double().mean().item()
 
 
-def predict(model: nn.Module, batches: Iterable[Batch], device: torch.device | str = "cpu") -> Predictions:
-    """Run a model in eval mode over a split's batches, each image once."""
+def predict(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> Predictions:
+    """Run a model in eval mode over a split's batches, each image once; dtype: precision by autocast."""
+    network = Network(model, dtype=dtype)
     classes, confidence, labels = [], [], []
     with torch.no_grad(), evaluating(model):
         for batch in batches:
-            probabilities = torch.softmax(model(batch.images.to(device)).float(), dim=1)
+            probabilities = torch.softmax(network(batch.images.to(device)).logits.float(), dim=1)
             top = probabilities.max(dim=1)
             classes.append(top.indices)
             confidence.append(top.values)

@@ -103,11 +103,12 @@ class DKD:
     ) -> Float[Tensor, " k"]:
         """The unmixed loss of each row for one label each."""
         log_s, log_t = (F.log_softmax(x / self.temperature, dim=1) for x in (s, t))
+        place = label[:, None]
         target = F.one_hot(label, s.shape[1]).bool()
         # log of (target, everything else): two-class distributions, by log-sum-exp over the rest.
         log_rest_s, log_rest_t = (x.masked_fill(target, -torch.inf) for x in (log_s, log_t))
         two_s, two_t = (
-            torch.stack([x[target], rest.logsumexp(dim=1)], dim=1)
+            torch.cat([x.gather(1, place), rest.logsumexp(dim=1, keepdim=True)], dim=1)
             for x, rest in ((log_s, log_rest_s), (log_t, log_rest_t))
         )
         target_part = (two_t.exp() * (two_t - two_s)).sum(dim=1)

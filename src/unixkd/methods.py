@@ -49,10 +49,10 @@ class Method:
         return self.keep < 1 or self.scorer is not None or self.curve is not None
 
     def counts(self, images: int, batch_size: int) -> StepCounts:
-        """What one step on `images` images costs, before it is run.
+        """What one step on `images` images costs without stored answers, before it is run.
 
         >>> unix().counts(64, batch_size=64)
-        StepCounts(seen=64, scored=64, teacher_forwarded=48, trained=48)
+        StepCounts(seen=64, scored=64, teacher_forwarded=48, trained=48, teacher_cached=0, teacher_filled=0)
         """
         k = num_kept(self.keep, batch_size, images)
         return StepCounts(
@@ -65,12 +65,23 @@ class Method:
 
 @dataclass(frozen=True)
 class StepCounts:
-    """Images that passed through each forward of one step; static, known without running it."""
+    """Images that passed through each forward of one step.
+
+    Args:
+        seen: images offered to the method
+        scored: through the student for their scores
+        teacher_forwarded: through the teacher
+        trained: through the student, forward and backward
+        teacher_cached: answered from the store instead
+        teacher_filled: of `teacher_forwarded`, those whose answers were stored
+    """
 
     seen: int
     scored: int
     teacher_forwarded: int
     trained: int
+    teacher_cached: int = 0
+    teacher_filled: int = 0
 
 
 def kd() -> Method:

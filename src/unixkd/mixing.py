@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from jaxtyping import Float, Int
@@ -95,7 +96,7 @@ def pure(batch: Batch, positions: Int[Tensor, " k"] | None) -> MixedBatch:
         images = batch.images[positions]
         labels = None if batch.labels is None else batch.labels[positions]
     weight = torch.zeros(len(positions), device=images.device)
-    return MixedBatch(images, labels, labels, weight, torch.ones_like(weight), positions)
+    return MixedBatch(images, labels, labels, weight, torch.ones_like(weight), positions, len(positions))
 
 
 def mix(
@@ -120,7 +121,21 @@ def mix(
     label_a, label_b = (
         (None, None) if batch.labels is None else (batch.labels[position], batch.labels[partner])
     )
-    return MixedBatch(mixed, label_a, label_b, weight, torch.ones_like(weight), position)
+    ones, pure_rows = torch.ones_like(weight), num_pure(curve, k, batch_size)
+    return MixedBatch(mixed, label_a, label_b, weight, ones, position, pure_rows)
+
+
+@lru_cache(maxsize=64)
+def num_pure(curve: Curve | None, k: int, batch_size: int) -> int:
+    """How many leading ranks a curve leaves unmixed, whatever λ is; known before the step.
+
+    >>> num_pure(StepCurve(0.5), 48, 64), num_pure(SigmoidCurve(), 48, 64), num_pure(None, 48, 64)
+    (32, 0, 48)
+    """
+    if curve is None:
+        return k
+    mixed = curve(torch.arange(k), batch_size) != 0
+    return int(mixed.int().argmax()) if mixed.any() else k
 
 
 def _check_share(name: str, value: float) -> None:

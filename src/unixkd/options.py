@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from unixkd import recipes
-from unixkd.config import DataConfig, LossConfig, MethodConfig, ModelConfig, TrainConfig
+from unixkd.config import AnswersConfig, DataConfig, LossConfig, MethodConfig, ModelConfig, TrainConfig
 from unixkd.errors import unknown_name
 
 GROUPS: dict[str, type] = {
@@ -22,6 +22,7 @@ GROUPS: dict[str, type] = {
     "method": MethodConfig,
     "loss": LossConfig,
     "data": DataConfig,
+    "answers": AnswersConfig,
     "train": TrainConfig,
 }
 
@@ -146,12 +147,18 @@ COMMANDS = {
         "train a model on labels, a teacher say", ("model", *_RUN), run_options, recipes.teacher_recipe
     ),
     "distill": Command(
-        "distil a teacher into a student", (*_PAIR, "method", "loss", *_RUN), distill_options, recipes.recipe
+        "distil a teacher into a student",
+        (*_PAIR, "method", "loss", "answers", *_RUN),
+        distill_options,
+        recipes.recipe,
     ),
     "evaluate": Command("accuracy and calibration of a trained model", ("data",), evaluate_options),
     "predict": Command("images in, class names out", (), predict_options),
     "compare": Command(
-        "methods × seeds under one protocol", (*_PAIR, "loss", *_RUN), compare_options, recipes.recipe
+        "methods × seeds under one protocol",
+        (*_PAIR, "loss", "answers", *_RUN),
+        compare_options,
+        recipes.recipe,
     ),
     "plan": Command(
         "what each method will cost, before training",

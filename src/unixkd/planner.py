@@ -73,6 +73,8 @@ def make_plan(
     *,
     epoch_images: int | None = None,
     rounds: int = 5,
+    student_dtype: torch.dtype | None = None,
+    teacher_dtype: torch.dtype | None = None,
 ) -> Plan:
     """Predict the cost of every method and time its real step.
 
@@ -83,10 +85,13 @@ def make_plan(
         batch: images to time on; its size is the configured batch size
         epoch_images: images of an epoch, whose short last batch is then counted; None: full batches only
         rounds: timed rounds; in each, every method takes one step, so that drift hits all alike; 0: no timing
+        student_dtype: precision of the student's timed forwards by autocast, see `Distiller`
+        teacher_dtype: precision of the teacher's
     """
     shape = (batch.images.shape[1], batch.images.shape[2], batch.images.shape[3])
     teacher_flops, student_flops = forward_flops(teacher, shape), forward_flops(student, shape)
-    timings = time_steps(teacher, student, methods, batch, rounds) if rounds else {}
+    dtypes = (student_dtype, teacher_dtype)
+    timings = time_steps(teacher, student, methods, batch, rounds, dtypes) if rounds else {}
     plans = []
     for method in methods:
         ledger = Ledger(student_flops, teacher_flops)
@@ -119,25 +124,40 @@ def step_sizes(batch_size: int, epoch_images: int | None) -> list[int]:
 
 
 def time_steps(
-    teacher: PixelModel, student: PixelModel, methods: Sequence[Method], batch: Batch, rounds: int
+    teacher: PixelModel,
+    student: PixelModel,
+    methods: Sequence[Method],
+    batch: Batch,
+    rounds: int,
+    dtypes: tuple[torch.dtype | None, torch.dtype | None] = (None, None),
 ) -> dict[str, list[float]]:
-    """Seconds of each method's step (forwards and backward, no optimiser), interleaved; plain KD included."""
+    """Seconds of each method's step (forwards and backward, no optimiser), plain KD included.
+
+    The methods take turns, in reverse order in every other round, so that none always follows the same one.
+    """
     by_name = {method.name: method for method in methods}
     by_name.setdefault("kd", kd())
     distillers = {
-        name: Distiller(student, teacher, method, timing_objective(method, batch))
+        name: Distiller(
+            student,
+            teacher,
+            method,
+            timing_objective(method, batch),
+            student_dtype=dtypes[0],
+            teacher_dtype=dtypes[1],
+        )
         for name, method in by_name.items()
     }
     seconds: dict[str, list[float]] = {name: [] for name in by_name}
     for round_number in range(rounds + 1):
-        for name, distiller in distillers.items():
+        for name in list(by_name) if round_number % 2 else reversed(by_name):
             synchronize(batch.images.device)
             started = time.perf_counter()
-            distiller.step(batch.images, batch.labels).loss.backward()
+            distillers[name].step(batch.images, batch.labels).loss.backward()
+            student.zero_grad(set_to_none=True)  # as before each step of a run: gradients are made anew
             synchronize(batch.images.device)
             if round_number:  # the first round warms up
                 seconds[name].append(time.perf_counter() - started)
-        student.zero_grad(set_to_none=True)
     return seconds
 
 

@@ -22,6 +22,8 @@ Mode = Literal["new", "resume", "overwrite"]
 """new: refuse a folder that holds a run; resume: go on from its checkpoint; overwrite: remove it first."""
 
 FILES = ("run.yaml", "metrics.jsonl", "summary.json", "selection.json", "model.safetensors", "config.json")
+DECIDED = ("train.precision", "train.teacher_precision")
+"""Options whose "auto" a run decides at its start; run.yaml holds what was decided."""
 NUM_THUMBNAILS = 16
 
 
@@ -57,16 +59,23 @@ class RunFolder:
         return False
 
     def check_same(self, config: RunConfig) -> None:
-        """Raise where the saved configuration differs in anything."""
+        """Raise where the saved configuration differs in anything; "auto" is whatever it was decided to be."""
         saved = flatten(read_yaml(self.path / "run.yaml"))
         given = flatten(yaml.safe_load(yaml.safe_dump(to_plain(config))))  # tuples are lists there
         differences = [
             f"{key}: {saved.get(key)} then, {given.get(key)} now"
             for key in sorted(saved.keys() | given.keys())
-            if saved.get(key) != given.get(key)
+            if saved.get(key) != given.get(key) and not (key in DECIDED and given.get(key) == "auto")
         ]
         if differences:
             raise UserError(f"cannot resume {self.path}, its configuration differs: {'; '.join(differences)}")
+
+    def decided(self) -> dict[str, str]:
+        """The fields of `train` that were "auto" once, as the saved configuration has them."""
+        if not (self.path / "run.yaml").exists():
+            return {}
+        saved = flatten(read_yaml(self.path / "run.yaml"))
+        return {key.removeprefix("train."): saved[key] for key in DECIDED if key in saved}
 
     def is_finished(self) -> bool:
         """Whether the run came to its end."""

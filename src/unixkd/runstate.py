@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 def save(run: Trainer) -> None:
     """Save a checkpoint. Learning rate, order, views and draws are functions of the epoch: not saved."""
-    optimizer, values = pack_optimizer(run.optimizer)
+    optimizer, values = pack_optimizer(run.engine.optimizer)
     tensors = {f"optimizer.{name}": tensor for name, tensor in optimizer.items()}
     tensors |= {f"student.{name}": tensor for name, tensor in run.parts.student.net.state_dict().items()}
-    if run.average is not None:
-        tensors |= {f"average.{name}": tensor for name, tensor in run.average.state_dict().items()}
-    tensors |= {"times_kept": run.times_kept, "rng": torch.get_rng_state()}
+    if run.engine.average is not None:
+        tensors |= {f"average.{name}": tensor for name, tensor in run.engine.average.state_dict().items()}
+    tensors |= {"times_kept": run.engine.tally.times_kept, "rng": torch.get_rng_state()}
     state = {
         "epoch": run.epoch,
         "optimizer": values,
@@ -29,6 +29,9 @@ def save(run: Trainer) -> None:
         "seconds": run.seconds,
         "data": run.parts.data.fingerprint,
     }
+    teacher = run.engine.distiller.teacher
+    if teacher is not None and teacher.store is not None:
+        teacher.store.flush()
     save_checkpoint(run.folder.checkpoints, run.epoch, tensors, state)
 
 
@@ -44,14 +47,14 @@ def restore(run: Trainer) -> None:
     if state["data"] != run.parts.data.fingerprint:
         raise UserError(f"cannot resume {run.folder.path}: the training data has changed since")
     run.parts.student.net.load_state_dict(group(tensors, "student"))
-    if run.average is not None:
-        run.average.load_state_dict(group(tensors, "average"))
-    unpack_optimizer(run.optimizer, group(tensors, "optimizer"), state["optimizer"])
-    run.times_kept.copy_(tensors["times_kept"])
+    if run.engine.average is not None:
+        run.engine.average.load_state_dict(group(tensors, "average"))
+    unpack_optimizer(run.engine.optimizer, group(tensors, "optimizer"), state["optimizer"])
+    run.engine.tally.times_kept.copy_(tensors["times_kept"])
     torch.set_rng_state(tensors["rng"])
     run.epoch, run.seconds = state["epoch"], state["seconds"]
     run.ledger.load_state_dict(state["ledger"])
-    run.distiller.steps = run.epoch * run.steps_per_epoch
+    run.engine.distiller.steps = run.epoch * run.stepper.steps_per_epoch
     run.records = run.folder.keep_metrics(run.epoch)
     run.note(f"resumed after epoch {run.epoch}")
 

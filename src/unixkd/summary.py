@@ -27,7 +27,9 @@ def write_results(run: Trainer) -> dict[str, Any]:
         student = PixelModel(student.net, replace(student.card, size=run.parts.data.size))
     save_model(student, run.folder.path)
     if run.parts.method.keep < 1:
-        run.folder.write_json("selection.json", selection(run.times_kept, run.epoch, run.parts.data))
+        run.folder.write_json(
+            "selection.json", selection(run.engine.tally.times_kept, run.epoch, run.parts.data)
+        )
     summary = summarise(run)
     run.folder.write_json("summary.json", summary)
     return summary
@@ -61,8 +63,16 @@ def summarise(run: Trainer) -> dict[str, Any]:
             "relative_to_kd": run.relative_cost(),
         },
         "time": {f"{name}_seconds": round(seconds, 3) for name, seconds in run.seconds.items()},
-        "environment": environment(run.fabric.device, train.precision),
+        "environment": environment(run.device, precision_of(run)),
     }
+
+
+def precision_of(run: Trainer) -> str:
+    """Both networks' precision in few words."""
+    student, teacher = run.config.train.precision, run.config.train.teacher_precision
+    if run.parts.teacher is None or student == teacher:
+        return student
+    return f"student {student}, teacher {teacher}"
 
 
 def environment(device: torch.device, precision: str) -> dict[str, Any]:

@@ -14,22 +14,35 @@ from torch import Tensor
 
 from unixkd.batch import Batch
 from unixkd.distill import StepResult
+from unixkd.methods import StepCounts
 
 
-class EpochTally:
-    """Sums over the steps of one epoch."""
+class Tally:
+    """Sums over the steps of an epoch; the tensors are the same in every epoch, as a CUDA graph wants.
+
+    Args:
+        times_kept: how often each training image was kept so far, `[n]`, updated in place
+    """
 
     def __init__(self, times_kept: Tensor) -> None:
-        """times_kept: how often each training image was kept so far, `[n]`, updated in place."""
         self.times_kept = times_kept
         self.before = times_kept.clone()
         self.sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=times_kept.device))
         self.seen = self.kept = self.steps = 0
 
+    def start_epoch(self) -> None:
+        """Begin again."""
+        self.before.copy_(self.times_kept)
+        for value in self.sums.values():
+            value.zero_()
+        self.seen = self.kept = self.steps = 0
+
+    def count(self, counts: StepCounts) -> None:
+        """Count one step's images."""
+        self.steps, self.kept, self.seen = self.steps + 1, self.kept + counts.trained, self.seen + counts.seen
+
     def add(self, batch: Batch, result: StepResult) -> None:
-        """Count one step."""
-        k, n = len(result.mixed), len(batch)
-        self.steps, self.kept, self.seen = self.steps + 1, self.kept + k, self.seen + n
+        """Add one step's tensors."""
         self.sums["loss"] += result.loss.detach()
         for name, value in result.parts.items():
             self.sums[f"part.{name}"] += value
@@ -45,6 +58,10 @@ class EpochTally:
         elif result.mixed.label_a is not None and result.mixed.label_a is result.mixed.label_b:
             wrong = result.outputs.logits.detach().argmax(1) != result.mixed.label_a
             self.sums["hard_kept"] += wrong.sum()
+
+    def finite(self) -> bool:
+        """Whether every loss so far was finite: one that was not stays in the sum. Waits for the device."""
+        return bool(self.sums["loss"].isfinite())
 
     def _split(self, name: str, values: Tensor, result: StepResult) -> None:
         kept = values[result.mixed.position].sum(dtype=torch.float32)

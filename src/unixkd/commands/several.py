@@ -7,9 +7,9 @@ from pathlib import Path
 from jsonargparse import Namespace
 
 from unixkd.build import build_method, build_network, build_student
-from unixkd.commands.screen import console, showing
+from unixkd.commands.screen import console, say, showing
 from unixkd.commands.single import check_named
-from unixkd.compare import default_workers, matched_epochs, matched_jobs, plan_jobs, run_jobs
+from unixkd.compare import decide_once, default_workers, matched_epochs, matched_jobs, plan_jobs, run_jobs
 from unixkd.config import DataConfig, MethodConfig, ModelConfig, RunConfig, TrainConfig
 from unixkd.cost import Ledger, forward_flops
 from unixkd.data import load_data
@@ -26,7 +26,7 @@ DEMO_TRAIN = TrainConfig(epochs=6)
 def compare(options: Namespace) -> None:
     """`unixkd compare`: methods × seeds, then the report."""
     check_named(teacher=options.teacher, student=options.student)
-    keys = ("student", "teacher", "loss", "data", "train")
+    keys = ("student", "teacher", "loss", "data", "answers", "train")
     base = RunConfig(**{key: options[key] for key in keys})
     methods = [MethodConfig(name) for name in options.methods]
     run_comparison(base, methods, options.seeds, Path(options.out), options.jobs, match=options.match_cost)
@@ -42,6 +42,7 @@ def run_comparison(
     match: bool,
 ) -> None:
     """Run what is missing of a comparison and report on all of it."""
+    base = decide_once(base, out, say)
     planned = plan_jobs(base, methods, seeds, out)
     for method in methods:
         build_method(method)  # a misspelt name must not wait for its turn

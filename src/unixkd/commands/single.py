@@ -42,7 +42,7 @@ def train(options: Namespace) -> None:
 def distill(options: Namespace) -> None:
     """`unixkd distill`: a teacher into a student."""
     check_named(teacher=options.teacher, student=options.student)
-    keys = ("student", "teacher", "method", "loss", "data", "train", "label", "reference_epochs")
+    keys = ("student", "teacher", "method", "loss", "data", "answers", "train", "label", "reference_epochs")
     config = RunConfig(**{key: options[key] for key in keys})
     run_and_show(config, options, f"{options.method.name}-{slug(options.student.name)}")
 

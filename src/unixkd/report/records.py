@@ -108,8 +108,3 @@ class Run:
     config: dict[str, Any] = field(default_factory=dict)
     config_text: str = ""
     is_teacher: bool = False
-
-    @property
-    def teacher_queries(self) -> int:
-        """Images the teacher answered for, computed or from its cache."""
-        return self.images["teacher_forwarded"] + self.images["teacher_cached"]

@@ -121,7 +121,8 @@ def how_to_read(groups: Sequence[Group]) -> str:
         ("Computation", "Floating-point operations of training over those of plain KD on all images: scoring "
          "forwards of the student, forwards of the teacher, and the student’s training passes. A backward "
          "pass is counted as 1 forward (the convention of the UNIX paper) or as 2 (nearer to what it takes). "
-         "Evaluation is not counted; answers from the teacher’s cache cost nothing."),
+         "Evaluation is not counted. A stored answer of the teacher costs the run that asked for it, and nothing "
+         "after that: what a run costs depends on what the runs before it have stored."),
         ("Seconds", "Measured on the machine named above. Less computation need not be less time: scoring "
          "adds a pass, and small batches use a machine less well."),
         ("Hard", "An image that the student got wrong at the moment it was kept or dropped."),

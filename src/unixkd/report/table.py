@@ -66,7 +66,7 @@ def columns_of(groups: Sequence[Group]) -> list[Column]:
         Column(
             "queries",
             "teacher\nqueries",
-            "images the teacher answered for (of which from its cache)",
+            "images that went through the teacher (answered from the store)",
             _queries,
         ),
         Column("trained", "images\ntrained", "images the student was trained on", _images("trained")),
@@ -158,11 +158,11 @@ def _images(name: str) -> Callable[[Group], str]:
 
 
 def _queries(group: Group) -> str:
-    total = group.spread(lambda run: run.teacher_queries)
+    asked = group.spread(lambda run: run.images["teacher_forwarded"])
     cached = group.spread(lambda run: run.images["teacher_cached"])
-    if total is None or cached is None:
+    if asked is None or cached is None:
         return NONE
-    return f"{count(total.mean)} ({count(cached.mean)})" if cached.mean else count(total.mean)
+    return f"{count(asked.mean)} ({count(cached.mean)})" if cached.mean else count(asked.mean)
 
 
 def _cost(backward: int) -> Callable[[Group], str]:

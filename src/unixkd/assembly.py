@@ -1,0 +1,133 @@
+"""A run's objects put together: distiller, optimiser, average and stepper out of parts and configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from unixkd.build import RunParts, build_optimizer
+from unixkd.config import RunConfig
+from unixkd.cost import Ledger, forward_flops
+from unixkd.distiller import Distiller
+from unixkd.engine import Engine
+from unixkd.errors import UserError
+from unixkd.feature_losses import FeatureLoss
+from unixkd.mixing import num_kept, num_pure
+from unixkd.models import PixelModel
+from unixkd.precision import DTYPES, recall, settle
+from unixkd.stepper import Stepper
+from unixkd.tally import Tally
+from unixkd.teacher.opening import open_answers
+from unixkd.teacher.store import AnswerStore
+
+
+def decide(
+    config: RunConfig,
+    parts: RunParts,
+    device: torch.device,
+    saved: Mapping[str, str],
+    note: Callable[[str], None],
+) -> RunConfig:
+    """The configuration with nothing left for this machine to decide; what a probe found is shown.
+
+    Args:
+        config: what is wanted
+        parts: built from it
+        device: where they run
+        saved: what an earlier run decided, by field of `train`
+        note: shows the user a line
+    """
+    split, size = parts.data.train, config.train.batch_size
+    train, notes = settle(
+        recall(config.train, saved),
+        parts.student,
+        parts.teacher,
+        lambda: next(split.train_batches(0, torch.arange(size), size)).images.to(device),
+    )
+    for line in notes:
+        note(line)
+    return replace(config, train=train)
+
+
+def make_distiller(config: RunConfig, parts: RunParts, note: Callable[[str], None]) -> Distiller:
+    """Student, teacher, method and losses, with an open ledger and the store of answers.
+
+    Args:
+        config: with both precisions decided
+        parts: built from it
+        note: shows the user a line
+    """
+    train = config.train
+    return Distiller(
+        parts.student,
+        parts.teacher,
+        parts.method,
+        parts.objective,
+        batch_size=train.batch_size,
+        seed=train.seed,
+        ledger=open_ledger(parts),
+        store=open_store(config, parts, note),
+        student_dtype=DTYPES[train.precision],
+        teacher_dtype=DTYPES[train.teacher_precision],
+    )
+
+
+def open_store(config: RunConfig, parts: RunParts, note: Callable[[str], None]) -> AnswerStore | None:
+    """The store of the teacher's answers, where one is configured and a step can use it."""
+    path, train = config.answers.path, config.train
+    if path is None or parts.teacher is None or not any(term.loss.needs_teacher for term in parts.objective):
+        return None
+    if any(isinstance(term.loss, FeatureLoss) for term in parts.objective):
+        raise UserError("stored answers hold logits only: at and sp compare features, give no --answers.path")
+    kept = num_kept(parts.method.keep, train.batch_size, train.batch_size)
+    if not num_pure(parts.method.curve, kept, train.batch_size):
+        note(f"{parts.method.name} mixes every image it keeps: stored answers are of no use, none are kept")
+        return None
+    return open_answers(
+        Path(path).expanduser(),
+        config.answers.precision,
+        parts.teacher,
+        train.teacher_precision,
+        parts.data.train,
+        parts.data.fingerprint,
+        note,
+    )
+
+
+def make_stepper(
+    config: RunConfig,
+    parts: RunParts,
+    distiller: Distiller,
+    device: torch.device,
+    note: Callable[[str], None],
+) -> Stepper:
+    """The optimiser, the sums and what takes the steps."""
+    train, answers = config.train, config.answers
+    engine = Engine(
+        distiller,
+        build_optimizer(train, parts.student.parameters(), device),
+        Tally(torch.zeros(len(parts.data.train), dtype=torch.int32, device=device)),
+        train.clip_norm,
+        moving_average(parts.student, train.ema_decay),
+        train.channels_last,
+    )
+    ahead = answers.fill == "epoch" or (answers.fill == "auto" and device.type != "cpu")
+    return Stepper(engine, parts.data.train, train, device, ahead, note)
+
+
+def moving_average(student: PixelModel, decay: float | None) -> AveragedModel | None:
+    """A running average of the student's weights and buffers, where a decay is given."""
+    if decay is None:
+        return None
+    return AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+
+
+def open_ledger(parts: RunParts) -> Ledger:
+    """A ledger with both networks' measured forward FLOPs."""
+    shape = parts.data.image_shape
+    teacher = 0 if parts.teacher is None else forward_flops(parts.teacher, shape)
+    return Ledger(forward_flops(parts.student, shape), teacher)

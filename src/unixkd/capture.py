@@ -1,0 +1,154 @@
+"""The same step, captured once in a CUDA graph and replayed: one launch a step instead of hundreds.
+
+What changes from step to step (images, views, draws, learning rate, stored answers) lies in tables on the
+device, and a counter there says which row it is, so that a replay needs nothing from the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from unixkd.batch import Draws
+from unixkd.data import MemorySplit
+from unixkd.engine import Engine
+from unixkd.methods import StepCounts
+
+WARM_UPS = 3
+"""Steps before the capture, in which libraries choose algorithms and the optimiser makes its state."""
+
+Recorder = Callable[[Callable[[], None]], Callable[[], None]]
+"""Takes a body that may be run several times, gives back what repeats its work."""
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What the steps of an epoch are told, one row each, on the device.
+
+    Args:
+        index: images of each step `[steps, N]`
+        view: their views `[steps, N]`
+        partner: as in `Draws` `[steps, N]`
+        lam: as in `Draws` `[steps, N]`
+        noise: as in `Draws` `[steps, N]`
+        lr: learning rate `[steps]`
+        answers: the teacher's stored logits `[steps, N, classes]`, or None
+    """
+
+    index: Int[Tensor, "steps n"]
+    view: Int[Tensor, "steps n"]
+    partner: Int[Tensor, "steps n"]
+    lam: Float[Tensor, "steps n"]
+    noise: Float[Tensor, "steps n"]
+    lr: Float[Tensor, " steps"]
+    answers: Float[Tensor, "steps n classes"] | None = None
+
+    @classmethod
+    def of_epoch(
+        cls,
+        index: Int[Tensor, " m"],
+        view: Int[Tensor, " m"],
+        draws: Draws,
+        lr: list[float],
+        answers: Float[Tensor, "m classes"] | None,
+        batch_size: int,
+    ) -> Tables:
+        """The full batches of an epoch whose images, views, draws and answers lie one after the other."""
+        steps = len(index) // batch_size
+        rows = [
+            t[: steps * batch_size].reshape(steps, batch_size)
+            for t in (index, view, draws.partner, draws.lam, draws.noise)
+        ]
+        rates = torch.tensor(lr[:steps], dtype=torch.float32, device=index.device)
+        if answers is not None:
+            answers = answers[: steps * batch_size].reshape(steps, batch_size, -1)
+        return cls(rows[0], rows[1], rows[2], rows[3], rows[4], rates, answers)
+
+    def __len__(self) -> int:
+        return len(self.lr)
+
+    def copy_(self, other: Tables) -> None:
+        """Take over another epoch's values, in place."""
+        for field in fields(self):
+            mine, theirs = getattr(self, field.name), getattr(other, field.name)
+            if mine is not None:
+                mine.copy_(theirs)
+
+
+class CapturedStep:
+    """A step of an engine over images in memory, recorded once.
+
+    Args:
+        engine: what is stepped; its optimiser's learning rate is a tensor
+        split: the training images, on the device
+        tables: of some epoch; later ones have as many steps
+        record: how the step is recorded; another one than a CUDA graph lets a CPU test the rest
+
+    Raises:
+        RuntimeError: the step does what a graph cannot; the engine is as it was before
+    """
+
+    def __init__(
+        self, engine: Engine, split: MemorySplit, tables: Tables, record: Recorder | None = None
+    ) -> None:
+        self.engine, self.split, self.tables = engine, split, tables
+        self.counter = torch.zeros(1, dtype=torch.int64, device=tables.lr.device)
+        self.counts = StepCounts(0, 0, 0, 0)
+        before = {name: tensor.detach().clone() for name, tensor in engine.state().items()}
+        random = torch.cuda.get_rng_state() if record is None else None
+        try:
+            self.replay = (record or record_graph)(self.body)
+        finally:
+            self.restore(before)
+            if random is not None:
+                torch.cuda.set_rng_state(random)
+
+    def load(self, tables: Tables) -> None:
+        """Begin an epoch."""
+        self.tables.copy_(tables)
+        self.counter.zero_()
+
+    def body(self) -> None:
+        """One step, told by the counter's row of the tables."""
+        told, batch = self.tables, self.split.batch(self.pick(self.tables.index), self.pick(self.tables.view))
+        if told.answers is not None:
+            batch = replace(batch, answers=self.pick(told.answers))
+        self.engine.set_learning_rate(self.pick(told.lr))
+        draws = Draws(self.pick(told.partner), self.pick(told.lam), self.pick(told.noise))
+        self.counts = self.engine.step(batch, draws).counts
+        self.counter += 1
+        self.counter %= len(told)  # an epoch may have fewer steps than the warm-up
+
+    def pick(self, table: Tensor) -> Tensor:
+        """The step's row of a table; only the device knows which."""
+        return table.index_select(0, self.counter)[0]
+
+    @torch.no_grad()
+    def restore(self, before: dict[str, Tensor]) -> None:
+        """Undo the warm-up; what it brought into being starts at 0, as an optimiser's state does."""
+        for name, tensor in self.engine.state().items():
+            if name in before:
+                tensor.copy_(before[name])
+            else:
+                tensor.zero_()
+        self.engine.optimizer.zero_grad()
+        self.counter.zero_()
+
+
+def record_graph(body: Callable[[], None]) -> Callable[[], None]:
+    """Warm up on a stream of its own, capture, and give back the replay."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(WARM_UPS):
+            body()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        body()
+    replay: Callable[[], None] = graph.replay
+    return replay

@@ -1,0 +1,71 @@
+"""The whole training step on tensors: score, rank, mix, ask, train, sum up; one function however it is run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from unixkd.batch import Batch, Draws
+from unixkd.distill import StepResult
+from unixkd.distiller import Distiller
+from unixkd.tally import Tally
+
+
+@dataclass
+class Engine:
+    """What a step changes: the student's weights, the optimiser, the average, the sums.
+
+    Args:
+        distiller: student, teacher, method and losses
+        optimizer: over the student's parameters
+        tally: sums up what happens
+        clip_norm: clip gradients to this norm
+        average: moving average of the weights
+        channels_last: memory layout of the images; False: contiguous
+    """
+
+    distiller: Distiller
+    optimizer: torch.optim.Optimizer
+    tally: Tally
+    clip_norm: float | None = None
+    average: AveragedModel | None = None
+    channels_last: bool = True
+
+    @property
+    def student(self) -> nn.Module:
+        """The module that is trained."""
+        return self.distiller.student.module
+
+    def step(self, batch: Batch, draws: Draws) -> StepResult:
+        """One step on one batch; nothing is read back from the device."""
+        if not self.channels_last:
+            batch = replace(batch, images=batch.images.contiguous())
+        result = self.distiller.run(batch, draws)
+        self.optimizer.zero_grad()
+        result.loss.backward()
+        if self.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.clip_norm)
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.student)
+        self.tally.add(batch, result)
+        return result
+
+    def set_learning_rate(self, value: float | Tensor) -> None:
+        """Set the learning rate of the coming steps, in place where it is a tensor."""
+        for group in self.optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].copy_(value) if isinstance(value, Tensor) else group["lr"].fill_(value)
+            else:
+                group["lr"] = float(value)
+
+    def state(self) -> dict[str, Tensor]:
+        """Every tensor that a step changes, by name; tensors of the optimiser appear with its first step."""
+        tensors = dict(self.student.state_dict(keep_vars=True))
+        for number, values in enumerate(self.optimizer.state.values()):
+            tensors |= {f"optimizer.{number}.{k}": v for k, v in values.items() if isinstance(v, Tensor)}
+        tensors |= {f"tally.{name}": value for name, value in self.tally.sums.items()}
+        return tensors | {"times_kept": self.tally.times_kept}

@@ -1,0 +1,52 @@
+"""From the configuration to a store of the teacher's answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from unixkd.data import Split
+from unixkd.errors import UserError
+from unixkd.models import PixelModel
+from unixkd.teacher.fingerprint import store_key
+from unixkd.teacher.store import AnswerStore
+
+
+def open_answers(
+    path: Path,
+    precision: Literal["fp16", "fp32"],
+    teacher: PixelModel,
+    teacher_precision: str,
+    split: Split,
+    data_fingerprint: str,
+    announce: Callable[[str], None],
+) -> AnswerStore:
+    """The store of this teacher's answers on these images, which is made where there is none.
+
+    Args:
+        path: its folder
+        precision: of the stored logits
+        teacher: who answers
+        teacher_precision: it computes in
+        split: the training images and their views
+        data_fingerprint: of the images before augmentation
+        announce: is told the size before a store is made
+
+    Raises:
+        UserError: views without end, no space, or answers of something else
+    """
+    if split.num_views is None:
+        raise UserError(
+            "answers to random resized crops cannot be stored, there is no end of them: give --data.views, "
+            "how many of each image to train on"
+        )
+    return AnswerStore.open(
+        path,
+        store_key(teacher, data_fingerprint, split.views_key(), teacher_precision),
+        images=len(split),
+        views=split.num_views,
+        classes=teacher.card.num_classes,
+        precision=precision,
+        announce=announce,
+    )
