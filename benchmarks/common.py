@@ -7,7 +7,7 @@ import os
 import platform
 import statistics
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,12 @@ def environment() -> dict[str, Any]:
     """What the figures were measured on."""
     from unixkd.summary import processor
 
+    try:
+        ours = version("unixkd")
+    except PackageNotFoundError:
+        ours = "not installed"  # run from its source, by PYTHONPATH
     return {
-        "unixkd": version("unixkd"),
+        "unixkd": ours,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "processor": f"{processor()}, {os.cpu_count()} cores",

@@ -101,7 +101,7 @@ def test_markdown_table(comparison: Path) -> None:
     unix = [cell.strip() for cell in lines[3].strip("|").split("|")]
     assert unix == [
         "unix", "90.50 ± 0.71", "91.50", "−3.00 ± 5.66",
-        "1.00k", "750 (50)", "750", "85.0", "80.0", "20.0", "2",
+        "1.00k", "700 (50)", "750", "85.0", "80.0", "20.0", "2",
     ]  # fmt: skip
 
 

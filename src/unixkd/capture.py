@@ -6,7 +6,10 @@ device, and a counter there says which row it is, so that a replay needs nothing
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import gc
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -140,15 +143,41 @@ class CapturedStep:
 
 
 def record_graph(body: Callable[[], None]) -> Callable[[], None]:
-    """Warm up on a stream of its own, capture, and give back the replay."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(WARM_UPS):
-            body()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        body()
+    """Warm up, capture, and give back the replay, all on a stream that is this graph's own.
+
+    cuBLAS has a workspace per stream: graphs captured on the same one would share it when they are replayed
+    side by side, and the first to go would take it away from the others (pytorch issue 193402).
+    """
+    caller, stream, graph = torch.cuda.current_stream(), torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    stream.wait_stream(caller)
+    try:
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UPS - 1):
+                body()
+            with refuse_waiting():
+                body()
+            gc.collect()  # graphs of runs that have ended must not go in the middle of the capture
+            # "thread_local": other threads may go on using the device.
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                body()
+    finally:
+        caller.wait_stream(stream)
     replay: Callable[[], None] = graph.replay
     return replay
+
+
+@contextlib.contextmanager
+def refuse_waiting() -> Iterator[None]:
+    """Raise where the host would wait for the device.
+
+    A graph cannot hold that, and a capture which CUDA breaks off leaves torch's allocator and random numbers
+    unusable in some versions (pytorch pull requests 176752 and 180395); found before, it does no harm.
+    """
+    mode = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that this mode is a prototype
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)

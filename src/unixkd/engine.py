@@ -65,7 +65,9 @@ class Engine:
     def state(self) -> dict[str, Tensor]:
         """Every tensor that a step changes, by name; tensors of the optimiser appear with its first step."""
         tensors = dict(self.student.state_dict(keep_vars=True))
-        for number, values in enumerate(self.optimizer.state.values()):
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        for number, parameter in enumerate(parameters):
+            values = self.optimizer.state.get(parameter, {})
             tensors |= {f"optimizer.{number}.{k}": v for k, v in values.items() if isinstance(v, Tensor)}
         tensors |= {f"tally.{name}": value for name, value in self.tally.sums.items()}
         return tensors | {"times_kept": self.tally.times_kept}

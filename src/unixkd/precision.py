@@ -56,10 +56,15 @@ def settle(
         student: probed forward and backward
         teacher: probed forward; None: there is nothing to decide
         images: gives a batch to probe with
+
+    Raises:
+        UserError: there is no such precision
     """
     settled, notes = {}, []
     for name, module, training in (("precision", student, True), ("teacher_precision", teacher, False)):
         wanted = getattr(config, name)
+        if wanted not in ("auto", *DTYPES):
+            raise unknown_name("precision", wanted, ("auto", *DTYPES))
         if module is None:
             settled[name] = "fp32" if wanted == "auto" else wanted
             continue
@@ -78,7 +83,10 @@ def has_native_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
-        return any(torch.cpu.get_capabilities().get(name, False) for name in NATIVE)
+        known: Mapping[str, object] = getattr(
+            torch.cpu, "get_capabilities", dict
+        )()  # not in torch 2.10: fp32 then
+        return any(known.get(name, False) for name in NATIVE)
     return False
 
 
@@ -101,8 +109,6 @@ def choose_precision(
         training: whether a backward is part of its work
     """
     if wanted != "auto":
-        if wanted not in DTYPES:
-            raise unknown_name("precision", wanted, ("auto", *DTYPES))
         return Choice(wanted)
     device = next(module.parameters()).device
     if not has_native_bf16(device):

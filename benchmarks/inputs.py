@@ -1,0 +1,69 @@
+"""Real trainers on generated images: what benchmarks of the step take their steps with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from plain_way import make_images, write_images
+from unixkd.config import DataConfig, MethodConfig, ModelConfig, RunConfig, TrainConfig
+from unixkd.display import silent
+from unixkd.models import create_model
+from unixkd.runfolder import RunFolder
+from unixkd.train import Trainer
+
+
+def labelled(folder: Path, count: int, size: int, classes: int) -> DataConfig:
+    """Random images in a folder per class, flipped and cropped in training.
+
+    Args:
+        folder: a new folder for them
+        count: how many, at least as many as classes
+        size: side in pixels
+        classes: number of classes
+    """
+    write_images(*make_images(count, size, classes), folder)
+    return DataConfig(f"folder:{folder}")
+
+
+def unlabelled(folder: Path, count: int, size: int) -> DataConfig:
+    """Random images without labels, so that the teacher alone says how many classes there are."""
+    write_images(*make_images(count, size, 1), folder)
+    (only_class,) = folder.iterdir()
+    return DataConfig(f"folder:{only_class}")
+
+
+def make_trainer(
+    data: DataConfig,
+    teacher: str,
+    student: str,
+    method: str,
+    folder: Path,
+    *,
+    classes: int = 100,
+    batch_size: int = 64,
+) -> Trainer:
+    """A trainer as `unixkd distill` makes it on a CPU with one thread; the teacher's weights are random.
+
+    Args:
+        data: training images
+        teacher: name of the teacher, from the CIFAR family
+        student: name of the student
+        method: name of the method
+        folder: for weights and run folders, shared by all trainers of a benchmark
+        classes: width of both classifiers
+        batch_size: images per step, N
+    """
+    weights = folder / f"{teacher}-{classes}.safetensors"
+    if not weights.exists():
+        save_file(create_model(teacher, classes).state_dict(), weights)
+    config = RunConfig(
+        ModelConfig(student),
+        ModelConfig(teacher, weights=str(weights)),
+        MethodConfig(method),
+        data=data,
+        train=TrainConfig(batch_size=batch_size, device="cpu", threads=1),
+    )
+    run = RunFolder(folder / f"{teacher}-{student}-{method}-{classes}-{batch_size}")
+    return Trainer(config, run, "overwrite", silent)

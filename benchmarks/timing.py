@@ -1,0 +1,48 @@
+"""Fair timing on a shared machine: contenders interleaved in one process, medians of per-round ratios."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Samples:
+    """Seconds of each round: on the wall, and of CPU in all threads."""
+
+    wall: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+
+    def figures(self, images: int | None = None) -> dict[str, float]:
+        """Medians, and images per second where a round is that many images."""
+        found = {"seconds": statistics.median(self.wall), "cpu_seconds": statistics.median(self.cpu)}
+        if images is not None:
+            found["images_per_second"] = images / found["seconds"]
+        return found
+
+
+def interleave(
+    contenders: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 1
+) -> dict[str, Samples]:
+    """Run every contender once a round, the order reversed in every other round (A B B A)."""
+    samples = {name: Samples() for name in contenders}
+    for number in range(-warmup, rounds):
+        names = list(contenders)
+        for name in names if number % 2 else reversed(names):
+            wall, cpu = time.perf_counter(), time.process_time()
+            contenders[name]()
+            if number >= 0:
+                samples[name].wall.append(time.perf_counter() - wall)
+                samples[name].cpu.append(time.process_time() - cpu)
+    return samples
+
+
+def ratio(over: Samples, under: Samples) -> dict[str, Any]:
+    """How many times longer `over` took than `under`: median and quartiles of the ratio round by round."""
+    values = sorted(a / b for a, b in zip(over.wall, under.wall, strict=True))
+    low, _, high = statistics.quantiles(values, n=4) if len(values) > 1 else (values[0],) * 3
+    cpu = statistics.median(a / b for a, b in zip(over.cpu, under.cpu, strict=True))
+    return {"median": statistics.median(values), "quartiles": [low, high], "cpu": cpu, "n": len(values)}
