@@ -283,6 +283,19 @@ def test_other_answers_are_refused_by_name(part, stored, teacher, tmp_path, caps
     assert not (tmp_path / "run").exists()
 
 
+def test_the_precision_that_was_decided_for_the_answers_stays(stored, teacher, tmp_path, monkeypatch):
+    """Whatever a probe would say the next time; what is named is taken at its word, and refused."""
+    monkeypatch.setattr("unixkd.precision.has_native_bf16", lambda device: True)
+    monkeypatch.setattr("unixkd.precision.probe", lambda *args, **options: 2.0)
+    config = storing(teacher, stored / "answers")
+    config = replace(config, train=replace(config.train, precision="auto", teacher_precision="auto"))
+    run(config, tmp_path / "run")
+    assert summary(tmp_path / "run")["environment"]["precision"] == "student bf16, teacher fp32"
+    named = replace(config, train=replace(config.train, teacher_precision="bf16"))
+    with pytest.raises(UserError, match="teacher precision"):
+        run(named, tmp_path / "named")
+
+
 def test_another_teachers_answers_are_refused(stored, other_teacher, tmp_path, capsys):
     place = stored / "answers"
     assert call(*words(other_teacher, "--answers.path", place, "--out", tmp_path / "run")) == 1

@@ -156,6 +156,8 @@ def placed(config: RunConfig, folder: Path) -> RunConfig:
 
 STEP_CURVE = MethodConfig(curve="step", mix_from=0.25)
 EVERY_LOSS = LossConfig(kd=1.0, ce=0.5, dkd=0.25, dist=2.0, at=10.0, sp=30.0)
+FULL = 2 * BATCH
+"""Images of an epoch without a short last batch."""
 CASES: dict[str, Callable[[Path], RunConfig]] = {
     "kd": plain,
     "kd, nesterov, onecycle": lambda t: plain(t, nesterov=True, schedule="onecycle", clip_norm=0.5),
@@ -169,6 +171,8 @@ CASES: dict[str, Callable[[Path], RunConfig]] = {
         distilled(t, MethodConfig(per_sample_lambda=True, scoring_mode="eval")), loss=EVERY_LOSS
     ),
     "hard": lambda t: short(distilled(t, "hard", nesterov=True)),
+    "kd, full batches": lambda t: replace(plain(t), data=replace(plain(t).data, limit=FULL)),
+    "kd, full batches, answers": lambda t: stored(CASES["kd, full batches"](t), "epoch"),
     "random": lambda t: short(distilled(t, "random", schedule="multistep")),
     "student-alone": lambda _: short(alone(optimizer="adamw", lr=1e-3, clip_norm=0.1)),
 }

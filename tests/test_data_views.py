@@ -96,6 +96,11 @@ def test_a_limit_that_leaves_all_views_changes_nothing(views):
     assert same(shown(limited, 2, order), shown(free, 2, order))
 
 
+def test_no_images_are_no_batches(files):
+    for split in (memory(None), DiskSplit(files, 8, 3)):
+        assert list(split.train_batches(0, torch.zeros(0, dtype=torch.int64), 4)) == []
+
+
 @pytest.mark.parametrize("views", [None, 6])
 def test_epoch_views_are_the_numbers_in_the_batches(views):
     split, order = memory(views), epoch_order(12, 1, 9)

@@ -21,7 +21,7 @@ from unixkd.models import PixelModel
 from unixkd.precision import DTYPES, recall, settle
 from unixkd.stepper import Stepper
 from unixkd.tally import Tally
-from unixkd.teacher.opening import open_answers
+from unixkd.teacher.opening import decided_precision, open_answers
 from unixkd.teacher.store import AnswerStore
 
 
@@ -43,7 +43,7 @@ def decide(
     """
     split, size = parts.data.train, config.train.batch_size
     train, notes = settle(
-        recall(config.train, saved),
+        recall(config.train, {**decided_precision(config.answers.path), **saved}),
         parts.student,
         parts.teacher,
         lambda: next(split.train_batches(0, torch.arange(size), size)).images.to(device),

@@ -167,7 +167,7 @@ class Ledger:
     def __str__(self) -> str:
         cost = self.relative_to_kd()
         count = self.images
-        stored = f" ({count.teacher_cached:,} more answered from the store)" if count.teacher_cached else ""
+        stored = f", {count.teacher_cached:,} answered from the store" if count.teacher_cached else ""
         return (
             f"{self.seen:,} images seen: {count.scored:,} scored, {count.teacher_forwarded:,} asked of the "
             f"teacher{stored}, {count.trained:,} trained; {cost['backward_1x']:.1%} of plain KD's cost "

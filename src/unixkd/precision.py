@@ -83,9 +83,8 @@ def has_native_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
-        known: Mapping[str, object] = getattr(
-            torch.cpu, "get_capabilities", dict
-        )()  # not in torch 2.10: fp32 then
+        # torch 2.10 does not tell yet: full precision then.
+        known: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
         return any(known.get(name, False) for name in NATIVE)
     return False
 

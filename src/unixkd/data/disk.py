@@ -71,6 +71,8 @@ class DiskSplit(Viewed):
         Raises:
             UserError: an image is unreadable; it is named.
         """
+        if not len(order):
+            return  # split() makes one part of nothing
         order = order.cpu()
         views = self.epoch_views(epoch, order)
         batches = self._batches(order, self._codes(order, views), batch_size)

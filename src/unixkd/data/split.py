@@ -50,7 +50,7 @@ class Split(Protocol):
 
         Args:
             epoch: number of the epoch, which with the view seed and the index decides the views
-            order: positions of the images to visit `[M]`, int64 (a whole epoch or a selection)
+            order: positions of the images to visit `[M]`, int64 (a whole epoch, a selection, or none)
             batch_size: images per batch
         """
 
@@ -107,8 +107,9 @@ class MemorySplit(Viewed):
         """Augmented batches in the given order; see `Split`."""
         order = order.to(self.device)
         views = self.epoch_views(epoch, order)
-        for index, view in zip(order.split(batch_size), views.split(batch_size), strict=True):
-            yield self.batch(index, view)
+        for start in range(0, len(order), batch_size):  # not split(): it makes one part of nothing
+            part = slice(start, start + batch_size)
+            yield self.batch(order[part], views[part])
 
     def batch(self, index: Int[Tensor, " m"], view: Int[Tensor, " m"]) -> Batch:
         """These images in these views.

@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from unixkd.models.pixels import ModelCard, PixelModel
 
+TEACHER_PRECISION = "teacher precision"
+"""The part of a key that a probe may have decided."""
+
 _PLAIN = (bool, int, float, str)
 
 
@@ -69,7 +72,7 @@ def store_key(teacher: PixelModel, data_fingerprint: str, views: str, precision:
     return {
         "teacher weights": network_fingerprint(teacher.net),
         "teacher preprocessing": preprocessing_fingerprint(teacher.card),
-        "teacher precision": precision,
+        TEACHER_PRECISION: precision,
         "data": data_fingerprint,
         "kind of views": views,
     }

@@ -168,6 +168,16 @@ def _check(path: Path, contents: Contents) -> None:
             raise UserError(f"{file} is damaged: {found}, not {size:,} bytes; remove the folder {path}")
 
 
+def read_key(path: Path) -> dict[str, str]:
+    """The key of the store at a path, nothing where there is none yet.
+
+    Raises:
+        UserError: its index is damaged
+    """
+    key: dict[str, str] = _read_index(path)["key"] if (path / _INDEX).exists() else {}
+    return key
+
+
 def _read_index(path: Path) -> dict[str, Any]:
     file = path / _INDEX
     if not path.is_dir() or not file.is_file():

@@ -9,7 +9,8 @@ from typing import Literal
 from unixkd.data import Split
 from unixkd.errors import UserError
 from unixkd.models import PixelModel
-from unixkd.teacher.fingerprint import store_key
+from unixkd.teacher.fingerprint import TEACHER_PRECISION, store_key
+from unixkd.teacher.folder import read_key
 from unixkd.teacher.store import AnswerStore
 
 
@@ -50,3 +51,9 @@ def open_answers(
         precision=precision,
         announce=announce,
     )
+
+
+def decided_precision(path: str | None) -> dict[str, str]:
+    """What a teacher computed in whose answers are stored there, as `train` names it; nothing where none are."""
+    key = {} if path is None else read_key(Path(path).expanduser())
+    return {"teacher_precision": key[TEACHER_PRECISION]} if TEACHER_PRECISION in key else {}
