@@ -310,9 +310,9 @@ def test_the_comparison_finds_what_a_resume_forgets(forgotten, teacher, tmp_path
     def restore(trainer: Trainer) -> None:
         original(trainer)
         if forgotten == "times_kept":
-            trainer.times_kept.zero_()
+            trainer.engine.tally.times_kept.zero_()
         if forgotten == "steps":
-            trainer.distiller.steps = 0
+            trainer.engine.distiller.steps = 0
 
     monkeypatch.setattr(runstate, "restore", restore)
     if forgotten == "unpack_optimizer":

@@ -170,8 +170,9 @@ def judge(expected: Tensor, found: Tensor, control: Tensor, weights: float, tole
 
 
 def weight_difference(a: nn.Module, b: nn.Module) -> float:
-    """‖a − b‖ / ‖a‖ over all weights and buffers."""
+    """‖a − b‖ / ‖a‖ over all weights and the statistics of BatchNorm."""
     mine, theirs = (
-        torch.cat([t.double().flatten() for t in network.state_dict().values()]) for network in (a, b)
+        torch.cat([t.double().flatten() for t in network.state_dict().values() if t.is_floating_point()])
+        for network in (a, b)
     )
     return ((mine - theirs).norm() / mine.norm()).item()
