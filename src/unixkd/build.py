@@ -43,7 +43,7 @@ LOSSES: dict[str, Callable[[LossConfig], Loss]] = {
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": lambda c, **common: torch.optim.SGD(momentum=c.momentum, nesterov=c.nesterov, **common),
-    "adamw": lambda c, **common: torch.optim.AdamW(**common),
+    "adamw": lambda c, **common: torch.optim.AdamW(capturable=isinstance(common["lr"], Tensor), **common),
 }
 
 
