@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save_file
 
@@ -43,6 +44,7 @@ def make_trainer(
     *,
     classes: int = 100,
     batch_size: int = 64,
+    **train: Any,
 ) -> Trainer:
     """A trainer as `unixkd distill` makes it on a CPU with one thread; the teacher's weights are random.
 
@@ -54,6 +56,7 @@ def make_trainer(
         folder: for weights and run folders, shared by all trainers of a benchmark
         classes: width of both classifiers
         batch_size: images per step, N
+        **train: further fields of the training's configuration
     """
     weights = folder / f"{teacher}-{classes}.safetensors"
     if not weights.exists():
@@ -63,7 +66,7 @@ def make_trainer(
         ModelConfig(teacher, weights=str(weights)),
         MethodConfig(method),
         data=data,
-        train=TrainConfig(batch_size=batch_size, device="cpu", threads=1),
+        train=TrainConfig(batch_size=batch_size, device="cpu", threads=1, **train),
     )
     run = RunFolder(folder / f"{teacher}-{student}-{method}-{classes}-{batch_size}")
     return Trainer(config, run, "overwrite", silent)

@@ -1,10 +1,10 @@
 """How a step's time and memory grow with the batch size and with the number of classes, on a CPU.
 
-Steps of `kd` and `unix` by the trainer that `unixkd distill` runs, resnet20 -> resnet8, with one thread; images
-of 32 pixels for the batch sizes, of 8 for the classes, so that there the classifiers are much of the work. All
-sizes take turns in one process; seconds are CPU seconds, the median over the rounds: with one thread the wall's
-without what other programs took meanwhile. Bytes are the most that two steps hold beyond what a process holds
-before them, for each size in a process of its own.
+Steps of `kd` and `unix` by the trainer that `unixkd distill` runs, resnet20 -> resnet8, with one thread, in bf16
+where the processor computes in it, else in fp32; images of 32 pixels for the batch sizes, of 8 for the classes, so
+that there the classifiers are much of the work. All sizes take turns in one process; seconds are CPU seconds, the
+median over the rounds: with one thread the wall's without what other programs took meanwhile. Bytes are the most
+that two steps hold beyond what a process holds before them, for each size in a process of its own.
 
 Targets, nothing grows worse than linearly:
 - seconds and bytes per image at the largest batch at most 1.25 times those at the smallest
@@ -26,7 +26,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,8 @@ from common import finish
 from inputs import make_trainer, unlabelled
 from plain_way import our_steps
 from timing import interleave
-from unixkd.config import DataConfig
+from unixkd.config import DataConfig, Precision
+from unixkd.precision import has_native_bf16
 
 TARGET = 1.25
 TEACHER, STUDENT, FEATURES = "resnet20", "resnet8", 64
@@ -51,6 +52,11 @@ ROUNDS, QUICK_ROUNDS = (3, 30), (1, 2)
 """For the batch sizes, for the classes."""
 
 
+def native_precision() -> Precision:
+    """Not probed: all sizes alike, and a probe's memory would be counted as the step's."""
+    return "bf16" if has_native_bf16(torch.device("cpu")) else "fp32"
+
+
 @dataclass(frozen=True)
 class Case:
     """One size to measure: a method, or the classifiers alone."""
@@ -59,6 +65,7 @@ class Case:
     batch_size: int = 64
     classes: int = 100
     image_size: int = 32
+    precision: Precision = field(default_factory=native_precision)
 
 
 def make_step(case: Case, data: DataConfig, folder: Path) -> Callable[[], object]:
@@ -67,7 +74,15 @@ def make_step(case: Case, data: DataConfig, folder: Path) -> Callable[[], object
         return classifiers_step(case.batch_size, case.classes)
     data = replace(data, size=case.image_size)
     trainer = make_trainer(
-        data, TEACHER, STUDENT, case.method, folder, classes=case.classes, batch_size=case.batch_size
+        data,
+        TEACHER,
+        STUDENT,
+        case.method,
+        folder,
+        classes=case.classes,
+        batch_size=case.batch_size,
+        precision=case.precision,
+        teacher_precision=case.precision,
     )
     return our_steps(trainer).__next__
 

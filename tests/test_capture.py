@@ -6,6 +6,7 @@ repeats them on the same memory.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -211,6 +212,21 @@ def test_a_captured_run_goes_on_from_a_checkpoint_like_an_eager_one(name, teache
     again = Run(captured.config, captured.folder, Tape(), "resume").finish()
     assert differences(again, eager) == []
     assert (again.record.recordings, again.record.replays) == (1, 2 * 2)
+
+
+def test_what_a_capture_takes_is_no_training_time(teacher, tmp_path, monkeypatch):
+    """On a clock that hardly moves but while the step is recorded."""
+    ticks = itertools.count()
+    monkeypatch.setattr("time.perf_counter", lambda: 1e-6 * next(ticks))
+
+    class Slow(Tape):
+        def __call__(self, body: Callable[[], None]) -> Callable[[], None]:
+            nonlocal ticks
+            ticks = itertools.count(40_000_000)
+            return super().__call__(body)
+
+    trainer = Run(plain(teacher), tmp_path / "run", Slow()).finish().trainer
+    assert trainer.seconds == pytest.approx({"setup": 40, "train": 0, "evaluate": 0}, abs=0.01)
 
 
 def test_each_replay_has_the_learning_rate_of_its_step(teacher, tmp_path):

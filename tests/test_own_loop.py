@@ -74,7 +74,7 @@ def test_own_loop_with_labels(teacher):
     )
     student = plain(4, seed=2)
     before = accuracy(student)
-    optimizer = torch.optim.SGD(student.parameters(), 0.05, momentum=0.9)
+    optimizer = torch.optim.SGD(student.parameters(), 0.02, momentum=0.9)
     distiller = Distiller(
         student,
         teacher,

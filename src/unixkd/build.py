@@ -153,8 +153,20 @@ def build_run(config: RunConfig, device: torch.device) -> RunParts:
             if config.train.channels_last:
                 network.to(memory_format=torch.channels_last)
             if config.train.compile:
-                network.compile()
+                compile_network(network)
     return RunParts(data, student, teacher, method, objective)
+
+
+def compile_network(network: nn.Module) -> None:
+    """Compile a network for every size of batch it meets.
+
+    Teacher and student are compiled as one forward, whose batches in training, scoring, evaluation and at an
+    epoch's end are more than the 8 kinds after which dynamo would go on uncompiled, without a word.
+    """
+    import torch._dynamo.config as dynamo  # takes a second: here only
+
+    dynamo.recompile_limit = dynamo.accumulated_recompile_limit
+    network.compile(dynamic=False)
 
 
 def build_network(

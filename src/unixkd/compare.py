@@ -49,8 +49,10 @@ def decide_once(base: RunConfig, out: Path, note: Callable[[str], None]) -> RunC
     for path in sorted(out.glob("runs/*/run.yaml")):
         return replace(base, train=recall(base.train, RunFolder(path.parent).decided()))
     device = pick_device(base.train)
-    if not has_native_bf16(device):
-        return base  # every run will come to the same end by itself
+    if not has_native_bf16(device):  # nothing to probe
+        return replace(
+            base, train=recall(base.train, dict.fromkeys(("precision", "teacher_precision"), "fp32"))
+        )
     return decide(base, build_run(base, device), device, {}, note)
 
 

@@ -170,6 +170,7 @@ class TrainConfig:
         channels_last: keep images and weights in channels_last
         fused: one fused kernel for the optimiser's step
         flush_denormal: count denormal numbers as 0 (CPU)
+        keep_memory: keep freed memory for the next step instead of giving it back to the system (CPU, glibc)
         graph: replay the whole step as one CUDA graph (cuda)
         compile: compile both networks with torch.compile, which takes minutes before it pays
         eval_every: evaluate every so many epochs (the last one always)
@@ -199,6 +200,7 @@ class TrainConfig:
     channels_last: bool = True
     fused: bool = True
     flush_denormal: bool = True
+    keep_memory: bool = True
     graph: bool = True
     compile: bool = False
     eval_every: int = 1

@@ -167,8 +167,8 @@ def timing_objective(method: Method, batch: Batch) -> Objective:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for everything queued on an accelerator."""
+    """Wait for what the caller has queued on an accelerator; on a GPU only for its own stream."""
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        torch.cuda.current_stream(device).synchronize()
     elif device.type == "mps":
         torch.mps.synchronize()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
@@ -16,6 +17,7 @@ from unixkd.data import MemorySplit, Split, epoch_order
 from unixkd.draws import epoch_draws
 from unixkd.engine import Engine
 from unixkd.methods import StepCounts
+from unixkd.planner import synchronize
 from unixkd.schedules import learning_rate
 from unixkd.teacher.filling import fetch_answers
 
@@ -43,6 +45,8 @@ class Stepper:
     record: Recorder | None = None
     captured: CapturedStep | None = field(default=None, init=False)
     refused: bool = field(default=False, init=False)
+    capture_seconds: float = field(default=0.0, init=False)
+    """What captures have taken, which is no training time."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -119,7 +123,8 @@ class Stepper:
             view = self.split.epoch_views(number, index)
             tables = Tables.of_epoch(index, view, draws, rates, answers, self.train.batch_size)
             try:
-                self.captured = self.captured or CapturedStep(self.engine, self.split, tables, self.record)
+                if self.captured is None:
+                    self.captured = self.record_step(self.split, tables)
                 self.captured.load(tables)
                 return self.captured
             except RuntimeError as error:
@@ -127,6 +132,15 @@ class Stepper:
         self.refused = True
         self.note(f"steps run one by one, not as a CUDA graph: {reason}")
         return None
+
+    def record_step(self, split: MemorySplit, tables: Tables) -> CapturedStep:
+        """Capture the step, with whatever it compiles; the time goes to `capture_seconds`."""
+        started = time.perf_counter()
+        try:
+            return CapturedStep(self.engine, split, tables, self.record)
+        finally:
+            synchronize(self.device)
+            self.capture_seconds += time.perf_counter() - started
 
     def obstacle(self) -> str | None:
         """Why a graph cannot do this run's step, or None."""

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 
 from unixkd import runstate
+from unixkd.allocator import keep_freed_memory
 from unixkd.assembly import decide, make_distiller, make_stepper
 from unixkd.build import build_run, pick_device
 from unixkd.config import RunConfig
@@ -61,6 +62,7 @@ def steps(
         summary = write_results(trainer)
     finally:
         torch.set_flush_denormal(False)  # the process is the caller's
+        keep_freed_memory(False)
     display(Finished(trainer.name))
     return summary
 
@@ -83,6 +85,8 @@ class Trainer:
         self.folder, self.display, self.name = folder, display, folder.path.name
         self.device = pick_device(config.train)
         torch.set_flush_denormal(config.train.flush_denormal)  # first, as threads to come inherit it
+        if config.train.keep_memory and self.device.type == "cpu":
+            keep_freed_memory(True)
         self.parts = build_run(config, self.device)
         if config.train.threads is not None:
             torch.set_num_threads(config.train.threads)
@@ -139,7 +143,7 @@ class Trainer:
 
     def epoch_steps(self) -> Iterator[None]:
         """One pass over the training images; pauses after every step."""
-        started, throttle = time.perf_counter(), Throttle()
+        started, throttle, captured = time.perf_counter(), Throttle(), self.stepper.capture_seconds
         self.parts.student.train()
         self.engine.tally.start_epoch()
         for counts in self.stepper.epoch(self.epoch):
@@ -153,7 +157,9 @@ class Trainer:
                 self.display(Stepped(self.name, self.engine.distiller.steps, rate, cost))
             yield
         synchronize(self.device)
-        self.seconds["train"] += time.perf_counter() - started
+        setup = self.stepper.capture_seconds - captured
+        self.seconds["setup"] += setup
+        self.seconds["train"] += time.perf_counter() - started - setup
 
     def check_finite(self) -> None:
         """Raise where an epoch has broken the weights, before they are saved."""

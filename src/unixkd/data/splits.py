@@ -8,8 +8,8 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unixkd.data.hashing import draw_words
 from unixkd.errors import UserError
+from unixkd.hashing import draw_words
 
 _PURPOSE = 2  # the views draw from the same function for other purposes
 Indices = NDArray[np.int64]

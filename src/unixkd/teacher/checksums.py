@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from unixkd.data.hashing import mix64
+from unixkd.hashing import mix64
 
 
 def checksum_weights(classes: int) -> NDArray[np.uint64]:
