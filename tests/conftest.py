@@ -30,14 +30,11 @@ install_import_hook(modules_with_shapes(), "beartype.beartype")
 
 torch.set_num_threads(1)
 
+# Precision "auto" is fp32 on every processor: what a probe has timed would differ from run to run.
+torch.cpu.get_capabilities = dict
+
 settings.register_profile("unixkd", deadline=None, max_examples=50)  # nothing is timed in the tests
 settings.load_profile("unixkd")
-
-
-@pytest.fixture(autouse=True)
-def no_native_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Precision "auto" is fp32 on every processor: what a probe has timed would differ from run to run."""
-    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
 
 
 @pytest.fixture
