@@ -29,8 +29,12 @@ from unixkd.train import Trainer, run
 Seconds = Callable[[Network], float]
 
 
+NATIVE = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
+
+
 def capabilities(monkeypatch: pytest.MonkeyPatch, **known: bool) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known)
+    monkeypatch.setattr("unixkd.precision.NATIVE", NATIVE)  # conftest.py has emptied it
 
 
 def timings(monkeypatch: pytest.MonkeyPatch, bf16: Seconds) -> list[tuple[Network, bool]]:

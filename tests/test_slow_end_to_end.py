@@ -70,7 +70,16 @@ class Started:
 def distill(teacher: Path, out: Path) -> list[object]:
     return [
         *("distill", "--teacher", teacher, "--student", "resnet8", "--epochs", 40, "--data.limit", 300),
-        *("--train.threads", 1, "--out", out),
+        *(
+            "--train.threads",
+            1,
+            "--train.precision",
+            "fp32",
+            "--train.teacher_precision",
+            "fp32",
+            "--out",
+            out,
+        ),
     ]
 
 
