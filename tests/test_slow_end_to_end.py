@@ -20,6 +20,8 @@ pytestmark = pytest.mark.slow
 
 MAIN = "import sys\nfrom unixkd.cli import main\nif __name__ == '__main__':\n    sys.exit(main())\n"
 PATIENCE = 300.0
+FULL_PRECISION = ("--train.precision", "fp32", "--train.teacher_precision", "fp32")
+"""In a process of its own a command would probe."""
 
 
 @pytest.fixture(scope="module")
@@ -70,16 +72,7 @@ class Started:
 def distill(teacher: Path, out: Path) -> list[object]:
     return [
         *("distill", "--teacher", teacher, "--student", "resnet8", "--epochs", 40, "--data.limit", 300),
-        *(
-            "--train.threads",
-            1,
-            "--train.precision",
-            "fp32",
-            "--train.teacher_precision",
-            "fp32",
-            "--out",
-            out,
-        ),
+        *("--train.threads", 1, *FULL_PRECISION, "--out", out),
     ]
 
 
@@ -108,7 +101,8 @@ def test_a_stopped_run_goes_on_to_the_same_end(how, whole, teacher, tmp_path):
 def test_a_comparison_stopped_by_ctrl_c_leaves_no_process_and_goes_on(teacher, tmp_path):
     words = [
         *("compare", "--teacher", teacher, "--student", "resnet8", "--methods", "kd,unix", "--seeds", "0,1"),
-        *("--epochs", 30, "--data.limit", 300, "--train.threads", 1, "--out", tmp_path / "out"),
+        *("--epochs", 30, "--data.limit", 300, "--train.threads", 1),
+        *(*FULL_PRECISION, "--out", tmp_path / "out"),
     ]
     started = Started(tmp_path, *words, "--jobs", 2)
     started.wait_for(*(tmp_path / "out" / "runs" / f"{method}-seed0" for method in ("kd", "unix")))
