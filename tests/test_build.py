@@ -27,7 +27,7 @@ from unixkd.methods import METHODS, student_alone, unix
 from unixkd.mixing import SigmoidCurve, StepCurve, full_curve
 from unixkd.models import create_model
 from unixkd.objective import Term
-from unixkd.scoring import entropy, least_confidence, margin
+from unixkd.scoring import TrueLoss, entropy, least_confidence, margin
 
 # Methods
 
@@ -50,15 +50,23 @@ FIELDS = {
         ("entropy", "scorer", entropy),
         ("margin", "scorer", margin),
         ("least_confidence", "scorer", least_confidence),
+        ("true_loss", "scorer", TrueLoss()),
         ("random", "scorer", None),
     ],
     "scoring_mode": [("train", "scoring_mode", "train"), ("eval", "scoring_mode", "eval")],
     "per_sample_lambda": [(True, "per_sample_lambda", True), (False, "per_sample_lambda", False)],
+    "sampling": [(2.0, "sampling", 2.0)],
+}
+CHOICES = {
+    "random-epoch": [("keep", 0.5), ("full_last", 0.25)],
+    "stale": [("keep", 0.5), ("random_share", 0.5), ("max_age", 9), ("full_last", 0.25)],
+    "infobatch": [("prune", 0.25), ("full_last", 0.25)],
 }
 
 
 def test_every_field_is_tried():
-    assert set(FIELDS) == {f.name for f in fields(MethodConfig)} - {"name"}
+    of_choices = {field for cases in CHOICES.values() for field, _ in cases}
+    assert set(FIELDS) | of_choices == {f.name for f in fields(MethodConfig)} - {"name"}
     assert {value for value, *_ in FIELDS["scorer"]} == set(SCORERS)
 
 
@@ -70,6 +78,15 @@ def test_every_field_takes_effect_and_changes_nothing_else(field, given, attribu
     method = build_method(replace(MethodConfig("unix"), **{field: given}))
     assert getattr(method, attribute) == expected
     assert method == replace(unix(), **{attribute: expected})
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value"), [(name, *case) for name, cases in CHOICES.items() for case in cases]
+)
+def test_every_field_of_a_choice_takes_effect_and_changes_nothing_else(name, field, value):
+    method, usual = build_method(replace(MethodConfig(name), **{field: value})), METHODS[name]()
+    assert getattr(method.choice, field) == value != getattr(usual.choice, field)
+    assert method == replace(usual, choice=replace(usual.choice, **{field: value}))
 
 
 def test_fields_together():
@@ -100,6 +117,15 @@ def test_fields_together():
         (MethodConfig("unix", keep=1.5), r"keep \(k/N\) must lie in \(0, 1\]"),
         (MethodConfig("unix", mix_from=1.5), r"mix_from \(b\) is a share"),
         (MethodConfig("unix", scoring_mode="test"), "train or eval, not 'test'"),
+        (MethodConfig("unix", prune=0.5), "method unix: prune does not apply"),
+        (MethodConfig("infobatch", keep=0.5), "method infobatch: keep does not apply"),
+        (MethodConfig("random-epoch", max_age=3), "method random-epoch: max_age does not apply"),
+        (MethodConfig("random-epoch", keep=0.0), r"keep is a share of the images and must lie in \(0, 1\]"),
+        (MethodConfig("stale", random_share=1.5), r"random_share is a share .* in \[0, 1\]"),
+        (MethodConfig("stale", max_age=0), "max_age must be at least 1 epoch, got 0"),
+        (MethodConfig("infobatch", prune=1.0), r"prune must lie in \[0, 1\), got 1"),
+        (MethodConfig("random", sampling=1.0), "sampling .* needs a scorer"),
+        (MethodConfig("stale", curve="step"), "must be of the image unmixed"),
     ],
 )
 def test_nonsense_is_refused(config, message):

@@ -35,6 +35,13 @@ def stack(batches):
     )
 
 
+def test_the_test_set_can_be_evaluated_on_without_training_on_what_is_held_out():
+    held, test = (load_data(DataConfig(holdout=0.25, evaluate_on=what)) for what in ("auto", "test"))
+    assert torch.equal(test.train.images, held.train.images)
+    assert torch.equal(test.test.images, load_data(DataConfig()).test.images)
+    assert not torch.equal(held.test.images, test.test.images)
+
+
 def test_holdout_replaces_the_test_set_and_limit_takes_from_the_rest():
     whole = load_data(DataConfig())
     held = load_data(DataConfig(holdout=0.25))

@@ -19,6 +19,10 @@ COUNTS = {
     "random": ((64, 0, 48, 48), (16, 0, 16, 16)),
     "hard": ((64, 64, 48, 48), (16, 16, 16, 16)),
     "mixup": ((64, 0, 64, 64), (16, 0, 16, 16)),
+    "selective-backprop": ((64, 64, 48, 48), (16, 16, 16, 16)),
+    "random-epoch": ((64, 0, 64, 64), (16, 0, 16, 16)),
+    "stale": ((64, 0, 64, 64), (16, 0, 16, 16)),
+    "infobatch": ((64, 0, 64, 64), (16, 0, 16, 16)),
     "student-alone": ((64, 0, 0, 64), (16, 0, 0, 16)),
 }
 
@@ -54,7 +58,8 @@ def test_arguments_reach_the_value():
 
 
 def test_only_plain_methods_leave_the_order_alone():
-    assert [name for name, make in METHODS.items() if not make().ranks] == ["kd", "student-alone"]
+    plain = ["kd", "random-epoch", "stale", "infobatch", "student-alone"]
+    assert [name for name, make in METHODS.items() if not make().ranks] == plain
 
 
 def test_a_short_batch_may_be_larger_than_k():

@@ -13,7 +13,18 @@ from unixkd.commands import planning
 from unixkd.config import DataConfig
 from unixkd.cost import forward_flops
 from unixkd.data import load_data
-from unixkd.methods import hard, kd, mixup, random, student_alone, unix, unix_random
+from unixkd.methods import (
+    hard,
+    kd,
+    mixup,
+    random,
+    random_epoch,
+    selective_backprop,
+    stale,
+    student_alone,
+    unix,
+    unix_random,
+)
 from unixkd.models import ModelCard, PixelModel, create_model
 from unixkd.planner import make_plan, step_sizes
 
@@ -46,7 +57,7 @@ def test_the_published_pair_by_hand():
 
 
 def test_every_method_by_hand():
-    plan = plan_of("resnet14", "resnet8", ALL)
+    plan = plan_of("resnet14", "resnet8", [*ALL, selective_backprop(), stale(), random_epoch(0.5)])
     r = plan.ratio
     expected = {
         "kd": 1.0,
@@ -56,6 +67,9 @@ def test_every_method_by_hand():
         "hard": 0.75 + 1 / (r + 3),
         "mixup": 1.0,
         "student-alone": 3 / (r + 3),
+        "selective-backprop": 0.75 + 1 / (r + 3),
+        "stale": 0.75,
+        "random-epoch": 0.5,
     }
     assert {p.method.name: p.relative["backward_2x"] for p in plan.methods} == pytest.approx(expected)
     assert all(p.seconds is None and p.relative_seconds is None for p in plan.methods)

@@ -78,6 +78,7 @@ def test_two_steps_by_hand():
     assert tally.losses() == {"loss": 2.0, "loss_parts": {"kd": 1.0, "ce": 2.0}}
     assert times_kept.tolist() == [6, 3, 0, 0, 2, 0, 0, 1]
     assert tally.selection() == {
+        "visited": 6 / 8,
         "kept": 4 / 6,
         "distinct": 3 / 8,  # images 0, 4 and 7 in this epoch
         "score_kept": pytest.approx((2.0 + 1.0 + 0.5 + 0.5) / 4),

@@ -44,6 +44,7 @@ from unixkd.engine import Engine
 from unixkd.errors import UserError
 from unixkd.evaluate import predict
 from unixkd.models import create_model, load_model
+from unixkd.selection import History
 from unixkd.train import Trainer, run
 
 
@@ -295,6 +296,21 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(name, teacher, tmp_pa
         "resumed after epoch 2"
     ]
     assert everything(tmp_path / "parts") == everything(tmp_path / "whole")
+
+
+CHOOSING = [MethodConfig("stale", keep=0.6), MethodConfig("infobatch", full_last=0.0)]
+
+
+@pytest.mark.parametrize("method", CHOOSING, ids=lambda m: m.name)
+def test_a_resumed_run_goes_on_choosing_by_what_the_student_said(method, teacher, tmp_path, monkeypatch):
+    """The control forgets it."""
+    config = distilled(teacher, method, epochs=4)
+    run(config, tmp_path / "whole")
+    stop_and_resume(config, tmp_path / "parts", 5)  # of 2 steps an epoch, or 3 to 4
+    assert everything(tmp_path / "parts") == everything(tmp_path / "whole")
+    monkeypatch.setattr(History, "state", lambda history: {})
+    stop_and_resume(config, tmp_path / "forgetful", 5)
+    assert everything(tmp_path / "forgetful") != everything(tmp_path / "whole")
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from unixkd.feature_losses import FeatureLoss
 from unixkd.mixing import num_kept, num_pure
 from unixkd.models import PixelModel
 from unixkd.precision import DTYPES, recall, settle
+from unixkd.selection import History
 from unixkd.stepper import Stepper
 from unixkd.tally import Tally
 from unixkd.teacher.opening import decided_precision, open_answers
@@ -114,6 +115,7 @@ def make_stepper(
         train.clip_norm,
         moving_average(parts.student, train.ema_decay),
         train.channels_last,
+        None if distiller.method.choice is None else History(len(parts.data.train), device),
     )
     ahead = answers.fill == "epoch" or (answers.fill == "auto" and device.type != "cpu")
     return Stepper(engine, parts.data.train, train, device, ahead, note)

@@ -19,6 +19,7 @@ class Batch:
         index: position of each image in its data set `[N]`, or None
         view: number of each image's view (augmentation) `[N]`, or None
         answers: the teacher's stored logits on each image in this view `[N, classes]`, or None
+        weight: of each image in every loss `[N]`, or None: 1
     """
 
     images: Float[Tensor, "n c h w"]
@@ -26,13 +27,14 @@ class Batch:
     index: Int[Tensor, " n"] | None = None
     view: Int[Tensor, " n"] | None = None
     answers: Float[Tensor, "n classes"] | None = None
+    weight: Float[Tensor, " n"] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on a device; what is there already is not copied."""
-        values = (self.images, self.labels, self.index, self.view, self.answers)
+        values = (self.images, self.labels, self.index, self.view, self.answers, self.weight)
         return Batch(*(None if t is None else t.to(device, non_blocking=True) for t in values))  # type: ignore[arg-type]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Literal, TypeVar
 
 import torch
@@ -20,14 +20,16 @@ from unixkd.mixing import Curve, SigmoidCurve, StepCurve
 from unixkd.models import PixelModel, build_model
 from unixkd.models.classes import own_num_classes
 from unixkd.objective import Objective, Term
-from unixkd.scoring import Scorer, entropy, least_confidence, margin
+from unixkd.scoring import Scorer, TrueLoss, entropy, least_confidence, margin
+from unixkd.selection import EpochChoice
 
 T = TypeVar("T")
 
-SCORERS: dict[str, Scorer | None] = {
+SCORERS: dict[str, Scorer | TrueLoss | None] = {
     "entropy": entropy,
     "margin": margin,
     "least_confidence": least_confidence,
+    "true_loss": TrueLoss(),
     "random": None,  # ranks by noise and so needs no forward
 }
 
@@ -64,8 +66,10 @@ def build_method(config: MethodConfig) -> Method:
         changes["scorer"] = named("scorer", config.scorer, SCORERS)
     if (curve := _curve(config, method)) is not method.curve:
         changes["curve"] = curve
-    for name in ("keep", "scoring_mode", "per_sample_lambda"):
-        if (value := getattr(config, name)) is not None:
+    if (choice := _choice(config, method)) is not method.choice:
+        changes["choice"] = choice
+    for name in ("keep", "scoring_mode", "per_sample_lambda", "sampling"):
+        if (value := getattr(config, name)) is not None and not (name == "keep" and choice is not None):
             changes[name] = value
     method = replace(method, **changes)  # type: ignore[arg-type]
     if config.scoring_mode is not None and method.scorer is None:
@@ -73,6 +77,21 @@ def build_method(config: MethodConfig) -> Method:
     if config.per_sample_lambda is not None and method.curve is None:
         raise UserError(f"method {config.name} does not mix: per_sample_lambda does not apply")
     return method
+
+
+CHOICE_FIELDS = ("keep", "random_share", "max_age", "prune", "full_last")
+
+
+def _choice(config: MethodConfig, method: Method) -> EpochChoice | None:
+    """The method's choice of an epoch's images with the configured fields changed."""
+    known = set() if method.choice is None else {field.name for field in fields(method.choice)}  # type: ignore[arg-type]
+    changes = {name: value for name in CHOICE_FIELDS if (value := getattr(config, name)) is not None}
+    if method.choice is None:
+        changes.pop("keep", None)  # k/N of each batch
+    for name in changes:
+        if name not in known:
+            raise UserError(f"method {method.name}: {name} does not apply")
+    return replace(method.choice, **changes) if changes else method.choice  # type: ignore[type-var]
 
 
 def _curve(config: MethodConfig, method: Method) -> Curve | None:

@@ -40,6 +40,7 @@ class Tables:
         noise: as in `Draws` `[steps, N]`
         lr: learning rate `[steps]`
         answers: the teacher's stored logits `[steps, N, classes]`, or None
+        weight: of each image in the losses `[steps, N]`, or None
     """
 
     index: Int[Tensor, "steps n"]
@@ -49,6 +50,7 @@ class Tables:
     noise: Float[Tensor, "steps n"]
     lr: Float[Tensor, " steps"]
     answers: Float[Tensor, "steps n classes"] | None = None
+    weight: Float[Tensor, "steps n"] | None = None
 
     @classmethod
     def of_epoch(
@@ -59,6 +61,7 @@ class Tables:
         lr: list[float],
         answers: Float[Tensor, "m classes"] | None,
         batch_size: int,
+        weight: Float[Tensor, " m"] | None = None,
     ) -> Tables:
         """The full batches of an epoch whose images, views, draws and answers lie one after the other."""
         steps = len(index) // batch_size
@@ -69,17 +72,29 @@ class Tables:
         rates = torch.tensor(lr[:steps], dtype=torch.float32, device=index.device)
         if answers is not None:
             answers = answers[: steps * batch_size].reshape(steps, batch_size, -1)
-        return cls(rows[0], rows[1], rows[2], rows[3], rows[4], rates, answers)
+        if weight is not None:
+            weight = weight[: steps * batch_size].reshape(steps, batch_size)
+        return cls(rows[0], rows[1], rows[2], rows[3], rows[4], rates, answers, weight)
 
     def __len__(self) -> int:
         return len(self.lr)
 
     def copy_(self, other: Tables) -> None:
-        """Take over another epoch's values, in place."""
+        """Take over another epoch's values, in place; it may have fewer steps."""
         for field in fields(self):
             mine, theirs = getattr(self, field.name), getattr(other, field.name)
             if mine is not None:
-                mine.copy_(theirs)
+                mine[: len(other)].copy_(theirs)
+
+    def extended(self, steps: int) -> Tables:
+        """The same with room for so many steps."""
+        grown = {}
+        for field in fields(self):
+            table = getattr(self, field.name)
+            if table is not None:
+                table = torch.cat([table, table.new_zeros(steps - len(self), *table.shape[1:])])
+            grown[field.name] = table
+        return Tables(**grown)
 
 
 class CapturedStep:
@@ -88,7 +103,7 @@ class CapturedStep:
     Args:
         engine: what is stepped; its optimiser's learning rate is a tensor
         split: the training images, on the device
-        tables: of some epoch; later ones have as many steps
+        tables: of some epoch; later ones have as many steps or fewer
         record: how the step is recorded; another one than a CUDA graph lets a CPU test the rest
 
     Raises:
@@ -120,6 +135,8 @@ class CapturedStep:
         told, batch = self.tables, self.split.batch(self.pick(self.tables.index), self.pick(self.tables.view))
         if told.answers is not None:
             batch = replace(batch, answers=self.pick(told.answers))
+        if told.weight is not None:
+            batch = replace(batch, weight=self.pick(told.weight))
         self.engine.set_learning_rate(self.pick(told.lr))
         draws = Draws(self.pick(told.partner), self.pick(told.lam), self.pick(told.noise))
         self.counts = self.engine.step(batch, draws).counts

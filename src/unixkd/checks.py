@@ -15,6 +15,7 @@ from unixkd.methods import Method
 from unixkd.mixing import num_kept
 from unixkd.models import PixelModel
 from unixkd.objective import Objective
+from unixkd.scoring import TrueLoss
 
 COUNTS = ("epochs", "batch_size", "eval_every", "eval_batch_size", "checkpoint_every", "threads")
 NOT_NEGATIVE = ("seed", "lr", "weight_decay", "gamma", "warmup_epochs", "clip_norm")
@@ -65,6 +66,11 @@ def check_data(config: RunConfig, data: Data, method: Method, objective: Objecti
     num_kept(method.keep, batch_size, batch_size)
     if images < batch_size:
         raise UserError(f"{data.name} has {images} training images, fewer than a batch of {batch_size}")
+    if isinstance(method.scorer, TrueLoss) and not data.train.labelled:
+        raise UserError(
+            f"the training images of {data.name} have no labels, which scoring by the true loss needs: "
+            "give --method.scorer entropy"
+        )
     needing = [term.name for term in objective if term.loss.needs_labels]
     if needing and not data.train.labelled:
         raise UserError(

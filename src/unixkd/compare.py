@@ -97,7 +97,8 @@ def matched_epochs(ledger: Ledger, method: Method, train: TrainConfig, images: i
     """
     for size in step_sizes(train.batch_size, images):
         ledger.charge(method.counts(size, train.batch_size))
-    return max(1, round(train.epochs * ledger.relative_to_kd()[convention]))
+    share = method.mean_share(train.epochs)
+    return max(1, round(train.epochs * share * ledger.relative_to_kd()[convention]))
 
 
 def matched_jobs(base: RunConfig, epochs: dict[str, int], seeds: Sequence[int], out: Path) -> Iterator[Job]:

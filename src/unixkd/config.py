@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Precision = Literal["auto", "fp32", "bf16"]
-Scorer = Literal["entropy", "margin", "least_confidence", "random"]
+Scorer = Literal["entropy", "margin", "least_confidence", "true_loss", "random"]
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class DataConfig:
         size: side in pixels of the square images the loop sees (default: the data's own)
         limit: train on a class-balanced subset of this many images
         holdout: share of the training images held out, by class, and evaluated on instead of the test set
+        evaluate_on: auto (what is held out, else the test set) | test (also where images are held out)
         split_seed: seed of `limit` and `holdout`
         crop_padding: zero padding of the random crop in pixels (default: the data's own)
         flip: random horizontal flip (default: the data's own)
@@ -40,6 +41,7 @@ class DataConfig:
     size: int | None = None
     limit: int | None = None
     holdout: float = 0.0
+    evaluate_on: Literal["auto", "test"] = "auto"
     split_seed: int = 0
     crop_padding: int | None = None
     flip: bool | None = None
@@ -76,14 +78,20 @@ class MethodConfig:
     """How samples are scored, kept and mixed; unset fields keep the named method's own value.
 
     Args:
-        name: kd | unix | unix-random | random | hard | mixup | student-alone
-        keep: share of the batch that is kept, k/N
+        name: kd | unix | unix-random | random | hard | mixup | selective-backprop | random-epoch | stale |
+            infobatch | student-alone
+        keep: share of the batch that is kept, k/N; of each epoch's images for random-epoch and stale
         mix_from: rank, as a share of the batch, from which samples are mixed strongly, b/N
         steepness: steepness w of the sigmoid mixing curve
         curve: sigmoid | step (exactly 0 below b, 1 from b on) | none
-        scorer: entropy | margin | least_confidence | random
+        scorer: entropy | margin | least_confidence | true_loss | random
         scoring_mode: BatchNorm in the scoring forward: train (the reference) | eval
         per_sample_lambda: draw one mixing weight per kept sample instead of one per batch
+        sampling: β: draw the kept samples, with a chance of their score's percentile to this power
+        random_share: share of an epoch's places that stale gives away at random
+        max_age: epochs after which stale visits an image again whatever its score
+        prune: share of the images below the mean loss that infobatch drops
+        full_last: last share of the run in which random-epoch, stale and infobatch visit all images
     """
 
     name: str = "unix"
@@ -94,6 +102,11 @@ class MethodConfig:
     scorer: Scorer | None = None
     scoring_mode: Literal["train", "eval"] | None = None
     per_sample_lambda: bool | None = None
+    sampling: float | None = None
+    random_share: float | None = None
+    max_age: int | None = None
+    prune: float | None = None
+    full_last: float | None = None
 
 
 @dataclass(frozen=True)

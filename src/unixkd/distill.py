@@ -18,7 +18,7 @@ from unixkd.methods import Method, StepCounts
 from unixkd.mixing import mix, num_kept, pure
 from unixkd.network import Network, evaluating
 from unixkd.objective import Objective, evaluate_objective
-from unixkd.scoring import rank
+from unixkd.scoring import rank, sampling_keys, score_logits
 from unixkd.teacher.asking import Teacher
 
 
@@ -34,6 +34,7 @@ class StepResult:
         counts: images that went through each forward
         scoring_logits: the student's logits on all N images, where the method scored `[N, C]`
         scores: uncertainty of all N images, where the method scored `[N]`
+        row_scores: what is to be remembered of each of the k rows, where the method's choice wants it `[k]`
     """
 
     loss: Float[Tensor, ""]
@@ -43,6 +44,7 @@ class StepResult:
     counts: StepCounts
     scoring_logits: Float[Tensor, "n classes"] | None = None
     scores: Float[Tensor, " n"] | None = None
+    row_scores: Float[Tensor, " k"] | None = None
 
 
 def distill_step(
@@ -66,12 +68,15 @@ def distill_step(
         batch_size: the configured N that fractions of the method refer to
     """
     logits = score(student, batch.images, method) if method.scorer else None
-    scores = method.scorer(logits) if method.scorer and logits is not None else None
+    scores = (
+        score_logits(method.scorer, logits, batch.labels) if method.scorer and logits is not None else None
+    )
     check_finite(scores)
     mixed = select(batch, scores, draws, method, batch_size)
     answers = teacher(batch, mixed) if teacher else None
     outputs = student(mixed.images)
     loss, parts = evaluate_objective(objective, outputs, answers.outputs if answers else None, mixed)
+    remembered = remember(method, outputs, answers.outputs if answers else None, mixed)
     counts = StepCounts(
         seen=len(batch),
         scored=0 if logits is None else len(batch),
@@ -80,7 +85,16 @@ def distill_step(
         teacher_cached=answers.cached if answers else 0,
         teacher_filled=answers.filled if answers else 0,
     )
-    return StepResult(loss, parts, mixed, outputs, counts, logits, scores)
+    return StepResult(loss, parts, mixed, outputs, counts, logits, scores, remembered)
+
+
+@torch.no_grad()
+def remember(
+    method: Method, student: Outputs, teacher: Outputs | None, mixed: MixedBatch
+) -> Float[Tensor, " k"] | None:
+    """What the method's choice of later epochs wants to know of each row; no forward is spent on it."""
+    wanted = None if method.choice is None else method.choice.row_score
+    return None if wanted is None else wanted(student, teacher, mixed)
 
 
 def score(student: Network, images: Float[Tensor, "n c h w"], method: Method) -> Float[Tensor, "n classes"]:
@@ -115,6 +129,8 @@ def select(
 ) -> MixedBatch:
     """Rank the batch, keep the first k rows, mix them with partners from the whole batch."""
     k = num_kept(method.keep, batch_size, len(batch))
+    if scores is not None and method.sampling is not None:
+        scores = sampling_keys(scores, draws.noise, method.sampling)
     ranking = rank(draws.noise if scores is None else scores) if method.ranks else None
     if method.curve is None or ranking is None:
         return pure(batch, None if ranking is None else ranking[:k])

@@ -114,6 +114,11 @@ class Distiller:
         """
         if len(images) == 0:
             raise UserError("the batch is empty")
+        if self.method.choice is not None:
+            raise UserError(
+                f"method {self.method.name} chooses each epoch's images before they are loaded, which a loop of "
+                "one's own does not let it: use `unixkd distill`, or a method that chooses within the batch"
+            )
         draws = make_draws(
             len(images),
             seed=self.seed,

@@ -11,6 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 from unixkd.batch import Batch, Draws
 from unixkd.distill import StepResult
 from unixkd.distiller import Distiller
+from unixkd.selection import History
 from unixkd.tally import Tally
 
 
@@ -25,6 +26,7 @@ class Engine:
         clip_norm: clip gradients to this norm
         average: moving average of the weights
         channels_last: memory layout of the images; False: contiguous
+        history: gets what the method's choice wants remembered of each image
     """
 
     distiller: Distiller
@@ -33,6 +35,7 @@ class Engine:
     clip_norm: float | None = None
     average: AveragedModel | None = None
     channels_last: bool = True
+    history: History | None = None
 
     @property
     def student(self) -> nn.Module:
@@ -52,6 +55,9 @@ class Engine:
         if self.average is not None:
             self.average.update_parameters(self.student)
         self.tally.add(batch, result)
+        if self.history is not None and result.row_scores is not None:
+            assert batch.index is not None
+            self.history.record(batch.index[result.mixed.position], result.row_scores)
         return result
 
     def set_learning_rate(self, value: float | Tensor) -> None:
@@ -70,4 +76,6 @@ class Engine:
             values = self.optimizer.state.get(parameter, {})
             tensors |= {f"optimizer.{number}.{k}": v for k, v in values.items() if isinstance(v, Tensor)}
         tensors |= {f"tally.{name}": value for name, value in self.tally.sums.items()}
+        if self.history is not None:
+            tensors["history.fresh"] = self.history.fresh
         return tensors | {"times_kept": self.tally.times_kept}

@@ -11,7 +11,8 @@ from typing import Literal
 
 from unixkd.errors import UserError
 from unixkd.mixing import Curve, SigmoidCurve, full_curve, num_kept
-from unixkd.scoring import Scorer, entropy
+from unixkd.scoring import Scorer, TrueLoss, entropy
+from unixkd.selection import EpochChoice, InfoBatch, RandomChoice, StaleChoice
 
 
 @dataclass(frozen=True)
@@ -27,26 +28,51 @@ class Method:
             statistics, as in the reference; "eval": it uses the running statistics and leaves them alone
         per_sample_lambda: one λ per kept row instead of one per batch
         teacher: False: trained on labels alone
+        sampling: β: rows are drawn with a chance of their score's percentile to this power; None: the first k
+        choice: chooses each epoch's images before they are decoded; None: all
     """
 
     name: str
     keep: float = 1.0
-    scorer: Scorer | None = None
+    scorer: Scorer | TrueLoss | None = None
     curve: Curve | None = None
     scoring_mode: Literal["train", "eval"] = "train"
     per_sample_lambda: bool = False
     teacher: bool = True
+    sampling: float | None = None
+    choice: EpochChoice | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.keep <= 1:
             raise UserError(f"method {self.name}: keep (k/N) must lie in (0, 1], got {self.keep:g}")
         if self.scoring_mode not in ("train", "eval"):
             raise UserError(f"method {self.name}: scoring_mode is train or eval, not '{self.scoring_mode}'")
+        if self.sampling is not None and (self.scorer is None or self.sampling < 0):
+            raise UserError(f"method {self.name}: sampling (β) needs a scorer and a value of at least 0")
+        if self.choice is not None and self.choice.row_score is not None and self.curve is not None:
+            raise UserError(
+                f"method {self.name}: what is remembered of an image must be of the image unmixed"
+            )
 
     @property
     def ranks(self) -> bool:
         """Whether the order of the rows matters: some are dropped, scored or mixed by rank."""
         return self.keep < 1 or self.scorer is not None or self.curve is not None
+
+    @property
+    def selects(self) -> bool:
+        """Whether some images are left out of an epoch."""
+        return self.keep < 1 or self.choice is not None
+
+    def mean_share(self, epochs: int) -> float:
+        """Share of the images that an epoch of a run is expected to visit, its mean over the epochs.
+
+        >>> stale(keep=0.75).mean_share(10)
+        0.75
+        """
+        if self.choice is None:
+            return 1.0
+        return sum(self.choice.share(epoch / epochs) for epoch in range(epochs)) / epochs
 
     def counts(self, images: int, batch_size: int) -> StepCounts:
         """What one step on `images` images costs without stored answers, before it is run.
@@ -125,6 +151,26 @@ def mixup() -> Method:
     return Method("mixup", curve=full_curve)
 
 
+def selective_backprop(keep: float = 0.75, beta: float = 1.0) -> Method:
+    """Draw k of each batch, likelier the larger their loss (Jiang et al., arXiv 1910.00762)."""
+    return Method("selective-backprop", keep, TrueLoss(), sampling=beta)
+
+
+def random_epoch(keep: float = 0.75) -> Method:
+    """A random share of the images, fresh each epoch, chosen before they are decoded: the control of `stale`."""
+    return Method("random-epoch", choice=RandomChoice(keep))
+
+
+def stale(keep: float = 0.75, random_share: float = 0.15) -> Method:
+    """The images that the student was least certain of when it last saw them: uncertainty that costs nothing."""
+    return Method("stale", choice=StaleChoice(keep, random_share))
+
+
+def infobatch(prune: float = 0.5) -> Method:
+    """Drop some of the easy images each epoch, weight up the rest of them (Qin et al., arXiv 2303.04947)."""
+    return Method("infobatch", choice=InfoBatch(prune))
+
+
 def student_alone() -> Method:
     """No teacher: cross-entropy on every image."""
     return Method("student-alone", teacher=False)
@@ -137,6 +183,10 @@ METHODS = {
     "random": random,
     "hard": hard,
     "mixup": mixup,
+    "selective-backprop": selective_backprop,
+    "random-epoch": random_epoch,
+    "stale": stale,
+    "infobatch": infobatch,
     "student-alone": student_alone,
 }
 """Every method by the name the command line knows."""

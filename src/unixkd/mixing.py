@@ -96,7 +96,15 @@ def pure(batch: Batch, positions: Int[Tensor, " k"] | None) -> MixedBatch:
         images = batch.images[positions]
         labels = None if batch.labels is None else batch.labels[positions]
     weight = torch.zeros(len(positions), device=images.device)
-    return MixedBatch(images, labels, labels, weight, torch.ones_like(weight), positions, len(positions))
+    sample_weight = row_weights(batch, positions)
+    return MixedBatch(images, labels, labels, weight, sample_weight, positions, len(positions))
+
+
+def row_weights(batch: Batch, positions: Int[Tensor, " k"]) -> Float[Tensor, " k"]:
+    """The weight of each row's own image in the losses."""
+    if batch.weight is None:
+        return torch.ones(len(positions), device=batch.images.device)
+    return batch.weight[positions]
 
 
 def mix(
@@ -121,8 +129,8 @@ def mix(
     label_a, label_b = (
         (None, None) if batch.labels is None else (batch.labels[position], batch.labels[partner])
     )
-    ones, pure_rows = torch.ones_like(weight), num_pure(curve, k, batch_size)
-    return MixedBatch(mixed, label_a, label_b, weight, ones, position, pure_rows)
+    sample_weight, pure_rows = row_weights(batch, position), num_pure(curve, k, batch_size)
+    return MixedBatch(mixed, label_a, label_b, weight, sample_weight, position, pure_rows)
 
 
 @lru_cache(maxsize=64)

@@ -115,7 +115,10 @@ MODELS = (
     *("wrn_16_1", "wrn_16_2", "wrn_40_1", "wrn_40_2", "vgg8", "vgg11", "vgg13", "vgg16", "vgg19"),
     *("MobileNetV2", "ShuffleV1", "ShuffleV2", "ResNet50"),
 )
-METHODS = ("kd", "unix", "unix-random", "random", "hard", "mixup", "student-alone")
+METHODS = (
+    *("kd", "unix", "unix-random", "random", "hard", "mixup", "selective-backprop"),
+    *("random-epoch", "stale", "infobatch", "student-alone"),
+)
 DATA = ("digits", "cifar10", "cifar100", "folder:PATH", "parquet:PATH", "hub:ID")
 """The names that `models`, `methods` and `data` know, so that a misspelt one is answered without torch."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -30,7 +30,8 @@ class MethodPlan:
         relative: by convention name
         break_even: F_t/F_s below which the method costs more than plain KD, by convention name
         seconds: median seconds of a step, measured here; None where nothing was timed
-        relative_seconds: median of the step's time over plain KD's in the same round
+        relative_seconds: median of the step's time over plain KD's in the same round, times the share of an
+            epoch's images that are visited
     """
 
     method: Method
@@ -72,6 +73,7 @@ def make_plan(
     batch: Batch,
     *,
     epoch_images: int | None = None,
+    epochs: int = 240,
     rounds: int = 5,
     student_dtype: torch.dtype | None = None,
     teacher_dtype: torch.dtype | None = None,
@@ -84,6 +86,7 @@ def make_plan(
         methods: what to plan for
         batch: images to time on; its size is the configured batch size
         epoch_images: images of an epoch, whose short last batch is then counted; None: full batches only
+        epochs: of the run, over which a method may change how many images it visits
         rounds: timed rounds; in each, every method takes one step, so that drift hits all alike; 0: no timing
         student_dtype: precision of the student's timed forwards by autocast, see `Distiller`
         teacher_dtype: precision of the teacher's
@@ -97,12 +100,14 @@ def make_plan(
         ledger = Ledger(student_flops, teacher_flops)
         for size in step_sizes(len(batch), epoch_images):
             ledger.charge(method.counts(size, len(batch)))
-        seconds = timings.get(method.name, [])
-        against = [own / kd for own, kd in zip(seconds, timings["kd"], strict=True)] if seconds else []
+        seconds, share = timings.get(method.name, []), method.mean_share(epochs)
+        against = (
+            [share * own / kd for own, kd in zip(seconds, timings["kd"], strict=True)] if seconds else []
+        )
         plans.append(
             MethodPlan(
                 method,
-                ledger.relative_to_kd(),
+                {name: share * cost for name, cost in ledger.relative_to_kd().items()},
                 {name: break_even_ratio(method, backward) for name, backward in CONVENTIONS.items()},
                 statistics.median(seconds) if seconds else None,
                 statistics.median(against) if against else None,
@@ -141,7 +146,7 @@ def time_steps(
         name: Distiller(
             student,
             teacher,
-            method,
+            replace(method, choice=None),  # a step is a step, whichever images are in it
             timing_objective(method, batch),
             student_dtype=dtypes[0],
             teacher_dtype=dtypes[1],

@@ -21,9 +21,12 @@ def save(run: Trainer) -> None:
     tensors |= {f"student.{name}": tensor for name, tensor in run.parts.student.net.state_dict().items()}
     if run.engine.average is not None:
         tensors |= {f"average.{name}": tensor for name, tensor in run.engine.average.state_dict().items()}
+    if run.engine.history is not None:
+        tensors |= {f"history.{name}": tensor for name, tensor in run.engine.history.state().items()}
     tensors |= {"times_kept": run.engine.tally.times_kept, "rng": torch.get_rng_state()}
     state = {
         "epoch": run.epoch,
+        "steps": run.engine.distiller.steps,
         "optimizer": values,
         "ledger": run.ledger.state_dict(),
         "seconds": run.seconds,
@@ -51,10 +54,13 @@ def restore(run: Trainer) -> None:
         run.engine.average.load_state_dict(group(tensors, "average"))
     unpack_optimizer(run.engine.optimizer, group(tensors, "optimizer"), state["optimizer"])
     run.engine.tally.times_kept.copy_(tensors["times_kept"])
+    if run.engine.history is not None:
+        for name, tensor in run.engine.history.state().items():
+            tensor.copy_(tensors[f"history.{name}"])
     torch.set_rng_state(tensors["rng"])
     run.epoch, run.seconds = state["epoch"], state["seconds"]
     run.ledger.load_state_dict(state["ledger"])
-    run.engine.distiller.steps = run.epoch * run.stepper.steps_per_epoch
+    run.engine.distiller.steps = state.get("steps", run.epoch * run.stepper.steps_per_epoch)
     run.records = run.folder.keep_metrics(run.epoch)
     run.note(f"resumed after epoch {run.epoch}")
 

@@ -7,6 +7,8 @@ arXiv 2012.09413, section 3.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -48,6 +50,52 @@ def least_confidence(logits: Float[Tensor, "n classes"]) -> Float[Tensor, " n"]:
     tensor([0.7500])
     """
     return 1 - torch.softmax(full_precision(logits), dim=1).amax(dim=1)
+
+
+@dataclass(frozen=True)
+class TrueLoss:
+    """Cross-entropy −log p of the true class in nats, ≥ 0: how wrong rather than how uncertain.
+
+    >>> TrueLoss()(torch.zeros(1, 4), torch.tensor([2]))          # log 4
+    tensor([1.3863])
+    """
+
+    needs_labels: ClassVar[bool] = True
+
+    def __call__(self, logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+        return torch.nn.functional.cross_entropy(full_precision(logits), labels, reduction="none")
+
+
+def score_logits(
+    scorer: Scorer | TrueLoss, logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"] | None
+) -> Float[Tensor, " n"]:
+    """A batch's scores, with its labels where the scorer wants them."""
+    if not isinstance(scorer, TrueLoss):
+        return scorer(logits)
+    if labels is None:
+        raise UserError("scoring by the true loss needs labels; entropy needs none")
+    return scorer(logits, labels)
+
+
+def sampling_keys(
+    scores: Float[Tensor, " n"], noise: Float[Tensor, " n"], beta: float
+) -> Float[Tensor, " n"]:
+    """Keys whose highest k are a random draw of k without replacement, likelier for higher scores.
+
+    The chance of an image is as its percentile in the batch to the power of β. Sources: Jiang et al.,
+    *Accelerating Deep Learning by Focusing on the Biggest Losers*, arXiv 1910.00762; Efraimidis & Spirakis,
+    *Weighted random sampling with a reservoir*, 2006.
+
+    Args:
+        scores: higher = likelier `[N]`
+        noise: uniform on [0, 1) `[N]`
+        beta: β ≥ 0; 0: all alike
+
+    >>> rank(sampling_keys(torch.tensor([0.1, 3.0]), torch.tensor([0.5, 0.5]), beta=1.0))
+    tensor([1, 0])
+    """
+    percentile = (scores.argsort(stable=True).argsort(stable=True) + 1) / len(scores)
+    return noise.clamp_min(torch.finfo(noise.dtype).tiny).log() / percentile**beta
 
 
 def rank(scores: Float[Tensor, " n"]) -> Int[Tensor, " n"]:

@@ -22,6 +22,29 @@ from unixkd.schedules import learning_rate
 from unixkd.teacher.filling import fetch_answers
 
 
+@dataclass(frozen=True)
+class EpochPlan:
+    """What an epoch's steps are told, one after the other.
+
+    Args:
+        number: of the epoch
+        order: images to visit `[m]`
+        draws: of each step `[m]`
+        rates: learning rate of each step
+        answers: the teacher's stored logits `[m, classes]`, or None
+        weight: of each image in the losses `[m]`, or None
+        full_steps: how many batches are full
+    """
+
+    number: int
+    order: Int[Tensor, " m"]
+    draws: Draws
+    rates: list[float]
+    answers: Float[Tensor, "m classes"] | None
+    weight: Float[Tensor, " m"] | None
+    full_steps: int
+
+
 @dataclass
 class Stepper:
     """Makes what an epoch's steps are told, and takes them.
@@ -55,46 +78,66 @@ class Stepper:
 
     def epoch(self, number: int) -> Iterator[StepCounts]:
         """Take an epoch's steps; what each one cost comes out when it has been launched."""
-        size, first = self.train.batch_size, number * self.steps_per_epoch
+        plan, done = self.plan(number), 0
+        if (captured := self.capture(plan)) is not None:
+            for _ in range(plan.full_steps):
+                captured.replay()
+                done += 1
+                yield captured.counts
+        yield from self.eagerly(plan, done)
+        if self.engine.history is not None:
+            self.engine.history.end_epoch()
+
+    def plan(self, number: int) -> EpochPlan:
+        """What an epoch's steps are told, step after step."""
         order = epoch_order(len(self.split), self.train.seed, number)
-        distiller = self.engine.distiller
+        order, weight = self.choose(number, order)
+        size = self.train.batch_size
         draws = epoch_draws(
             len(order),
             size,
             seed=self.train.seed,
-            first_step=first,
-            per_sample_lambda=distiller.method.per_sample_lambda,
+            first_step=number * self.steps_per_epoch,
+            per_sample_lambda=self.engine.distiller.method.per_sample_lambda,
             device=self.device,
         )
-        rates = [
-            learning_rate(self.train, first + i, self.steps_per_epoch) for i in range(len(order) // size)
-        ]
-        answers = self.fetch(number, order)
-        done = 0
-        if (captured := self.capture(number, order, draws, rates, answers)) is not None:
-            done = len(captured.tables)
-            for _ in range(done):
-                captured.replay()
-                yield captured.counts
-        yield from self.eagerly(number, order, draws, answers, done)
+        steps = -(-len(order) // size)
+        rates = [self.rate(number, i, steps) for i in range(steps)]
+        return EpochPlan(number, order, draws, rates, self.fetch(number, order), weight, len(order) // size)
 
-    def eagerly(
-        self,
-        number: int,
-        order: Int[Tensor, " m"],
-        draws: Draws,
-        answers: Float[Tensor, "m classes"] | None,
-        done: int,
-    ) -> Iterator[StepCounts]:
+    def choose(
+        self, number: int, order: Int[Tensor, " n"]
+    ) -> tuple[Int[Tensor, " m"], Float[Tensor, " m"] | None]:
+        """Those of an epoch's images, in their order, that the method chooses, and their weights.
+
+        A last batch of one image, which BatchNorm may not be able to train on, is left out.
+        """
+        choice, history = self.engine.distiller.method.choice, self.engine.history
+        if choice is None:
+            return order, None
+        assert history is not None
+        chosen = choice.choose(history, number, self.train.epochs, self.train.seed)
+        order = order[chosen.mask.to(order.device)[order]]
+        if len(order) > 1 and len(order) % self.train.batch_size == 1:
+            order = order[:-1]
+        return order, None if chosen.weight is None else chosen.weight[order.to(chosen.weight.device)]
+
+    def rate(self, number: int, step: int, steps: int) -> float:
+        """The learning rate of a step of an epoch; one of fewer steps passes through the same schedule."""
+        nominal = number * self.steps_per_epoch + step * self.steps_per_epoch // steps
+        return learning_rate(self.train, nominal, self.steps_per_epoch)
+
+    def eagerly(self, plan: EpochPlan, done: int) -> Iterator[StepCounts]:
         """The steps of an epoch that are left, one batch at a time."""
-        size, first = self.train.batch_size, number * self.steps_per_epoch
-        start = done * size
-        for batch in self.split.train_batches(number, order[start:], size):
+        start = done * self.train.batch_size
+        batches = self.split.train_batches(plan.number, plan.order[start:], self.train.batch_size)
+        for batch, rate in zip(batches, plan.rates[done:], strict=True):
             stop = start + len(batch)
-            self.engine.set_learning_rate(learning_rate(self.train, first + done, self.steps_per_epoch))
-            batch = replace(batch, answers=None if answers is None else answers[start:stop])
-            yield self.engine.step(batch.to(self.device), draws.part(start, stop)).counts
-            start, done = stop, done + 1
+            self.engine.set_learning_rate(rate)
+            answers, weight = (None if t is None else t[start:stop] for t in (plan.answers, plan.weight))
+            batch = replace(batch, answers=answers, weight=weight).to(self.device)
+            yield self.engine.step(batch, plan.draws.part(start, stop)).counts
+            start = stop
 
     def fetch(self, number: int, order: Int[Tensor, " m"]) -> Float[Tensor, "m classes"] | None:
         """The teacher's answers for the epoch, where they are fetched ahead; what was asked is charged."""
@@ -105,26 +148,19 @@ class Stepper:
         ledger.charge_fill(filled)
         return answers
 
-    def capture(
-        self,
-        number: int,
-        order: Int[Tensor, " m"],
-        draws: Draws,
-        rates: list[float],
-        answers: Float[Tensor, "m classes"] | None,
-    ) -> CapturedStep | None:
+    def capture(self, plan: EpochPlan) -> CapturedStep | None:
         """The captured step, loaded with the epoch's full batches; None where steps run eagerly."""
         on_gpu = self.device.type == "cuda" or self.record is not None
-        if self.refused or not self.train.graph or not on_gpu or not rates:
+        if self.refused or not self.train.graph or not on_gpu or not plan.full_steps:
             return None
         if (reason := self.obstacle()) is None:
             assert isinstance(self.split, MemorySplit)
-            index = order.to(self.device)
-            view = self.split.epoch_views(number, index)
-            tables = Tables.of_epoch(index, view, draws, rates, answers, self.train.batch_size)
+            index, size = plan.order.to(self.device), self.train.batch_size
+            view = self.split.epoch_views(plan.number, index)
+            tables = Tables.of_epoch(index, view, plan.draws, plan.rates, plan.answers, size, plan.weight)
             try:
-                if self.captured is None:
-                    self.captured = self.record_step(self.split, tables)
+                if self.captured is None:  # no epoch has more steps than one of all images
+                    self.captured = self.record_step(self.split, tables.extended(len(self.split) // size))
                 self.captured.load(tables)
                 return self.captured
             except RuntimeError as error:

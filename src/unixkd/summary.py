@@ -26,7 +26,7 @@ def write_results(run: Trainer) -> dict[str, Any]:
     if student.card.size is None:  # from now on it wants images as large as it was trained on
         student = PixelModel(student.net, replace(student.card, size=run.parts.data.size))
     save_model(student, run.folder.path)
-    if run.parts.method.keep < 1:
+    if run.parts.method.selects:
         run.folder.write_json(
             "selection.json", selection(run.engine.tally.times_kept, run.epoch, run.parts.data)
         )

@@ -77,6 +77,7 @@ class Tally:
         """Means over the kept and the dropped images; None where nothing was measured or dropped."""
         dropped = self.seen - self.kept
         record: dict[str, float | None] = {
+            "visited": self.seen / len(self.before),
             "kept": self.kept / self.seen,
             "distinct": (self.times_kept > self.before).sum().item() / len(self.before),
         }

@@ -27,7 +27,6 @@ from unixkd.models import PixelModel
 from unixkd.planner import synchronize
 from unixkd.precision import DTYPES
 from unixkd.runfolder import Mode, RunFolder
-from unixkd.schedules import learning_rate
 from unixkd.summary import write_results
 
 NEAR_CHANCE = 0.02
@@ -211,14 +210,14 @@ class Trainer:
 
     def record_epoch(self, predictions: Predictions | None, rate: float) -> None:
         """Add the epoch's line to metrics.jsonl and show it."""
-        train, step = self.config.train, self.engine.distiller.steps
+        steps, step = self.engine.tally.steps, self.engine.distiller.steps
         agreement = None
         if predictions is not None and self.answers is not None:
             agreement = predictions.agreement(self.answers)
         record = {
             "epoch": self.epoch,
             "step": step,
-            "lr": learning_rate(train, step - 1, self.stepper.steps_per_epoch),
+            "lr": self.stepper.rate(self.epoch - 1, steps - 1, steps),
             **self.engine.tally.losses(),
             "accuracy": predictions and predictions.accuracy,
             "agreement": agreement,
@@ -226,13 +225,14 @@ class Trainer:
             "images": asdict(self.ledger.images),
             "cost": self.relative_cost(),
             "seconds": {key: round(self.seconds[key], 3) for key in ("train", "evaluate")},
-            "selection": self.engine.tally.selection() if self.parts.method.keep < 1 else None,
+            "selection": self.engine.tally.selection() if self.parts.method.selects else None,
         }
         self.records.append(record)
         self.folder.append_metrics(record)
         per_epoch = (self.seconds["train"] + self.seconds["evaluate"]) / self.epoch
-        left = (train.epochs - self.epoch) * per_epoch
-        self.display(EpochDone(self.name, train.epochs, record, rate, left))
+        epochs = self.config.train.epochs
+        left = (epochs - self.epoch) * per_epoch
+        self.display(EpochDone(self.name, epochs, record, rate, left))
 
     def relative_cost(self) -> dict[str, float] | None:
         """Training cost so far over that of plain KD's whole run; None without a teacher to compare with."""

@@ -125,7 +125,8 @@ def load_data(config: DataConfig) -> Data:
         raise UserError(f"data {config.name} has no training images")
     if config.holdout > 0:
         kept, held = hold_out(train.labels, len(train), config.holdout, config.split_seed)
-        train, test = train.select(kept), train.select(held)
+        test = test if config.evaluate_on == "test" else train.select(held)
+        train = train.select(kept)
     if config.limit is not None:
         train = train.select(subset(train.labels, len(train), config.limit, config.split_seed))
     if not config.labels:
@@ -149,6 +150,8 @@ def load_data(config: DataConfig) -> Data:
 def _check_numbers(config: DataConfig) -> None:
     if not 0 <= config.holdout < 1:
         raise UserError(f"data.holdout must be at least 0 and below 1, not {config.holdout}")
+    if config.evaluate_on not in ("auto", "test"):
+        raise unknown_name("data.evaluate_on", config.evaluate_on, ("auto", "test"))
     if config.size is not None and config.size < 1:
         raise UserError(f"data.size must be at least 1 pixel, not {config.size}")
     if config.crop_padding is not None and config.crop_padding < 0:

@@ -1,0 +1,161 @@
+"""Accuracy against cost: plain KD, the published method, its controls, and cheaper ways, under one protocol.
+
+The protocol and the contenders are in `pareto_protocol.py`. `search` runs on held-out training images, `confirm`
+once on the test set, with other seeds. Everything goes on where it stopped; every finished run leaves its summary in
+`benchmarks/results/pareto/PAIR/STAGE/`, and `report` makes the table of those that are there.
+
+    python benchmarks/pareto.py teachers --root CIFAR100 --out runs/pareto      # an hour on two cores
+    python benchmarks/pareto.py search   --root CIFAR100 --out runs/pareto      # ten minutes a run and core
+    python benchmarks/pareto.py report
+    python benchmarks/pareto.py search --quick --root CIFAR100                  # a few steps of everything; no results
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common import RESULTS, environment, mean_sd
+from pareto_protocol import (
+    CONTENDERS,
+    PAIRS,
+    QUICK,
+    STAGES,
+    Contender,
+    Scale,
+    folder,
+    store,
+    student,
+    teacher,
+)
+from unixkd.commands.screen import showing
+from unixkd.compare import Job, run_jobs
+
+KEPT = RESULTS / "pareto"
+
+
+def run_all(jobs: list[Job], workers: int) -> None:
+    """Run what is not finished, some at a time, one thread each."""
+    with showing(len(jobs)) as display:
+        run_jobs(jobs, display, workers)
+
+
+def train_teachers(pairs: list[str], root: str, out: Path, scale: Scale, workers: int) -> None:
+    """Each pair's teacher."""
+    run_all([Job(teacher(PAIRS[pair][0], root, scale), out / pair / "teacher") for pair in pairs], workers)
+
+
+def students(
+    pairs: list[str], names: list[str], stage: str, root: str, out: Path, scale: Scale
+) -> Iterator[tuple[str, Contender, int, Job]]:
+    """Every run of a stage, seeds outermost, so that what is there at any time can be compared."""
+    for seed in STAGES[stage][1]:
+        for contender in CONTENDERS:
+            for pair in pairs:
+                if contender.name in names:
+                    config = student(contender, pair, seed, stage, root, out, scale)
+                    yield pair, contender, seed, Job(config, folder(contender, pair, seed, stage, out))
+
+
+def keep(pair: str, contender: Contender, seed: int, stage: str, job: Job, out: Path) -> None:
+    """A finished run's summary among the results; its store has served."""
+    kept = KEPT / pair / stage / f"{job.folder.name}.json"
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    summary = json.loads((job.folder / "summary.json").read_text())
+    kept.write_text(json.dumps({**summary, "benchmark_environment": environment()}, indent=2) + "\n")
+    shutil.rmtree(store(contender, pair, seed, stage, out), ignore_errors=True)
+
+
+def rows(pair: str, stage: str) -> list[dict[str, Any]]:
+    """A line for each contender with kept runs: accuracy, cost, paired difference to plain KD."""
+    runs: dict[str, dict[int, dict[str, Any]]] = {}
+    for path in sorted((KEPT / pair / stage).glob("*.json")):
+        summary = json.loads(path.read_text())
+        runs.setdefault(summary["method"], {})[summary["seed"]] = summary
+    plain = runs.get("kd", {})
+    found = []
+    for contender in CONTENDERS:
+        if own := runs.get(contender.name):
+            last = {seed: 100 * summary["accuracy"]["last"] for seed, summary in own.items()}
+            against = [last[seed] - 100 * plain[seed]["accuracy"]["last"] for seed in last if seed in plain]
+            costs = [summary["cost"]["relative_to_kd"] for summary in own.values()]
+            found.append(
+                {
+                    "contender": contender.name,
+                    "accuracy": mean_sd(list(last.values())),
+                    "against_kd": mean_sd(against) if against else None,
+                    "cost": {name: mean_sd([cost[name] for cost in costs])["mean"] for name in costs[0]},
+                    "seconds": mean_sd([summary["time"]["train_seconds"] for summary in own.values()])[
+                        "mean"
+                    ],
+                }
+            )
+    return found
+
+
+def report(stage: str) -> dict[str, Any]:
+    """The tables of a stage, printed."""
+    tables = {pair: rows(pair, stage) for pair in PAIRS}
+    for pair, lines in tables.items():
+        print(
+            f"{pair}, {stage}\n{'':<26}{'accuracy %':>18}{'against kd':>16}{'cost x1 %':>11}{'x2 %':>8}{'s':>7}"
+        )
+        for line in lines:
+            against = line["against_kd"] or {"mean": float("nan"), "sd": None}
+            print(
+                f"{line['contender']:<26}{spread(line['accuracy']):>18}{spread(against):>16}"
+                f"{100 * line['cost']['backward_1x']:>11.1f}{100 * line['cost']['backward_2x']:>8.1f}"
+                f"{line['seconds']:>7.0f}"
+            )
+    return tables
+
+
+def spread(value: dict[str, Any]) -> str:
+    """Mean and standard deviation."""
+    return f"{value['mean']:.2f}" + ("" if value["sd"] is None else f" ± {value['sd']:.2f}")
+
+
+def main() -> int:
+    """Train, keep, report."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("stage", choices=["teachers", *STAGES, "report"])
+    parser.add_argument("--root", default=os.environ.get("UNIXKD_CIFAR100"), help="folder with CIFAR-100")
+    parser.add_argument("--out", type=Path, default=Path("runs/pareto"), help="folder of the runs")
+    parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=list(PAIRS))
+    parser.add_argument("--contenders", nargs="+", default=[contender.name for contender in CONTENDERS])
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--quick", action="store_true", help="a few steps of everything; nothing is kept")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.stage != "report":
+        if not options.root:
+            parser.error("give --root or set UNIXKD_CIFAR100")
+        scale, pairs = (QUICK, options.pairs[:1]) if options.quick else (Scale(), options.pairs)
+        out = Path(tempfile.mkdtemp(prefix="unixkd-pareto-")) if options.quick else options.out
+        train_teachers(pairs, options.root, out, scale, options.jobs)
+        if options.stage in STAGES:
+            planned = list(students(pairs, options.contenders, options.stage, options.root, out, scale))
+            try:
+                run_all([job for *_, job in planned], options.jobs)
+            finally:  # what is finished stays, also where the rest was interrupted
+                for pair, contender, seed, job in planned:
+                    if not options.quick and (job.folder / "summary.json").exists():
+                        keep(pair, contender, seed, options.stage, job, out)
+    stage = options.stage if options.stage in STAGES else "search"
+    print(
+        json.dumps({"benchmark": "pareto", "stage": stage, "quick": options.quick, "tables": report(stage)})
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,147 @@
+"""The protocol of `pareto.py`, written down before the search: what is trained, on what, and who competes.
+
+CIFAR-100 at 16 pixels (the mean of 2 x 2), crops with 2 pixels of padding and flips (50 views of each image),
+batches of 64, SGD 0.05 with a cosine, T = 4, KD alone. A tenth of the training images is held out, by class;
+nobody trains on it. All networks run in bf16, by autocast.
+- teachers: the other 45,000 images, labels, 20 epochs
+- students: 5,000 of these, 64 epochs
+- search: seeds 0 and 1, evaluated on the 5,000 held-out images
+- confirmation: once, seeds 10 to 14, evaluated on the 10,000 test images after the last epoch
+
+A contender's cost is counted from its run's own ledger: every forward, the filling of a store included, over plain KD's
+64 epochs. Those that share the first views of each image also share what they are compared with: `kd, views`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from unixkd.config import AnswersConfig, DataConfig, MethodConfig, ModelConfig, RunConfig, TrainConfig
+
+PAIRS = {"vgg13-vgg8": ("vgg13", "vgg8"), "wrn_40_2-wrn_16_1": ("wrn_40_2", "wrn_16_1")}
+STAGES = {"search": ("auto", (0, 1)), "confirm": ("test", (10, 11, 12, 13, 14))}
+"""What is evaluated on, and the seeds."""
+VIEWS = 9
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is trained; `--quick` is another one."""
+
+    images: int | None = 5000
+    teacher_images: int | None = None
+    epochs: int = 64
+    teacher_epochs: int = 20
+    holdout: float = 0.1
+
+
+QUICK = Scale(images=256, teacher_images=512, epochs=2, teacher_epochs=1, holdout=0.01)
+
+
+KD = MethodConfig("kd")
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One line of the table.
+
+    Args:
+        name: of the line
+        method: who is scored, kept, mixed
+        epochs: share of the protocol's epochs
+        views: how many views of each image are trained on; None: all
+        stored: whether the teacher's answers are stored, in a store of the run's own
+    """
+
+    name: str
+    method: MethodConfig = KD
+    epochs: float = 1.0
+    views: int | None = None
+    stored: bool = False
+
+
+CONTENDERS = (
+    Contender("student-alone", MethodConfig("student-alone")),
+    Contender("kd"),
+    Contender("kd, epochs x2", epochs=2.0),
+    Contender("kd, epochs x0.75", epochs=0.75),
+    Contender("kd, epochs x0.5", epochs=0.5),
+    Contender("random", MethodConfig("random")),
+    Contender("unix-random", MethodConfig("unix-random")),
+    Contender("hard", MethodConfig("hard")),
+    Contender("mixup", MethodConfig("mixup")),
+    Contender("unix", MethodConfig("unix")),
+    Contender("unix, step", MethodConfig("unix", curve="step")),
+    Contender("infobatch", MethodConfig("infobatch")),
+    Contender("selective-backprop", MethodConfig("selective-backprop")),
+    Contender("stale", MethodConfig("stale")),
+    Contender("kd, views", views=VIEWS, stored=True),
+    Contender("kd, views, epochs x0.75", epochs=0.75, views=VIEWS, stored=True),
+    Contender("random-epoch, views", MethodConfig("random-epoch"), views=VIEWS, stored=True),
+    Contender("stale, views", MethodConfig("stale"), views=VIEWS, stored=True),
+    Contender("infobatch, views", MethodConfig("infobatch"), views=VIEWS, stored=True),
+)
+
+
+def data(root: str, scale: Scale, limit: int | None, evaluate_on: str = "auto") -> DataConfig:
+    """The images of a run."""
+    return DataConfig(
+        "cifar100",
+        root=root,
+        size=16,
+        limit=limit,
+        holdout=scale.holdout,
+        evaluate_on=evaluate_on,  # type: ignore[arg-type]
+    )
+
+
+def teacher(name: str, root: str, scale: Scale) -> RunConfig:
+    """A pair's teacher, trained on labels."""
+    return RunConfig(
+        ModelConfig(name),
+        None,
+        MethodConfig("student-alone"),
+        data=data(root, scale, scale.teacher_images),
+        train=TrainConfig(
+            epochs=scale.teacher_epochs, schedule="onecycle", precision="bf16", threads=1, eval_every=5
+        ),
+    )
+
+
+def student(
+    contender: Contender, pair: str, seed: int, stage: str, root: str, out: Path, scale: Scale
+) -> RunConfig:
+    """One run of a contender, its teacher and its store below `out`."""
+    _, name = PAIRS[pair]
+    epochs = max(1, round(contender.epochs * scale.epochs))
+    base = data(root, scale, scale.images, STAGES[stage][0])
+    return RunConfig(
+        ModelConfig(name),
+        ModelConfig(str(out / pair / "teacher")),
+        contender.method,
+        data=replace(base, views=contender.views),
+        answers=AnswersConfig(str(store(contender, pair, seed, stage, out)) if contender.stored else None),
+        train=TrainConfig(
+            epochs=epochs,
+            seed=seed,
+            precision="bf16",
+            teacher_precision="bf16",
+            threads=1,
+            eval_every=16,
+            checkpoint_every=8,
+        ),
+        label=contender.name,
+        reference_epochs=scale.epochs,
+    )
+
+
+def folder(contender: Contender, pair: str, seed: int, stage: str, out: Path) -> Path:
+    """Where a run lies."""
+    return out / pair / stage / f"{contender.name.replace(', ', '+').replace(' ', '-')}-seed{seed}"
+
+
+def store(contender: Contender, pair: str, seed: int, stage: str, out: Path) -> Path:
+    """A run's own store of answers, so that it pays for all of them."""
+    run = folder(contender, pair, seed, stage, out)
+    return run.with_name(f"{run.name}.answers")
