@@ -12,13 +12,12 @@ from slow import TinyNet
 from unixkd.build import (
     LOSSES,
     OPTIMIZERS,
-    SCORERS,
-    build_method,
     build_objective,
     build_optimizer,
     build_run,
     pick_device,
 )
+from unixkd.build_methods import SCORERS, build_method
 from unixkd.config import DataConfig, LossConfig, MethodConfig, ModelConfig, RunConfig, TrainConfig
 from unixkd.errors import UsageError, UserError
 from unixkd.feature_losses import AttentionTransfer, SimilarityPreserving
@@ -27,6 +26,7 @@ from unixkd.methods import METHODS, student_alone, unix
 from unixkd.mixing import SigmoidCurve, StepCurve, full_curve
 from unixkd.models import create_model
 from unixkd.objective import Term
+from unixkd.ramp import Ramp
 from unixkd.scoring import TrueLoss, entropy, least_confidence, margin
 
 # Methods
@@ -56,6 +56,10 @@ FIELDS = {
     "scoring_mode": [("train", "scoring_mode", "train"), ("eval", "scoring_mode", "eval")],
     "per_sample_lambda": [(True, "per_sample_lambda", True), (False, "per_sample_lambda", False)],
     "sampling": [(2.0, "sampling", 2.0)],
+    "keep_end": [(0.25, "ramp", Ramp(keep=0.25))],
+    "mix_from_end": [(0.25, "ramp", Ramp(mix_from=0.25))],
+    "steepness_end": [(1000.0, "ramp", Ramp(steepness=1000.0))],
+    "full_last": [(0.25, "ramp", Ramp(full_last=0.25))],
 }
 CHOICES = {
     "random-epoch": [("keep", 0.5), ("full_last", 0.25)],
@@ -66,7 +70,7 @@ CHOICES = {
 
 def test_every_field_is_tried():
     of_choices = {field for cases in CHOICES.values() for field, _ in cases}
-    assert set(FIELDS) | of_choices == {f.name for f in fields(MethodConfig)} - {"name"}
+    assert set(FIELDS) | of_choices == {f.name for f in fields(MethodConfig)} - {"name", "ramp"}
     assert {value for value, *_ in FIELDS["scorer"]} == set(SCORERS)
 
 
@@ -87,6 +91,12 @@ def test_every_field_of_a_choice_takes_effect_and_changes_nothing_else(name, fie
     method, usual = build_method(replace(MethodConfig(name), **{field: value})), METHODS[name]()
     assert getattr(method.choice, field) == value != getattr(usual.choice, field)
     assert method == replace(usual, choice=replace(usual.choice, **{field: value}))
+
+
+def test_a_ramp_has_a_shape_and_several_ends():
+    config = MethodConfig("unix", keep_end=0.5, steepness_end=100.0, ramp="cosine", full_last=0.1)
+    expected = Ramp(keep=0.5, steepness=100.0, shape="cosine", full_last=0.1)
+    assert build_method(config) == replace(unix(), ramp=expected)
 
 
 def test_fields_together():
@@ -124,6 +134,13 @@ def test_fields_together():
         (MethodConfig("stale", random_share=1.5), r"random_share is a share .* in \[0, 1\]"),
         (MethodConfig("stale", max_age=0), "max_age must be at least 1 epoch, got 0"),
         (MethodConfig("infobatch", prune=1.0), r"prune must lie in \[0, 1\), got 1"),
+        (MethodConfig("unix", ramp="linear"), "a ramp needs keep_end, mix_from_end or steepness_end"),
+        (MethodConfig("hard", steepness_end=9.0), "method hard: its mixing curve has no steepness"),
+        (MethodConfig("unix", curve="step", steepness_end=9.0), "its mixing curve has no steepness"),
+        (MethodConfig("stale", keep_end=0.5), "a ramp within the batch does not apply"),
+        (MethodConfig("unix", keep_end=0.0), r"keep is a share"),
+        (MethodConfig("unix", full_last=1.5), r"full_last is a share"),
+        (MethodConfig("unix", keep_end=0.5, ramp="stairs"), "unknown ramp 'stairs'"),
         (MethodConfig("random", sampling=1.0), "sampling .* needs a scorer"),
         (MethodConfig("stale", curve="step"), "must be of the image unmixed"),
     ],

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from running import SMALL, call, everything, make_teacher, metrics, summary, weights
 from unixkd import options
-from unixkd.build import build_method
+from unixkd.build_methods import build_method
 from unixkd.checks import check_train
 from unixkd.config import MethodConfig, TrainConfig
 from unixkd.errors import UserError

@@ -41,7 +41,10 @@ def result_of(
         mixed=mixed,
         outputs=Outputs(torch.zeros(k, 3) if said is None else said),
         counts=StepCounts(
-            seen=k if scores is None else len(scores), scored=0, teacher_forwarded=0, trained=k
+            seen=k if scores is None else len(scores),
+            scored=0 if scores is None else len(scores),
+            teacher_forwarded=0,
+            trained=k,
         ),
         scoring_logits=scoring,
         scores=None if scores is None else torch.tensor(scores),

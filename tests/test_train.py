@@ -298,6 +298,13 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(name, teacher, tmp_pa
     assert everything(tmp_path / "parts") == everything(tmp_path / "whole")
 
 
+def test_a_resumed_run_goes_on_along_its_ramp(teacher, tmp_path):
+    config = distilled(teacher, MethodConfig("unix", keep_end=0.25, full_last=0.25), epochs=4)
+    run(config, tmp_path / "whole")
+    stop_and_resume(config, tmp_path / "parts", 5, 9)
+    assert everything(tmp_path / "parts") == everything(tmp_path / "whole")
+
+
 CHOOSING = [MethodConfig("stale", keep=0.6), MethodConfig("infobatch", full_last=0.0)]
 
 

@@ -23,7 +23,7 @@ from unixkd.cost import Ledger
 from unixkd.display import Display, Event, Finished, Note
 from unixkd.errors import UserError
 from unixkd.methods import Method
-from unixkd.planner import step_sizes
+from unixkd.planner import expected_cost, step_sizes
 from unixkd.precision import has_native_bf16, recall
 from unixkd.runfolder import RunFolder
 from unixkd.train import run, steps
@@ -95,10 +95,8 @@ def matched_epochs(ledger: Ledger, method: Method, train: TrainConfig, images: i
         images: training images
         convention: how backwards are counted
     """
-    for size in step_sizes(train.batch_size, images):
-        ledger.charge(method.counts(size, train.batch_size))
-    share = method.mean_share(train.epochs)
-    return max(1, round(train.epochs * share * ledger.relative_to_kd()[convention]))
+    sizes = step_sizes(train.batch_size, images)
+    return max(1, round(train.epochs * expected_cost(method, ledger, sizes, train.epochs)[convention]))
 
 
 def matched_jobs(base: RunConfig, epochs: dict[str, int], seeds: Sequence[int], out: Path) -> Iterator[Job]:

@@ -91,7 +91,11 @@ class MethodConfig:
         random_share: share of an epoch's places that stale gives away at random
         max_age: epochs after which stale visits an image again whatever its score
         prune: share of the images below the mean loss that infobatch drops
-        full_last: last share of the run in which random-epoch, stale and infobatch visit all images
+        full_last: last share of the run in which all images are kept, pure and unscored
+        keep_end: keep at the end of the run, to which it changes epoch by epoch
+        mix_from_end: mix_from at the end of the run
+        steepness_end: steepness at the end of the run
+        ramp: shape of these changes: linear | cosine
     """
 
     name: str = "unix"
@@ -107,6 +111,10 @@ class MethodConfig:
     max_age: int | None = None
     prune: float | None = None
     full_last: float | None = None
+    keep_end: float | None = None
+    mix_from_end: float | None = None
+    steepness_end: float | None = None
+    ramp: Literal["linear", "cosine"] | None = None
 
 
 @dataclass(frozen=True)

@@ -127,6 +127,11 @@ class Distiller:
             per_sample_lambda=self.method.per_sample_lambda,
             device=images.device,
         )
+        if self.method.ramp is not None:
+            raise UserError(
+                f"method {self.method.name} changes over a run, whose length is not known here: set "
+                "distiller.method = method.at(progress) before each epoch, progress in [0, 1)"
+            )
         self.measure(tuple(images.shape[1:]))
         if self.teacher is not None and any(m.training for m in self._teacher_modules):
             self.teacher.network.module.eval()  # a caller's model.train() may have reached it

@@ -11,6 +11,7 @@ from typing import Literal
 
 from unixkd.errors import UserError
 from unixkd.mixing import Curve, SigmoidCurve, full_curve, num_kept
+from unixkd.ramp import Ramp
 from unixkd.scoring import Scorer, TrueLoss, entropy
 from unixkd.selection import EpochChoice, InfoBatch, RandomChoice, StaleChoice
 
@@ -30,6 +31,7 @@ class Method:
         teacher: False: trained on labels alone
         sampling: β: rows are drawn with a chance of their score's percentile to this power; None: the first k
         choice: chooses each epoch's images before they are decoded; None: all
+        ramp: how keep and curve change over a run; None: they stay
     """
 
     name: str
@@ -41,12 +43,17 @@ class Method:
     teacher: bool = True
     sampling: float | None = None
     choice: EpochChoice | None = None
+    ramp: Ramp | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.keep <= 1:
             raise UserError(f"method {self.name}: keep (k/N) must lie in (0, 1], got {self.keep:g}")
         if self.scoring_mode not in ("train", "eval"):
             raise UserError(f"method {self.name}: scoring_mode is train or eval, not '{self.scoring_mode}'")
+        if self.ramp is not None:
+            self.at(0.0)  # what it cannot change is found here
+            if self.choice is not None:
+                raise UserError(f"method {self.name} chooses epochs: a ramp within the batch does not apply")
         if self.sampling is not None and (self.scorer is None or self.sampling < 0):
             raise UserError(f"method {self.name}: sampling (β) needs a scorer and a value of at least 0")
         if self.choice is not None and self.choice.row_score is not None and self.curve is not None:
@@ -59,10 +66,18 @@ class Method:
         """Whether the order of the rows matters: some are dropped, scored or mixed by rank."""
         return self.keep < 1 or self.scorer is not None or self.curve is not None
 
+    def at(self, progress: float) -> Method:
+        """The method of an epoch at this point of a run, in [0, 1): itself where nothing changes.
+
+        >>> Method("own", keep=1.0, ramp=Ramp(keep=0.5)).at(0.5).keep
+        0.75
+        """
+        return self if self.ramp is None else self.ramp.applied(self, progress)
+
     @property
     def selects(self) -> bool:
         """Whether some images are left out of an epoch."""
-        return self.keep < 1 or self.choice is not None
+        return self.keep < 1 or self.choice is not None or self.ramp is not None
 
     def mean_share(self, epochs: int) -> float:
         """Share of the images that an epoch of a run is expected to visit, its mean over the epochs.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections.abc import Sequence
@@ -95,11 +96,9 @@ def make_plan(
     teacher_flops, student_flops = forward_flops(teacher, shape), forward_flops(student, shape)
     dtypes = (student_dtype, teacher_dtype)
     timings = time_steps(teacher, student, methods, batch, rounds, dtypes) if rounds else {}
-    plans = []
+    sizes, plans = step_sizes(len(batch), epoch_images), []
     for method in methods:
-        ledger = Ledger(student_flops, teacher_flops)
-        for size in step_sizes(len(batch), epoch_images):
-            ledger.charge(method.counts(size, len(batch)))
+        relative = expected_cost(method, Ledger(student_flops, teacher_flops), sizes, epochs)
         seconds, share = timings.get(method.name, []), method.mean_share(epochs)
         against = (
             [share * own / kd for own, kd in zip(seconds, timings["kd"], strict=True)] if seconds else []
@@ -107,13 +106,37 @@ def make_plan(
         plans.append(
             MethodPlan(
                 method,
-                {name: share * cost for name, cost in ledger.relative_to_kd().items()},
+                relative,
                 {name: break_even_ratio(method, backward) for name, backward in CONVENTIONS.items()},
                 statistics.median(seconds) if seconds else None,
                 statistics.median(against) if against else None,
             )
         )
     return Plan(teacher_flops, student_flops, plans)
+
+
+def expected_cost(method: Method, ledger: Ledger, sizes: Sequence[int], epochs: int) -> dict[str, float]:
+    """What a run is expected to cost without stored answers, over plain KD's on all images.
+
+    Args:
+        method: which may change from epoch to epoch
+        ledger: an empty one with both networks' forward FLOPs
+        sizes: of an epoch's batches, a short last one included; the first is the configured size
+        epochs: of the run
+
+    >>> from unixkd.methods import random
+    >>> expected_cost(random(), Ledger(1, 3), [64], epochs=2)
+    {'backward_1x': 0.75, 'backward_2x': 0.75}
+    """
+    total = dict.fromkeys(CONVENTIONS, 0.0)
+    for now, same in itertools.groupby(method.at(epoch / epochs) for epoch in range(epochs)):
+        one = Ledger(ledger.student_flops, ledger.teacher_flops)
+        for size in sizes:
+            one.charge(now.counts(size, sizes[0]))
+        weight = len(list(same)) / epochs
+        total = {name: total[name] + weight * cost for name, cost in one.relative_to_kd().items()}
+    share = method.mean_share(epochs)
+    return {name: share * cost for name, cost in total.items()}
 
 
 def step_sizes(batch_size: int, epoch_images: int | None) -> list[int]:
@@ -146,7 +169,7 @@ def time_steps(
         name: Distiller(
             student,
             teacher,
-            replace(method, choice=None),  # a step is a step, whichever images are in it
+            replace(method.at(0.5), choice=None),  # halfway; a step is one, whichever images are in it
             timing_objective(method, batch),
             student_dtype=dtypes[0],
             teacher_dtype=dtypes[1],

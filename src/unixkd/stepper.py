@@ -16,7 +16,7 @@ from unixkd.config import TrainConfig
 from unixkd.data import MemorySplit, Split, epoch_order
 from unixkd.draws import epoch_draws
 from unixkd.engine import Engine
-from unixkd.methods import StepCounts
+from unixkd.methods import Method, StepCounts
 from unixkd.planner import synchronize
 from unixkd.schedules import learning_rate
 from unixkd.teacher.filling import fetch_answers
@@ -70,6 +70,11 @@ class Stepper:
     refused: bool = field(default=False, init=False)
     capture_seconds: float = field(default=0.0, init=False)
     """What captures have taken, which is no training time."""
+    method: Method = field(init=False)
+    """That of the whole run; the distiller has that of the epoch."""
+
+    def __post_init__(self) -> None:
+        self.method = self.engine.distiller.method
 
     @property
     def steps_per_epoch(self) -> int:
@@ -90,6 +95,7 @@ class Stepper:
 
     def plan(self, number: int) -> EpochPlan:
         """What an epoch's steps are told, step after step."""
+        self.change_method(number)
         order = epoch_order(len(self.split), self.train.seed, number)
         order, weight = self.choose(number, order)
         size = self.train.batch_size
@@ -104,6 +110,13 @@ class Stepper:
         steps = -(-len(order) // size)
         rates = [self.rate(number, i, steps) for i in range(steps)]
         return EpochPlan(number, order, draws, rates, self.fetch(number, order), weight, len(order) // size)
+
+    def change_method(self, number: int) -> None:
+        """Set the method of an epoch; where it is another one than before, a captured step is of no use."""
+        distiller = self.engine.distiller
+        method = self.method.at(number / self.train.epochs)
+        if method != distiller.method:
+            distiller.method, self.captured = method, None
 
     def choose(
         self, number: int, order: Int[Tensor, " n"]

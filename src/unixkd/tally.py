@@ -28,18 +28,19 @@ class Tally:
         self.times_kept = times_kept
         self.before = times_kept.clone()
         self.sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=times_kept.device))
-        self.seen = self.kept = self.steps = 0
+        self.seen = self.kept = self.steps = self.scored = 0
 
     def start_epoch(self) -> None:
         """Begin again."""
         self.before.copy_(self.times_kept)
         for value in self.sums.values():
             value.zero_()
-        self.seen = self.kept = self.steps = 0
+        self.seen = self.kept = self.steps = self.scored = 0
 
     def count(self, counts: StepCounts) -> None:
         """Count one step's images."""
         self.steps, self.kept, self.seen = self.steps + 1, self.kept + counts.trained, self.seen + counts.seen
+        self.scored += counts.scored
 
     def add(self, batch: Batch, result: StepResult) -> None:
         """Add one step's tensors."""
@@ -84,5 +85,6 @@ class Tally:
         for name, count in (("kept", self.kept), ("dropped", dropped)):
             for what in ("score", "hard"):
                 key = f"{what}_{name}"
-                record[key] = self.sums[key].item() / count if key in self.sums and count else None
+                measured = key in self.sums and (what == "hard" or self.scored)
+                record[key] = self.sums[key].item() / count if measured and count else None
         return record

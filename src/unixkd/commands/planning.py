@@ -11,7 +11,8 @@ from rich import box
 from rich.table import Table
 
 from unixkd.batch import Batch
-from unixkd.build import build_method, default_device
+from unixkd.build import default_device
+from unixkd.build_methods import build_method
 from unixkd.commands.screen import console, say
 from unixkd.commands.single import check_named, data_of_run
 from unixkd.config import DataConfig, MethodConfig

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
-from unixkd.build import build_method, build_network, build_student
+from unixkd.build import build_network, build_student
+from unixkd.build_methods import build_method
 from unixkd.commands.screen import console, say, showing
 from unixkd.commands.single import check_named
 from unixkd.compare import decide_once, default_workers, matched_epochs, matched_jobs, plan_jobs, run_jobs

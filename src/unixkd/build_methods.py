@@ -1,0 +1,112 @@
+"""A configuration to a method: the named one with the configured fields changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import TypeVar
+
+from unixkd.config import MethodConfig
+from unixkd.errors import UserError, unknown_name
+from unixkd.methods import METHODS, Method
+from unixkd.mixing import Curve, SigmoidCurve, StepCurve
+from unixkd.ramp import Ramp
+from unixkd.scoring import Scorer, TrueLoss, entropy, least_confidence, margin
+from unixkd.selection import EpochChoice
+
+T = TypeVar("T")
+
+SCORERS: dict[str, Scorer | TrueLoss | None] = {
+    "entropy": entropy,
+    "margin": margin,
+    "least_confidence": least_confidence,
+    "true_loss": TrueLoss(),
+    "random": None,  # ranks by noise and so needs no forward
+}
+
+CURVES = ("sigmoid", "step", "none")
+
+
+def build_method(config: MethodConfig) -> Method:
+    """The named method with the configured fields changed.
+
+    Raises:
+        UserError: no such method, a value out of range, or a field that the method has no use for
+
+    >>> build_method(MethodConfig("unix", keep=0.5)).keep
+    0.5
+    """
+    method = named("method", config.name, METHODS)()
+    if config.name == "student-alone" and config != MethodConfig(config.name):
+        raise UserError("student-alone trains on every image as it is: keep, mixing and scoring do not apply")
+    changes: dict[str, object] = {}
+    if config.scorer is not None:
+        changes["scorer"] = named("scorer", config.scorer, SCORERS)
+    if (curve := _curve(config, method)) is not method.curve:
+        changes["curve"] = curve
+    if (choice := _choice(config, method)) is not method.choice:
+        changes["choice"] = choice
+    for name in ("keep", "scoring_mode", "per_sample_lambda", "sampling"):
+        if (value := getattr(config, name)) is not None and not (name == "keep" and choice is not None):
+            changes[name] = value
+    changes["ramp"] = _ramp(config, method)
+    method = replace(method, **changes)  # type: ignore[arg-type]
+    if config.scoring_mode is not None and method.scorer is None:
+        raise UserError(f"method {config.name} does not score: scoring_mode does not apply")
+    if config.per_sample_lambda is not None and method.curve is None:
+        raise UserError(f"method {config.name} does not mix: per_sample_lambda does not apply")
+    return method
+
+
+CHOICE_FIELDS = ("keep", "random_share", "max_age", "prune", "full_last")
+
+
+def _choice(config: MethodConfig, method: Method) -> EpochChoice | None:
+    """The method's choice of an epoch's images with the configured fields changed."""
+    known = set() if method.choice is None else {field.name for field in fields(method.choice)}  # type: ignore[arg-type]
+    changes = {name: value for name in CHOICE_FIELDS if (value := getattr(config, name)) is not None}
+    if method.choice is None:  # k/N of each batch, and its ramp
+        changes.pop("keep", None)
+        changes.pop("full_last", None)
+    for name in changes:
+        if name not in known:
+            raise UserError(f"method {method.name}: {name} does not apply")
+    return replace(method.choice, **changes) if changes else method.choice  # type: ignore[type-var]
+
+
+def _ramp(config: MethodConfig, method: Method) -> Ramp | None:
+    """How the method changes over a run, where anything is configured to."""
+    full_last = config.full_last if method.choice is None else None
+    if (config.keep_end, config.mix_from_end, config.steepness_end, full_last) == (None,) * 4:
+        if config.ramp is not None:
+            raise UserError(f"method {method.name}: a ramp needs keep_end, mix_from_end or steepness_end")
+        return None
+    return Ramp(
+        config.keep_end, config.mix_from_end, config.steepness_end, config.ramp or "linear", full_last or 0.0
+    )
+
+
+def _curve(config: MethodConfig, method: Method) -> Curve | None:
+    current = method.curve
+    if config.curve is not None and config.curve not in CURVES:
+        raise unknown_name("curve", config.curve, CURVES)
+    kind = config.curve or ("sigmoid" if isinstance(current, SigmoidCurve) else None)
+    default = current if isinstance(current, SigmoidCurve) else SigmoidCurve()
+    mix_from = default.mix_from if config.mix_from is None else config.mix_from
+    steepness = default.steepness if config.steepness is None else config.steepness
+    if config.steepness is not None and kind != "sigmoid":
+        raise UserError(f"method {method.name}: steepness belongs to the sigmoid curve")
+    if config.mix_from is not None and kind not in ("sigmoid", "step"):
+        raise UserError(f"method {method.name}: mix_from needs the curve sigmoid or step")
+    if kind == "sigmoid":
+        return SigmoidCurve(mix_from, steepness)
+    if kind == "step":
+        return StepCurve(mix_from)
+    return None if config.curve == "none" else current
+
+
+def named(kind: str, name: str, table: Mapping[str, T]) -> T:
+    """The entry of that name; an error that offers the nearest ones where there is none."""
+    if name not in table:
+        raise unknown_name(kind, name, table)
+    return table[name]
