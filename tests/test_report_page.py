@@ -20,12 +20,14 @@ from rich.console import Console
 
 from test_report_runs import epoch_line, write_run
 from unixkd.errors import UserError
+from unixkd.methods import METHODS
 from unixkd.report import report
 from unixkd.report.charts import styles_of
 from unixkd.report.kept import kept_shares
 from unixkd.report.labels import spread_out
 from unixkd.report.page import page, write_page
 from unixkd.report.runs import find_runs, group_runs
+from unixkd.report.words import _EXPLAINED
 
 pytest.importorskip("matplotlib", reason="report pages need matplotlib")
 HOSTILE = '</script><script>alert("x")</script>&<img src=x onerror=alert(1)>'
@@ -242,3 +244,7 @@ def test_labels_keep_apart_and_in_order(positions: list[float]) -> None:
     assert all(after - before >= 10 - 1e-6 for before, after in itertools.pairwise(ordered))
     assert min(placed) >= -1e-6
     assert max(placed) <= 100 + 1e-6
+
+
+def test_every_method_is_explained() -> None:
+    assert set(_EXPLAINED) == set(METHODS)

@@ -164,6 +164,13 @@ def test_curve_needs_every_run(tmp_path: Path) -> None:
     assert [(epoch, round(spread.mean, 6)) for epoch, spread in points] == [(1, 0.55), (3, 0.8)]
 
 
+def test_the_share_that_was_kept_is_of_all_training_images(tmp_path: Path) -> None:
+    kept = {"visited": 0.5, "kept": 0.75}
+    write_run(tmp_path / "a", lines=[epoch_line(1, 0.5, selection=kept)])
+    write_run(tmp_path / "b", seed=1, lines=[epoch_line(1, 0.5, selection={"kept": 0.75})])
+    assert [run.history[0].kept.kept for run in find_runs([tmp_path])] == [0.375, 0.75]
+
+
 def test_killed_runs_are_tolerated_and_unfinished_ones_counted(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "a", lines=[epoch_line(1, 0.5), epoch_line(1, 0.6)])
     with (folder / "metrics.jsonl").open("a") as file:

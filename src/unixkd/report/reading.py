@@ -89,6 +89,9 @@ def _epoch(data: dict[str, Any], where: str) -> Epoch:
         scores = ("score_kept", "score_dropped")
         values = {name: _share(data, f"selection.{name}", where) for name in shares}
         values |= {name: _number(data, f"selection.{name}", where) for name in scores}
+        visited = _share(data, "selection.visited", where)  # before 0.2, every epoch visited all
+        if visited is not None and values["kept"] is not None:
+            values["kept"] *= visited
         kept = Kept(**values)
     return Epoch(
         epoch=_whole(data, "epoch", where),

@@ -12,7 +12,7 @@ class Kept:
     """What the selection kept in one epoch; every field is a mean or a share, None where unknown.
 
     Args:
-        kept: share of the epoch's images that was kept, 0..1
+        kept: share of the training images that was kept, 0..1
         distinct: share of the training images used at least once in the epoch, 0..1
         score_kept: mean score of the kept images
         score_dropped: mean score of the dropped images
