@@ -69,9 +69,10 @@ def students(
 def keep(pair: str, contender: Contender, seed: int, stage: str, job: Job, out: Path) -> None:
     """A finished run's summary among the results; its store has served."""
     kept = KEPT / pair / stage / f"{job.folder.name}.json"
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    summary = json.loads((job.folder / "summary.json").read_text())
-    kept.write_text(json.dumps({**summary, "benchmark_environment": environment()}, indent=2) + "\n")
+    if not kept.exists():  # later calls may be made elsewhere
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        summary = json.loads((job.folder / "summary.json").read_text())
+        kept.write_text(json.dumps({**summary, "benchmark_environment": environment()}, indent=2) + "\n")
     shutil.rmtree(store(contender, pair, seed, stage, out), ignore_errors=True)
 
 

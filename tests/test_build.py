@@ -28,6 +28,7 @@ from unixkd.models import create_model
 from unixkd.objective import Term
 from unixkd.ramp import Ramp
 from unixkd.scoring import TrueLoss, entropy, least_confidence, margin
+from unixkd.selection import StaleChoice, Uncertainty
 
 # Methods
 
@@ -99,6 +100,12 @@ def test_a_ramp_has_a_shape_and_several_ends():
     assert build_method(config) == replace(unix(), ramp=expected)
 
 
+def test_stale_remembers_by_the_scorer_that_is_given():
+    method = build_method(MethodConfig("stale", scorer="margin"))
+    assert method == replace(METHODS["stale"](), choice=StaleChoice(row_score=Uncertainty(margin)))
+    assert method.scorer is None  # no forward is spent on it
+
+
 def test_fields_together():
     config = MethodConfig("unix", 0.5, 0.25, None, "step", "margin", "eval", True)
     assert build_method(config) == replace(
@@ -134,6 +141,11 @@ def test_fields_together():
         (MethodConfig("stale", random_share=1.5), r"random_share is a share .* in \[0, 1\]"),
         (MethodConfig("stale", max_age=0), "max_age must be at least 1 epoch, got 0"),
         (MethodConfig("infobatch", prune=1.0), r"prune must lie in \[0, 1\), got 1"),
+        (MethodConfig("stale", scorer="random"), "method stale: scorer random does not apply"),
+        (MethodConfig("stale", scorer="true_loss"), "method stale: scorer true_loss does not apply"),
+        (MethodConfig("infobatch", scorer="margin"), "method infobatch: scorer margin does not apply"),
+        (MethodConfig("unix", ramp="cosine", full_last=0.5), "a ramp needs keep_end"),
+        (MethodConfig("unix", mix_from_end=1.5), r"mix_from \(b\) is a share"),
         (MethodConfig("unix", ramp="linear"), "a ramp needs keep_end, mix_from_end or steepness_end"),
         (MethodConfig("hard", steepness_end=9.0), "method hard: its mixing curve has no steepness"),
         (MethodConfig("unix", curve="step", steepness_end=9.0), "its mixing curve has no steepness"),

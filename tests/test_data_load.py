@@ -42,6 +42,11 @@ def test_the_test_set_can_be_evaluated_on_without_training_on_what_is_held_out()
     assert not torch.equal(held.test.images, test.test.images)
 
 
+def test_there_must_be_a_test_set_to_evaluate_on(photos):
+    with pytest.raises(UserError, match="has no test set: leave"):
+        load_data(DataConfig(f"folder:{photos}", size=16, holdout=0.3, evaluate_on="test"))
+
+
 def test_holdout_replaces_the_test_set_and_limit_takes_from_the_rest():
     whole = load_data(DataConfig())
     held = load_data(DataConfig(holdout=0.25))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from running import IMAGES, distilled, make_teacher, metrics, summary
 from slow import images_of
-from unixkd.config import MethodConfig
+from unixkd.config import AnswersConfig, MethodConfig, ModelConfig
 from unixkd.cost import Ledger
 from unixkd.distiller import Distiller
 from unixkd.errors import UsageError, UserError
@@ -77,9 +79,9 @@ def test_nonsense_is_refused(ramp, message):
         Ramp(**ramp)
 
 
-def test_b_beyond_n_at_the_end_is_refused_when_it_gets_there():
+def test_b_beyond_n_at_the_end_is_refused_at_once():
     with pytest.raises(UserError, match="mix_from"):
-        with_ramp(unix(), mix_from=1.5).at(0.9)
+        with_ramp(unix(), mix_from=1.5)
 
 
 def test_the_expected_cost_is_the_mean_over_the_epochs():
@@ -103,6 +105,27 @@ def test_an_own_loop_sets_each_epochs_method():
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
     return make_teacher(tmp_path_factory.mktemp("teacher") / "run")
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"), [("cosine", "keeps no image"), ("linear", "would train on 1 image")]
+)
+def test_a_ramp_that_ends_in_too_few_images_is_refused_before_training(shape, message, teacher, tmp_path):
+    """In the last epoch k/N is 0.002 or 0.020."""
+    config = distilled(teacher, MethodConfig("random", keep_end=0.001, ramp=shape), epochs=40)
+    config = replace(config, data=replace(config.data, limit=96))  # three batches of 32
+    with pytest.raises(UserError, match=message):
+        run(replace(config, student=ModelConfig("vgg8")), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_stored_answers_serve_the_part_of_a_run_that_is_pure(teacher, tmp_path):
+    for fill in ("lazy", "epoch"):
+        config = distilled(teacher, MethodConfig("unix", full_last=0.5), epochs=2)
+        run(replace(config, answers=AnswersConfig(str(tmp_path / fill), fill=fill)), tmp_path / f"{fill}-run")
+        images = summary(tmp_path / f"{fill}-run")["cost"]["images"]
+        assert images["teacher_forwarded"] == 3 * 24 + 4 + IMAGES  # mixed ones, then all
+        assert images["teacher_filled"] == IMAGES
 
 
 def test_a_run_keeps_what_its_epochs_say(teacher, tmp_path):

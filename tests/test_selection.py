@@ -14,7 +14,7 @@ from running import DATA, IMAGES, call, distilled, make_teacher, metrics, summar
 from slow import images_of
 from unixkd.batch import MixedBatch, Outputs
 from unixkd.compare import matched_epochs
-from unixkd.config import MethodConfig, TrainConfig
+from unixkd.config import MethodConfig, ModelConfig, TrainConfig
 from unixkd.cost import Ledger
 from unixkd.distiller import Distiller
 from unixkd.engine import Engine
@@ -330,6 +330,20 @@ def test_a_schedule_is_passed_through_whole_in_fewer_steps(teacher, tmp_path, mo
     )
     run(replace(config, train=replace(config.train, milestones=[0.5])), tmp_path / "run")
     assert rates == [1.0, 1.0, 0.1, 0.1]  # 32 images are one step
+
+
+def test_an_epoch_of_one_image_is_refused_before_training_and_a_last_batch_of_one_is_left_out(
+    teacher, tmp_path
+):
+    for keep, images in ((0.01, 0), (0.33, 32)):
+        config = distilled(teacher, MethodConfig("random-epoch", keep=keep), epochs=1)
+        config = replace(config, student=ModelConfig("vgg8"))  # 33 images are a batch and one
+        if images:
+            run(config, tmp_path / "run")
+            assert summary(tmp_path / "run")["cost"]["images"]["trained"] == images
+        else:
+            with pytest.raises(UserError, match="would train on 1 image"):
+                run(config, tmp_path / "run")
 
 
 def test_an_own_loop_cannot_choose_epochs():

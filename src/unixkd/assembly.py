@@ -16,7 +16,7 @@ from unixkd.distiller import Distiller
 from unixkd.engine import Engine
 from unixkd.errors import UserError
 from unixkd.feature_losses import FeatureLoss
-from unixkd.mixing import num_kept, num_pure
+from unixkd.methods import pure_rows
 from unixkd.models import PixelModel
 from unixkd.precision import DTYPES, recall, settle
 from unixkd.selection import History
@@ -84,8 +84,8 @@ def open_store(config: RunConfig, parts: RunParts, note: Callable[[str], None]) 
         return None
     if any(isinstance(term.loss, FeatureLoss) for term in parts.objective):
         raise UserError("stored answers hold logits only: at and sp compare features, give no --answers.path")
-    kept = num_kept(parts.method.keep, train.batch_size, train.batch_size)
-    if not num_pure(parts.method.curve, kept, train.batch_size):
+    methods = [parts.method.at(epoch / train.epochs) for epoch in range(train.epochs)]
+    if not any(pure_rows(method, train.batch_size) for method in methods):
         note(f"{parts.method.name} mixes every image it keeps: stored answers are of no use, none are kept")
         return None
     return open_answers(

@@ -12,7 +12,7 @@ from unixkd.methods import METHODS, Method
 from unixkd.mixing import Curve, SigmoidCurve, StepCurve
 from unixkd.ramp import Ramp
 from unixkd.scoring import Scorer, TrueLoss, entropy, least_confidence, margin
-from unixkd.selection import EpochChoice
+from unixkd.selection import EpochChoice, StaleChoice, Uncertainty
 
 T = TypeVar("T")
 
@@ -40,7 +40,7 @@ def build_method(config: MethodConfig) -> Method:
     if config.name == "student-alone" and config != MethodConfig(config.name):
         raise UserError("student-alone trains on every image as it is: keep, mixing and scoring do not apply")
     changes: dict[str, object] = {}
-    if config.scorer is not None:
+    if config.scorer is not None and method.choice is None:
         changes["scorer"] = named("scorer", config.scorer, SCORERS)
     if (curve := _curve(config, method)) is not method.curve:
         changes["curve"] = curve
@@ -64,10 +64,17 @@ CHOICE_FIELDS = ("keep", "random_share", "max_age", "prune", "full_last")
 def _choice(config: MethodConfig, method: Method) -> EpochChoice | None:
     """The method's choice of an epoch's images with the configured fields changed."""
     known = set() if method.choice is None else {field.name for field in fields(method.choice)}  # type: ignore[arg-type]
-    changes = {name: value for name in CHOICE_FIELDS if (value := getattr(config, name)) is not None}
+    changes: dict[str, object] = {
+        name: value for name in CHOICE_FIELDS if (value := getattr(config, name)) is not None
+    }
     if method.choice is None:  # k/N of each batch, and its ramp
         changes.pop("keep", None)
         changes.pop("full_last", None)
+    elif config.scorer is not None:
+        scorer = named("scorer", config.scorer, SCORERS)
+        if not isinstance(method.choice, StaleChoice) or scorer is None or isinstance(scorer, TrueLoss):
+            raise UserError(f"method {method.name}: scorer {config.scorer} does not apply")
+        changes["row_score"] = Uncertainty(scorer)
     for name in changes:
         if name not in known:
             raise UserError(f"method {method.name}: {name} does not apply")
@@ -77,10 +84,11 @@ def _choice(config: MethodConfig, method: Method) -> EpochChoice | None:
 def _ramp(config: MethodConfig, method: Method) -> Ramp | None:
     """How the method changes over a run, where anything is configured to."""
     full_last = config.full_last if method.choice is None else None
-    if (config.keep_end, config.mix_from_end, config.steepness_end, full_last) == (None,) * 4:
+    if (config.keep_end, config.mix_from_end, config.steepness_end) == (None,) * 3:
         if config.ramp is not None:
             raise UserError(f"method {method.name}: a ramp needs keep_end, mix_from_end or steepness_end")
-        return None
+        if full_last is None:
+            return None
     return Ramp(
         config.keep_end, config.mix_from_end, config.steepness_end, config.ramp or "linear", full_last or 0.0
     )

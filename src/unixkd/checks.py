@@ -16,6 +16,7 @@ from unixkd.mixing import num_kept
 from unixkd.models import PixelModel
 from unixkd.objective import Objective
 from unixkd.scoring import TrueLoss
+from unixkd.selection import num_chosen
 
 COUNTS = ("epochs", "batch_size", "eval_every", "eval_batch_size", "checkpoint_every", "threads")
 NOT_NEGATIVE = ("seed", "lr", "weight_decay", "gamma", "warmup_epochs", "clip_norm")
@@ -46,7 +47,7 @@ def check_small_batches(config: RunConfig, data: Data, method: Method, student: 
     It can as long as feature maps are larger than 1 × 1, so the student itself is asked, on a copy.
     """
     last = len(data.train) % config.train.batch_size or config.train.batch_size
-    if num_kept(method.keep, config.train.batch_size, last) > 1:
+    if smallest_step(method, len(data.train), config.train) > 1:
         return
     try:
         copy.deepcopy(student).train()(torch.zeros(1, *data.image_shape))
@@ -60,10 +61,23 @@ def check_small_batches(config: RunConfig, data: Data, method: Method, student: 
         ) from None
 
 
+def smallest_step(method: Method, images: int, train: TrainConfig) -> int:
+    """Images of the smallest step of a run; of a method that chooses epochs, of its smallest epoch.
+
+    Such an epoch leaves a last batch of one image out.
+    """
+    points = [epoch / train.epochs for epoch in range(train.epochs)]
+    if method.choice is not None:
+        return min(num_chosen(method.choice.share(point), images) for point in points)
+    last = images % train.batch_size or train.batch_size
+    return min(num_kept(method.at(point).keep, train.batch_size, last) for point in points)
+
+
 def check_data(config: RunConfig, data: Data, method: Method, objective: Objective) -> None:
     """Raise where the images cannot be trained on as configured."""
     batch_size, images = config.train.batch_size, len(data.train)
-    num_kept(method.keep, batch_size, batch_size)
+    for epoch in range(config.train.epochs):
+        num_kept(method.at(epoch / config.train.epochs).keep, batch_size, batch_size)
     if images < batch_size:
         raise UserError(f"{data.name} has {images} training images, fewer than a batch of {batch_size}")
     if isinstance(method.scorer, TrueLoss) and not data.train.labelled:

@@ -26,6 +26,7 @@ from unixkd.methods import Method
 from unixkd.planner import expected_cost, step_sizes
 from unixkd.precision import has_native_bf16, recall
 from unixkd.runfolder import RunFolder
+from unixkd.teacher.opening import decided_precision
 from unixkd.train import run, steps
 from unixkd.turns import take_turns
 
@@ -50,9 +51,8 @@ def decide_once(base: RunConfig, out: Path, note: Callable[[str], None]) -> RunC
         return replace(base, train=recall(base.train, RunFolder(path.parent).decided()))
     device = pick_device(base.train)
     if not has_native_bf16(device):  # nothing to probe
-        return replace(
-            base, train=recall(base.train, dict.fromkeys(("precision", "teacher_precision"), "fp32"))
-        )
+        native = dict.fromkeys(("precision", "teacher_precision"), "fp32")
+        return replace(base, train=recall(base.train, {**native, **decided_precision(base.answers.path)}))
     return decide(base, build_run(base, device), device, {}, note)
 
 

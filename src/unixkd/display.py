@@ -153,7 +153,8 @@ class BarDisplay:
         elif isinstance(event, EpochDone):
             if event.record["accuracy"] is not None:
                 self.accuracy[event.run] = f"acc {percent(event.record['accuracy'])} "
-            self.progress.update(self.tasks[event.run], completed=event.record["step"])
+            steps = event.record["epoch"] * self.starts[event.run].steps_per_epoch  # or fewer, where it chose
+            self.progress.update(self.tasks[event.run], completed=steps)
             if self.runs == 1:
                 self.print(epoch_line(event))
         elif isinstance(event, Note):

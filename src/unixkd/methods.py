@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from unixkd.errors import UserError
-from unixkd.mixing import Curve, SigmoidCurve, full_curve, num_kept
+from unixkd.mixing import Curve, SigmoidCurve, full_curve, num_kept, num_pure
 from unixkd.ramp import Ramp
 from unixkd.scoring import Scorer, TrueLoss, entropy
 from unixkd.selection import EpochChoice, InfoBatch, RandomChoice, StaleChoice
@@ -51,7 +51,7 @@ class Method:
         if self.scoring_mode not in ("train", "eval"):
             raise UserError(f"method {self.name}: scoring_mode is train or eval, not '{self.scoring_mode}'")
         if self.ramp is not None:
-            self.at(0.0)  # what it cannot change is found here
+            self.ramp.curve(self, 1.0)  # what it cannot change, or not so far, is found here
             if self.choice is not None:
                 raise UserError(f"method {self.name} chooses epochs: a ramp within the batch does not apply")
         if self.sampling is not None and (self.scorer is None or self.sampling < 0):
@@ -123,6 +123,15 @@ class StepCounts:
     trained: int
     teacher_cached: int = 0
     teacher_filled: int = 0
+
+
+def pure_rows(method: Method, batch_size: int) -> int:
+    """How many rows of a full batch are images as they are, which stored answers are the answers to.
+
+    >>> pure_rows(random(), 64), pure_rows(unix(), 64)
+    (48, 0)
+    """
+    return num_pure(method.curve, num_kept(method.keep, batch_size, batch_size), batch_size)
 
 
 def kd() -> Method:

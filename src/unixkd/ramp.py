@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, Protocol, TypeVar
 from unixkd.errors import UserError, unknown_name
 from unixkd.mixing import Curve
 from unixkd.schedules import cosine
-from unixkd.selection import check_shares
+from unixkd.selection import check_shares, is_last
 
 
 class Changing(Protocol):
@@ -54,7 +54,7 @@ class Ramp:
 
     def applied(self, method: T, progress: float) -> T:
         """The method with the values of this point of a run, in [0, 1)."""
-        if progress >= 1 - self.full_last:
+        if is_last(progress, self.full_last):
             return replace(method, keep=1.0, scorer=None, sampling=None, curve=None, ramp=None)
         way = 1 - cosine(1.0, 0.0, progress) if self.shape == "cosine" else progress
         keep = method.keep if self.keep is None else method.keep + way * (self.keep - method.keep)

@@ -63,7 +63,7 @@ class TrueLoss:
     needs_labels: ClassVar[bool] = True
 
     def __call__(self, logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-        return torch.nn.functional.cross_entropy(full_precision(logits), labels, reduction="none")
+        return torch.nn.functional.cross_entropy(full_precision(logits), labels.long(), reduction="none")
 
 
 def score_logits(

@@ -47,7 +47,7 @@ class RowLoss:
         if teacher is not None:
             return kl_divergence(full_precision(teacher.logits), logits, self.temperature)
         assert mixed.label_a is not None
-        return torch.nn.functional.cross_entropy(logits, mixed.label_a, reduction="none")
+        return torch.nn.functional.cross_entropy(logits, mixed.label_a.long(), reduction="none")
 
 
 class History:
@@ -87,6 +87,15 @@ class History:
         self.score.copy_(torch.where(known, self.fresh, self.score))
         self.age.add_(1).masked_fill_(known, 0)
         self.fresh.fill_(torch.inf)
+
+    def cpu(self) -> History:
+        """A copy on the CPU, where choices are made: the same ones whatever the device."""
+        if self.score.device.type == "cpu":
+            return self
+        copy = History(len(self))
+        copy.score.copy_(self.score)
+        copy.age.copy_(self.age)
+        return copy
 
     def state(self) -> dict[str, Tensor]:
         """What has to be saved at an epoch's end, by name."""
@@ -139,7 +148,7 @@ class RandomChoice:
         check_shares(keep=self.keep, full_last=self.full_last)
 
     def share(self, progress: float) -> float:
-        return 1.0 if progress >= 1 - self.full_last else self.keep
+        return 1.0 if is_last(progress, self.full_last) else self.keep
 
     def choose(self, history: History, epoch: int, epochs: int, seed: int) -> Chosen:
         count = num_chosen(self.share(epoch / epochs), len(history))
@@ -178,7 +187,7 @@ class StaleChoice:
             raise UserError(f"max_age must be at least 1 epoch, got {self.max_age}")
 
     def share(self, progress: float) -> float:
-        return 1.0 if progress >= 1 - self.full_last else self.keep
+        return 1.0 if is_last(progress, self.full_last) else self.keep
 
     def choose(self, history: History, epoch: int, epochs: int, seed: int) -> Chosen:
         n, count = len(history), num_chosen(self.share(epoch / epochs), len(history))
@@ -218,11 +227,11 @@ class InfoBatch:
 
     def share(self, progress: float) -> float:
         """Half of the images are taken to lie below the mean, and all to be visited at first."""
-        return 1.0 if progress >= 1 - self.full_last or progress == 0 else 1 - self.prune / 2
+        return 1.0 if is_last(progress, self.full_last) or progress == 0 else 1 - self.prune / 2
 
     def choose(self, history: History, epoch: int, epochs: int, seed: int) -> Chosen:
         known = history.score.isfinite()
-        if epoch / epochs >= 1 - self.full_last or not bool(known.any()):
+        if is_last(epoch / epochs, self.full_last) or not bool(known.any()):
             return Chosen(torch.ones_like(known), torch.ones_like(history.score))
         below = known & (history.score < history.score[known].mean())
         mask = ~(below & (noise(history, epoch, seed) < self.prune))
@@ -232,7 +241,7 @@ class InfoBatch:
 
 def noise(history: History, epoch: int, seed: int) -> Float[Tensor, " n"]:
     """A uniform number in [0, 1) for each image, drawn for this epoch alone, float64."""
-    words = draw_words((_PURPOSE, seed, epoch), torch.arange(len(history), device=history.score.device))
+    words = draw_words((_PURPOSE, seed, epoch), torch.arange(len(history)))
     return words.double() / (1 << 63)
 
 
@@ -241,6 +250,15 @@ def first_of(key: Float[Tensor, " n"], count: int) -> Bool[Tensor, " n"]:
     mask = torch.zeros(len(key), dtype=torch.bool, device=key.device)
     mask[key.argsort(stable=True)[:count]] = True
     return mask
+
+
+def is_last(progress: float, share: float) -> bool:
+    """Whether a point of a run, in [0, 1), lies in its last share.
+
+    >>> is_last(3 / 10, share=0.7)  # 1 − 0.7 is a little more than 0.3
+    True
+    """
+    return progress >= 1 - share - 1e-9
 
 
 def num_chosen(share: float, num_images: int) -> int:

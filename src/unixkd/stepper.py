@@ -16,7 +16,8 @@ from unixkd.config import TrainConfig
 from unixkd.data import MemorySplit, Split, epoch_order
 from unixkd.draws import epoch_draws
 from unixkd.engine import Engine
-from unixkd.methods import Method, StepCounts
+from unixkd.methods import Method, StepCounts, pure_rows
+from unixkd.mixing import num_kept
 from unixkd.planner import synchronize
 from unixkd.schedules import learning_rate
 from unixkd.teacher.filling import fetch_answers
@@ -69,7 +70,7 @@ class Stepper:
     captured: CapturedStep | None = field(default=None, init=False)
     refused: bool = field(default=False, init=False)
     capture_seconds: float = field(default=0.0, init=False)
-    """What captures have taken, which is no training time."""
+    """What the first capture has taken, which is no training time."""
     method: Method = field(init=False)
     """That of the whole run; the distiller has that of the epoch."""
 
@@ -113,8 +114,10 @@ class Stepper:
 
     def change_method(self, number: int) -> None:
         """Set the method of an epoch; where it is another one than before, a captured step is of no use."""
-        distiller = self.engine.distiller
+        distiller, size = self.engine.distiller, self.train.batch_size
         method = self.method.at(number / self.train.epochs)
+        if method is not self.method:  # epochs that keep the same number are alike
+            method = replace(method, keep=num_kept(method.keep, size, size) / size)
         if method != distiller.method:
             distiller.method, self.captured = method, None
 
@@ -129,11 +132,11 @@ class Stepper:
         if choice is None:
             return order, None
         assert history is not None
-        chosen = choice.choose(history, number, self.train.epochs, self.train.seed)
-        order = order[chosen.mask.to(order.device)[order]]
+        chosen = choice.choose(history.cpu(), number, self.train.epochs, self.train.seed)
+        order = order[chosen.mask[order]]
         if len(order) > 1 and len(order) % self.train.batch_size == 1:
             order = order[:-1]
-        return order, None if chosen.weight is None else chosen.weight[order.to(chosen.weight.device)]
+        return order, None if chosen.weight is None else chosen.weight[order].to(self.device)
 
     def rate(self, number: int, step: int, steps: int) -> float:
         """The learning rate of a step of an epoch; one of fewer steps passes through the same schedule."""
@@ -157,6 +160,8 @@ class Stepper:
         teacher, ledger = self.engine.distiller.teacher, self.engine.distiller.ledger
         if not self.fill_ahead or teacher is None or teacher.store is None:
             return None
+        if not pure_rows(self.engine.distiller.method, self.train.batch_size):
+            return None  # an epoch of a ramp that mixes every image it keeps
         answers, filled = fetch_answers(teacher.network, teacher.store, self.split, number, order)
         ledger.charge_fill(filled)
         return answers
@@ -183,13 +188,13 @@ class Stepper:
         return None
 
     def record_step(self, split: MemorySplit, tables: Tables) -> CapturedStep:
-        """Capture the step, with whatever it compiles; the time goes to `capture_seconds`."""
+        """Capture the step, with whatever it compiles; the first time is set-up, later ones are training."""
         started = time.perf_counter()
         try:
             return CapturedStep(self.engine, split, tables, self.record)
         finally:
             synchronize(self.device)
-            self.capture_seconds += time.perf_counter() - started
+            self.capture_seconds = self.capture_seconds or time.perf_counter() - started
 
     def obstacle(self) -> str | None:
         """Why a graph cannot do this run's step, or None."""

@@ -100,7 +100,15 @@ def plan_cells(row: MethodPlan) -> list[str]:
     """One method's line of the table."""
     limits = row.break_even.values()
     always, never = max(limits) == 0, min(limits) == float("inf")
-    ratios = "any" if always else "never" if never else " / ".join(f"{r:.3g}" for r in limits)
+    ratios = (
+        "–"
+        if row.method.ramp
+        else "any"
+        if always
+        else "never"
+        if never
+        else " / ".join(f"{r:.3g}" for r in limits)
+    )
     return [
         row.method.name,
         f"{100 * row.relative['backward_1x']:.1f}",

@@ -125,6 +125,8 @@ def load_data(config: DataConfig) -> Data:
         raise UserError(f"data {config.name} has no training images")
     if config.holdout > 0:
         kept, held = hold_out(train.labels, len(train), config.holdout, config.split_seed)
+        if config.evaluate_on == "test" and test is None:
+            raise UserError(f"data {config.name} has no test set: leave data.evaluate_on out")
         test = test if config.evaluate_on == "test" else train.select(held)
         train = train.select(kept)
     if config.limit is not None:
