@@ -21,6 +21,7 @@ from unixkd.build_methods import SCORERS, build_method
 from unixkd.config import DataConfig, LossConfig, MethodConfig, ModelConfig, RunConfig, TrainConfig
 from unixkd.errors import UsageError, UserError
 from unixkd.feature_losses import AttentionTransfer, SimilarityPreserving
+from unixkd.history import Uncertainty
 from unixkd.losses import DIST, DKD, KD, CrossEntropy
 from unixkd.methods import METHODS, student_alone, unix
 from unixkd.mixing import SigmoidCurve, StepCurve, full_curve
@@ -28,7 +29,7 @@ from unixkd.models import create_model
 from unixkd.objective import Term
 from unixkd.ramp import Ramp
 from unixkd.scoring import TrueLoss, entropy, least_confidence, margin
-from unixkd.selection import StaleChoice, Uncertainty
+from unixkd.selection import StaleChoice
 
 # Methods
 

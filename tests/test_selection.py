@@ -19,10 +19,11 @@ from unixkd.cost import Ledger
 from unixkd.distiller import Distiller
 from unixkd.engine import Engine
 from unixkd.errors import UserError
+from unixkd.history import History, RowLoss, Uncertainty
 from unixkd.losses import KD, CrossEntropy
 from unixkd.methods import Method, infobatch, kd, random_epoch, selective_backprop, stale
 from unixkd.scoring import TrueLoss, entropy, rank, sampling_keys
-from unixkd.selection import History, InfoBatch, RandomChoice, RowLoss, StaleChoice, Uncertainty, noise
+from unixkd.selection import InfoBatch, RandomChoice, StaleChoice, noise
 from unixkd.train import run
 
 INF = math.inf

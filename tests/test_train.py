@@ -43,8 +43,8 @@ from unixkd.distill import StepResult
 from unixkd.engine import Engine
 from unixkd.errors import UserError
 from unixkd.evaluate import predict
+from unixkd.history import History
 from unixkd.models import create_model, load_model
-from unixkd.selection import History
 from unixkd.train import Trainer, run
 
 

@@ -16,10 +16,10 @@ from unixkd.distiller import Distiller
 from unixkd.engine import Engine
 from unixkd.errors import UserError
 from unixkd.feature_losses import FeatureLoss
+from unixkd.history import History
 from unixkd.methods import pure_rows
 from unixkd.models import PixelModel
 from unixkd.precision import DTYPES, recall, settle
-from unixkd.selection import History
 from unixkd.stepper import Stepper
 from unixkd.tally import Tally
 from unixkd.teacher.opening import decided_precision, open_answers

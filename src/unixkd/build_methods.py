@@ -8,11 +8,12 @@ from typing import TypeVar
 
 from unixkd.config import MethodConfig
 from unixkd.errors import UserError, unknown_name
+from unixkd.history import Uncertainty
 from unixkd.methods import METHODS, Method
 from unixkd.mixing import Curve, SigmoidCurve, StepCurve
 from unixkd.ramp import Ramp
 from unixkd.scoring import Scorer, TrueLoss, entropy, least_confidence, margin
-from unixkd.selection import EpochChoice, StaleChoice, Uncertainty
+from unixkd.selection import EpochChoice, StaleChoice
 
 T = TypeVar("T")
 

@@ -11,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 from unixkd.batch import Batch, Draws
 from unixkd.distill import StepResult
 from unixkd.distiller import Distiller
-from unixkd.selection import History
+from unixkd.history import History
 from unixkd.tally import Tally
 
 
