@@ -68,7 +68,7 @@ def fill(trainer: Trainer, epochs: int) -> tuple[Network, AnswerStore]:
     assert teacher is not None
     assert teacher.store is not None
     for epoch in range(epochs):
-        fetch_answers(teacher.network, teacher.store, split, epoch, torch.arange(len(split)))
+        fetch_answers(teacher, split, epoch, torch.arange(len(split)))
     return teacher.network, teacher.store
 
 

@@ -340,13 +340,13 @@ def test_an_epochs_answers_are_those_to_its_pictures_in_any_order(make: MakeSpli
     module, store = Grey(), open_store(tmp_path / "answers", len(split), split.num_views)
     counter = RowCounter(module)
     order = torch.randperm(10, generator=torch.Generator().manual_seed(0))
-    answers, filled = fetch_answers(Network(module), store, split, 0, order)
+    answers, filled = fetch_answers(Teacher(Network(module), store), split, 0, order)
     assert answers.tolist() == truth(split, 0, order)
     assert (filled, store.filled(), counter.rows) == (10, 10, [10])
-    again, filled = fetch_answers(Network(module), store, split, 0, order.flip(0))
+    again, filled = fetch_answers(Teacher(Network(module), store), split, 0, order.flip(0))
     assert torch.equal(again, answers.flip(0))
     assert (filled, counter.rows) == (0, [10])  # a full store: nobody is asked, not even about no image
-    part, filled = fetch_answers(Network(module), store, split, 1, order[:3])
+    part, filled = fetch_answers(Teacher(Network(module), store), split, 1, order[:3])
     assert part.tolist() == truth(split, 1, order[:3])
     new = (split.epoch_views(0, order[:3]) != split.epoch_views(1, order[:3])).sum()
     assert (filled, store.filled()) == (new, 10 + new)
@@ -356,7 +356,10 @@ def test_an_epochs_answers_are_those_to_its_pictures_in_any_order(make: MakeSpli
 def test_of_limited_views_all_are_known_after_so_many_epochs(make: MakeSplit, views, tmp_path):
     split = make(tmp_path, views)
     store = open_store(tmp_path / "answers", len(split), split.num_views)
-    filled = [fetch_answers(Network(Grey()), store, split, epoch, torch.arange(10))[1] for epoch in range(4)]
+    filled = [
+        fetch_answers(Teacher(Network(Grey()), store), split, epoch, torch.arange(10))[1]
+        for epoch in range(4)
+    ]
     if views == 2:
         assert filled == [10, 10, 0, 0]
     shown = {
@@ -373,7 +376,7 @@ def test_a_large_epoch_is_asked_in_batches(tmp_path, monkeypatch):
     split = in_memory(tmp_path, None)
     module, store = Grey(), open_store(tmp_path / "answers", 10, split.num_views)
     counter, order = RowCounter(module), torch.arange(9, -1, -1)
-    answers, filled = fetch_answers(Network(module), store, split, 0, order)
+    answers, filled = fetch_answers(Teacher(Network(module), store), split, 0, order)
     assert (filled, counter.rows) == (10, [4, 4, 2])
     assert answers.tolist() == truth(split, 0, order)
 
@@ -381,12 +384,12 @@ def test_a_large_epoch_is_asked_in_batches(tmp_path, monkeypatch):
 def test_a_torn_answer_is_asked_again(tmp_path):
     split = in_memory(tmp_path, 1)
     store, order = open_store(tmp_path / "answers", 10, 1), torch.tensor([3, 7, 1])
-    fetch_answers(Network(Grey()), store, split, 0, order)
+    fetch_answers(Teacher(Network(Grey()), store), split, 0, order)
     file = tmp_path / "answers" / "logits.bin"
     content = bytearray(file.read_bytes())
     content[7 * CLASSES * 2] ^= 1  # of fp16, the lowest bit of image 7's first logit
     file.write_bytes(content)
-    answers, filled = fetch_answers(Network(Grey()), store, split, 0, order)
+    answers, filled = fetch_answers(Teacher(Network(Grey()), store), split, 0, order)
     assert filled == 1
     assert answers.tolist() == truth(split, 0, order)
-    assert fetch_answers(Network(Grey()), store, split, 0, order)[1] == 0
+    assert fetch_answers(Teacher(Network(Grey()), store), split, 0, order)[1] == 0

@@ -29,6 +29,7 @@ from unixkd.models import create_model
 from unixkd.objective import Term
 from unixkd.ramp import Ramp
 from unixkd.scoring import TrueLoss, entropy, least_confidence, margin
+from unixkd.scoring_pass import Scoring
 from unixkd.selection import StaleChoice
 
 # Methods
@@ -55,7 +56,16 @@ FIELDS = {
         ("true_loss", "scorer", TrueLoss()),
         ("random", "scorer", None),
     ],
-    "scoring_mode": [("train", "scoring_mode", "train"), ("eval", "scoring_mode", "eval")],
+    "scoring_mode": [("train", "scoring", Scoring()), ("eval", "scoring", Scoring("eval"))],
+    "scoring_size": [(0.5, "scoring", Scoring(size=0.5))],
+    "scoring_precision": [
+        ("bf16", "scoring", Scoring(dtype=torch.bfloat16)),
+        ("fp32", "scoring", Scoring(dtype=torch.float32)),
+    ],
+    "scoring_every": [(3, "scoring", Scoring(every=3))],
+    "mixes_answers": [(True, "mixes_answers", True), (False, "mixes_answers", False)],
+    "size": [(0.5, "size", 0.5)],
+    "size_end": [(0.5, "ramp", Ramp(size=0.5))],
     "per_sample_lambda": [(True, "per_sample_lambda", True), (False, "per_sample_lambda", False)],
     "sampling": [(2.0, "sampling", 2.0)],
     "keep_end": [(0.25, "ramp", Ramp(keep=0.25))],
@@ -72,7 +82,11 @@ CHOICES = {
 
 def test_every_field_is_tried():
     of_choices = {field for cases in CHOICES.values() for field, _ in cases}
-    assert set(FIELDS) | of_choices == {f.name for f in fields(MethodConfig)} - {"name", "ramp"}
+    assert set(FIELDS) | of_choices == {f.name for f in fields(MethodConfig)} - {
+        "name",
+        "ramp",
+        "scoring_batches",
+    }
     assert {value for value, *_ in FIELDS["scorer"]} == set(SCORERS)
 
 
@@ -108,9 +122,14 @@ def test_stale_remembers_by_the_scorer_that_is_given():
 
 
 def test_fields_together():
-    config = MethodConfig("unix", 0.5, 0.25, None, "step", "margin", "eval", True)
+    config = MethodConfig(
+        "unix", 0.5, 0.25, None, "step", "margin", "eval", scoring_batches=8, per_sample_lambda=True
+    )
     assert build_method(config) == replace(
-        unix(0.5, scorer=margin, scoring_mode="eval"), curve=StepCurve(0.25), per_sample_lambda=True
+        unix(0.5, scorer=margin),
+        curve=StepCurve(0.25),
+        per_sample_lambda=True,
+        scoring=Scoring("eval", batches=8),
     )
     sigmoid = MethodConfig("hard", mix_from=0.25, steepness=20.0, curve="sigmoid")
     assert build_method(sigmoid).curve == SigmoidCurve(0.25, 20.0)
@@ -135,6 +154,16 @@ def test_fields_together():
         (MethodConfig("unix", keep=1.5), r"keep \(k/N\) must lie in \(0, 1\]"),
         (MethodConfig("unix", mix_from=1.5), r"mix_from \(b\) is a share"),
         (MethodConfig("unix", scoring_mode="test"), "train or eval, not 'test'"),
+        (MethodConfig("unix", scoring_size=1.5), r"scoring_size is a share of the image's side .* got 1.5"),
+        (MethodConfig("unix", scoring_every=0), "scoring_every and scoring_batches must be at least 1"),
+        (
+            MethodConfig("unix", scoring_batches=8),
+            "would share BatchNorm's statistics; give scoring_mode eval",
+        ),
+        (MethodConfig("kd", scoring_every=2), "method kd does not score: scoring_every does not apply"),
+        (MethodConfig("hard", mixes_answers=True), "does not mix: mixes_answers does not apply"),
+        (MethodConfig("kd", size=0.0), r"method kd: size is a share of the image's side"),
+        (MethodConfig("kd", size_end=2.0), r"size_end is a share of the image's side"),
         (MethodConfig("unix", prune=0.5), "method unix: prune does not apply"),
         (MethodConfig("infobatch", keep=0.5), "method infobatch: keep does not apply"),
         (MethodConfig("random-epoch", max_age=3), "method random-epoch: max_age does not apply"),
@@ -147,7 +176,10 @@ def test_fields_together():
         (MethodConfig("infobatch", scorer="margin"), "method infobatch: scorer margin does not apply"),
         (MethodConfig("unix", ramp="cosine", full_last=0.5), "a ramp needs keep_end"),
         (MethodConfig("unix", mix_from_end=1.5), r"mix_from \(b\) is a share"),
-        (MethodConfig("unix", ramp="linear"), "a ramp needs keep_end, mix_from_end or steepness_end"),
+        (
+            MethodConfig("unix", ramp="linear"),
+            "a ramp needs keep_end, mix_from_end, steepness_end or size_end",
+        ),
         (MethodConfig("hard", steepness_end=9.0), "method hard: its mixing curve has no steepness"),
         (MethodConfig("unix", curve="step", steepness_end=9.0), "its mixing curve has no steepness"),
         (MethodConfig("stale", keep_end=0.5), "a ramp within the batch does not apply"),

@@ -249,14 +249,14 @@ def test_each_replay_has_the_learning_rate_of_its_step(teacher, tmp_path):
 def test_the_epochs_tables_by_hand():
     draws = epoch_draws(5, 2, seed=0, first_step=0, per_sample_lambda=True)
     index, view, answers = torch.tensor([4, 0, 3, 1, 2]), torch.arange(5), torch.rand(5, 3)
-    tables = Tables.of_epoch(index, view, draws, [0.5, 0.25], answers, 2)
+    tables = Tables.of_epoch(index, view, draws, [0.5, 0.25], 2, answers)
     assert len(tables) == 2
     assert tables.index.tolist() == [[4, 0], [3, 1]]
     assert tables.view.tolist() == [[0, 1], [2, 3]]
     assert tables.lr.tolist() == [0.5, 0.25]
     assert torch.equal(tables.noise, draws.noise[:4].view(2, 2))
     assert torch.equal(tables.answers, answers[:4].view(2, 2, 3))
-    other = Tables.of_epoch(index + 1, view, draws, [0.1, 0.2], answers + 1, 2)
+    other = Tables.of_epoch(index + 1, view, draws, [0.1, 0.2], 2, answers + 1)
     kept = tables.index
     tables.copy_(other)
     assert tables.index is kept
@@ -277,7 +277,7 @@ def captured_step(engine: Engine, trainer: Trainer, record: Any) -> CapturedStep
     index = torch.arange(2 * BATCH)
     draws = epoch_draws(len(index), BATCH, seed=0, first_step=0)
     split = trainer.parts.data.train
-    tables = Tables.of_epoch(index, split.epoch_views(0, index), draws, [0.1, 0.05], None, BATCH)
+    tables = Tables.of_epoch(index, split.epoch_views(0, index), draws, [0.1, 0.05], BATCH)
     return CapturedStep(engine, split, tables, record)
 
 

@@ -100,6 +100,7 @@ def test_charges_by_hand():
         "teacher": 800,
         "student_forward": 80,
         "evaluation": 50 + 300,
+        "refresh": 0,
     }
     assert ledger.training_flops(1) == 100 + 800 + 160  # evaluation stands beside, not inside
     assert ledger.training_flops(2) == 100 + 800 + 240

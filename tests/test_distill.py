@@ -18,6 +18,7 @@ from unixkd.methods import METHODS, Method, hard, kd, mixup, random, student_alo
 from unixkd.mixing import StepCurve
 from unixkd.objective import Term, evaluate_objective
 from unixkd.scoring import entropy
+from unixkd.scoring_pass import Scoring
 
 N, STEPS = 8, 5
 
@@ -48,7 +49,7 @@ def train(method: Method, *, dtype: torch.dtype = torch.float32, seed: int = 0, 
 @pytest.mark.parametrize("curve", [None, StepCurve(mix_from=1.0)], ids=["no curve", "step from N"])
 def test_identity_ranking_without_mixing_is_kd_bit_for_bit(curve):
     plain, _, plain_rows = train(kd())
-    student, _, rows = train(Method("unix", 1.0, identity, curve, "eval"))
+    student, _, rows = train(Method("unix", 1.0, identity, curve, Scoring("eval")))
     assert plain_rows == [N] * STEPS
     assert rows == [N, N] * STEPS  # the scoring forwards were really done
     for name, value in plain.state_dict().items():
@@ -57,7 +58,7 @@ def test_identity_ranking_without_mixing_is_kd_bit_for_bit(curve):
 
 def test_a_real_ranking_without_mixing_is_kd_up_to_the_order_of_sums():
     plain, _, _ = train(kd(), dtype=torch.float64)
-    student, _, rows = train(Method("unix", 1.0, entropy, None, "eval"), dtype=torch.float64)
+    student, _, rows = train(Method("unix", 1.0, entropy, None, Scoring("eval")), dtype=torch.float64)
     assert rows == [N, N] * STEPS
     for name, value in plain.named_parameters():
         torch.testing.assert_close(student.get_parameter(name), value, rtol=0, atol=1e-10)
@@ -65,7 +66,7 @@ def test_a_real_ranking_without_mixing_is_kd_up_to_the_order_of_sums():
 
 def test_these_comparisons_can_fail():
     plain, _, _ = train(kd())
-    mixed, _, _ = train(Method("unix", 1.0, identity, StepCurve(mix_from=0.5), "eval"))
+    mixed, _, _ = train(Method("unix", 1.0, identity, StepCurve(mix_from=0.5), Scoring("eval")))
     assert not torch.equal(plain.head.weight, mixed.head.weight)
 
 
@@ -193,7 +194,9 @@ def test_choices_depend_on_the_step_number_only():
 def test_lambda_per_batch_or_per_row():
     images, labels = images_of(N), labels_of(N)
     for per_sample in (False, True):
-        method = Method("own", 1.0, None, lambda ranks, _n: torch.ones(len(ranks)), "train", per_sample)
+        method = Method(
+            "own", 1.0, None, lambda ranks, _n: torch.ones(len(ranks)), per_sample_lambda=per_sample
+        )
         weight = Distiller(TinyNet(), TinyNet(), method).step(images, labels).mixed.weight
         assert len(set(weight.tolist())) == (N if per_sample else 1)
     assert weight.min() > 0

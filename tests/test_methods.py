@@ -5,10 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from unixkd.build_methods import build_method
+from unixkd.config import MethodConfig
 from unixkd.errors import UserError
 from unixkd.methods import METHODS, Method, StepCounts, kd, mixup, random, student_alone, unix, unix_random
 from unixkd.mixing import SigmoidCurve, full_curve
 from unixkd.scoring import entropy, margin
+from unixkd.scoring_pass import Scoring
 
 FULL, SHORT = 64, 16  # 50,000 images leave a last batch of 16
 
@@ -41,7 +44,7 @@ def test_unix_is_the_published_one():
     assert method.scorer is entropy
     assert round(method.keep * 64) == 48
     assert method.curve == SigmoidCurve(mix_from=32 / 64, steepness=10.0)
-    assert method.scoring_mode == "train"
+    assert method.scoring == Scoring()
     assert not method.per_sample_lambda
 
 
@@ -54,7 +57,7 @@ def test_controls_differ_from_unix_in_one_thing():
 
 def test_arguments_reach_the_value():
     method = unix(0.5, 0.25, 1000.0, margin, "eval")
-    assert method == Method("unix", 0.5, margin, SigmoidCurve(0.25, 1000.0), "eval")
+    assert method == Method("unix", 0.5, margin, SigmoidCurve(0.25, 1000.0), Scoring("eval"))
 
 
 def test_only_plain_methods_leave_the_order_alone():
@@ -86,7 +89,7 @@ def test_b_beyond_n():
 
 def test_unknown_scoring_mode():
     with pytest.raises(UserError, match="scoring_mode is train or eval, not 'test'"):
-        Method("own", scoring_mode="test")
+        build_method(MethodConfig("unix", scoring_mode="test"))
 
 
 def test_a_method_is_a_value_with_a_scorer_of_ones_own():

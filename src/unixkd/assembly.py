@@ -11,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from unixkd.build import RunParts, build_optimizer
 from unixkd.config import RunConfig
-from unixkd.cost import Ledger, forward_flops
+from unixkd.cost import Ledger
 from unixkd.distiller import Distiller
 from unixkd.engine import Engine
 from unixkd.errors import UserError
@@ -70,16 +70,19 @@ def make_distiller(config: RunConfig, parts: RunParts, note: Callable[[str], Non
         parts.objective,
         batch_size=train.batch_size,
         seed=train.seed,
-        ledger=open_ledger(parts),
-        store=open_store(config, parts, note),
+        ledger=Ledger.of(parts.student, parts.teacher, parts.data.image_shape),
+        store=open_store(config, parts, config.answers.path, note),
+        lender=open_store(config, parts, config.answers.lender, note),
         student_dtype=DTYPES[train.precision],
         teacher_dtype=DTYPES[train.teacher_precision],
     )
 
 
-def open_store(config: RunConfig, parts: RunParts, note: Callable[[str], None]) -> AnswerStore | None:
-    """The store of the teacher's answers, where one is configured and a step can use it."""
-    path, train = config.answers.path, config.train
+def open_store(
+    config: RunConfig, parts: RunParts, path: str | None, note: Callable[[str], None]
+) -> AnswerStore | None:
+    """A store of the teacher's answers, where there is to be one and a step can use it."""
+    train = config.train
     if path is None or parts.teacher is None or not any(term.loss.needs_teacher for term in parts.objective):
         return None
     if any(isinstance(term.loss, FeatureLoss) for term in parts.objective):
@@ -115,7 +118,7 @@ def make_stepper(
         train.clip_norm,
         moving_average(parts.student, train.ema_decay),
         train.channels_last,
-        None if distiller.method.choice is None else History(len(parts.data.train), device),
+        History(len(parts.data.train), device) if distiller.method.remembers else None,
     )
     ahead = answers.fill == "epoch" or (answers.fill == "auto" and device.type != "cpu")
     return Stepper(engine, parts.data.train, train, device, ahead, note)
@@ -126,10 +129,3 @@ def moving_average(student: PixelModel, decay: float | None) -> AveragedModel | 
     if decay is None:
         return None
     return AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
-
-
-def open_ledger(parts: RunParts) -> Ledger:
-    """A ledger with both networks' measured forward FLOPs."""
-    shape = parts.data.image_shape
-    teacher = 0 if parts.teacher is None else forward_flops(parts.teacher, shape)
-    return Ledger(forward_flops(parts.student, shape), teacher)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 
 import torch
 from jaxtyping import Float, Int
@@ -20,6 +21,7 @@ class Batch:
         view: number of each image's view (augmentation) `[N]`, or None
         answers: the teacher's stored logits on each image in this view `[N, classes]`, or None
         weight: of each image in every loss `[N]`, or None: 1
+        scores: of each image, where they are known before the step `[N]`, or None
     """
 
     images: Float[Tensor, "n c h w"]
@@ -28,14 +30,21 @@ class Batch:
     view: Int[Tensor, " n"] | None = None
     answers: Float[Tensor, "n classes"] | None = None
     weight: Float[Tensor, " n"] | None = None
+    scores: Float[Tensor, " n"] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on a device; what is there already is not copied."""
-        values = (self.images, self.labels, self.index, self.view, self.answers, self.weight)
+        values = (getattr(self, field.name) for field in fields(self))
         return Batch(*(None if t is None else t.to(device, non_blocking=True) for t in values))  # type: ignore[arg-type]
+
+
+def join(batches: Sequence[Batch]) -> Batch:
+    """One batch of several, which all know the same things."""
+    columns = ([getattr(batch, field.name) for batch in batches] for field in fields(Batch))
+    return Batch(*(None if column[0] is None else torch.cat(column) for column in columns))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -69,6 +78,7 @@ class MixedBatch:
         sample_weight: weight of each row in every loss `[k]`
         position: position in the batch of each ranked image `[k]`
         num_pure: so many leading rows are images as they are: their weight is 0, whatever the draws
+        partner: position in the batch of each row's partner `[k]`, None where no row is mixed
     """
 
     images: Float[Tensor, "k c h w"]
@@ -78,6 +88,7 @@ class MixedBatch:
     sample_weight: Float[Tensor, " k"]
     position: Int[Tensor, " k"]
     num_pure: int = 0
+    partner: Int[Tensor, " k"] | None = None
 
     def __len__(self) -> int:
         return len(self.images)

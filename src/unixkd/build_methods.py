@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import TypeVar
 
+import torch
+
 from unixkd.config import MethodConfig
 from unixkd.errors import UserError, unknown_name
 from unixkd.history import Uncertainty
@@ -13,6 +15,7 @@ from unixkd.methods import METHODS, Method
 from unixkd.mixing import Curve, SigmoidCurve, StepCurve
 from unixkd.ramp import Ramp
 from unixkd.scoring import Scorer, TrueLoss, entropy, least_confidence, margin
+from unixkd.scoring_pass import Scoring
 from unixkd.selection import EpochChoice, StaleChoice
 
 T = TypeVar("T")
@@ -47,16 +50,33 @@ def build_method(config: MethodConfig) -> Method:
         changes["curve"] = curve
     if (choice := _choice(config, method)) is not method.choice:
         changes["choice"] = choice
-    for name in ("keep", "scoring_mode", "per_sample_lambda", "sampling"):
+    for name in ("keep", "per_sample_lambda", "sampling", "size", "mixes_answers"):
         if (value := getattr(config, name)) is not None and not (name == "keep" and choice is not None):
             changes[name] = value
     changes["ramp"] = _ramp(config, method)
+    for name in SCORING_FIELDS:
+        if getattr(config, name) is not None and changes.get("scorer", method.scorer) is None:
+            raise UserError(f"method {config.name} does not score: {name} does not apply")
+    changes["scoring"] = _scoring(config, method.scoring)
     method = replace(method, **changes)  # type: ignore[arg-type]
-    if config.scoring_mode is not None and method.scorer is None:
-        raise UserError(f"method {config.name} does not score: scoring_mode does not apply")
     if config.per_sample_lambda is not None and method.curve is None:
         raise UserError(f"method {config.name} does not mix: per_sample_lambda does not apply")
     return method
+
+
+SCORING_FIELDS = ("scoring_mode", "scoring_size", "scoring_precision", "scoring_every", "scoring_batches")
+
+
+def _scoring(config: MethodConfig, scoring: Scoring) -> Scoring:
+    """The method's way of scoring with the configured fields changed."""
+    changes: dict[str, object] = {
+        name.removeprefix("scoring_"): value
+        for name in SCORING_FIELDS
+        if (value := getattr(config, name)) is not None
+    }
+    if (precision := changes.pop("precision", None)) is not None:
+        changes["dtype"] = {"fp32": torch.float32, "bf16": torch.bfloat16}[str(precision)]
+    return replace(scoring, **changes)  # type: ignore[arg-type]
 
 
 CHOICE_FIELDS = ("keep", "random_share", "max_age", "prune", "full_last")
@@ -85,14 +105,15 @@ def _choice(config: MethodConfig, method: Method) -> EpochChoice | None:
 def _ramp(config: MethodConfig, method: Method) -> Ramp | None:
     """How the method changes over a run, where anything is configured to."""
     full_last = config.full_last if method.choice is None else None
-    if (config.keep_end, config.mix_from_end, config.steepness_end) == (None,) * 3:
+    ends = (config.keep_end, config.mix_from_end, config.steepness_end, config.size_end)
+    if ends == (None,) * len(ends):
         if config.ramp is not None:
-            raise UserError(f"method {method.name}: a ramp needs keep_end, mix_from_end or steepness_end")
+            raise UserError(
+                f"method {method.name}: a ramp needs keep_end, mix_from_end, steepness_end or size_end"
+            )
         if full_last is None:
             return None
-    return Ramp(
-        config.keep_end, config.mix_from_end, config.steepness_end, config.ramp or "linear", full_last or 0.0
-    )
+    return Ramp(*ends[:3], config.ramp or "linear", full_last or 0.0, config.size_end)
 
 
 def _curve(config: MethodConfig, method: Method) -> Curve | None:

@@ -41,6 +41,7 @@ class Tables:
         lr: learning rate `[steps]`
         answers: the teacher's stored logits `[steps, N, classes]`, or None
         weight: of each image in the losses `[steps, N]`, or None
+        scores: of each image, where no step makes them itself `[steps, N]`, or None
     """
 
     index: Int[Tensor, "steps n"]
@@ -51,6 +52,7 @@ class Tables:
     lr: Float[Tensor, " steps"]
     answers: Float[Tensor, "steps n classes"] | None = None
     weight: Float[Tensor, "steps n"] | None = None
+    scores: Float[Tensor, "steps n"] | None = None
 
     @classmethod
     def of_epoch(
@@ -59,22 +61,20 @@ class Tables:
         view: Int[Tensor, " m"],
         draws: Draws,
         lr: list[float],
-        answers: Float[Tensor, "m classes"] | None,
         batch_size: int,
+        answers: Float[Tensor, "m classes"] | None = None,
         weight: Float[Tensor, " m"] | None = None,
+        scores: Float[Tensor, " m"] | None = None,
     ) -> Tables:
-        """The full batches of an epoch whose images, views, draws and answers lie one after the other."""
+        """The full batches of an epoch whose images, views, draws and what is known lie one after the other."""
         steps = len(index) // batch_size
+        told = (index, view, draws.partner, draws.lam, draws.noise, answers, weight, scores)
         rows = [
-            t[: steps * batch_size].reshape(steps, batch_size)
-            for t in (index, view, draws.partner, draws.lam, draws.noise)
+            None if t is None else t[: steps * batch_size].reshape(steps, batch_size, *t.shape[1:])
+            for t in told
         ]
         rates = torch.tensor(lr[:steps], dtype=torch.float32, device=index.device)
-        if answers is not None:
-            answers = answers[: steps * batch_size].reshape(steps, batch_size, -1)
-        if weight is not None:
-            weight = weight[: steps * batch_size].reshape(steps, batch_size)
-        return cls(rows[0], rows[1], rows[2], rows[3], rows[4], rates, answers, weight)
+        return cls(*rows[:5], rates, *rows[5:])  # type: ignore[arg-type, call-arg]
 
     def __len__(self) -> int:
         return len(self.lr)
@@ -137,6 +137,8 @@ class CapturedStep:
             batch = replace(batch, answers=self.pick(told.answers))
         if told.weight is not None:
             batch = replace(batch, weight=self.pick(told.weight))
+        if told.scores is not None:
+            batch = replace(batch, scores=self.pick(told.scores))
         self.engine.set_learning_rate(self.pick(told.lr))
         draws = Draws(self.pick(told.partner), self.pick(told.lam), self.pick(told.noise))
         self.counts = self.engine.step(batch, draws).counts

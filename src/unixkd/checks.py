@@ -19,7 +19,7 @@ from unixkd.scoring import TrueLoss
 from unixkd.selection import num_chosen
 
 COUNTS = ("epochs", "batch_size", "eval_every", "eval_batch_size", "checkpoint_every", "threads")
-NOT_NEGATIVE = ("seed", "lr", "weight_decay", "gamma", "warmup_epochs", "clip_norm")
+NOT_NEGATIVE = ("bn_images", "seed", "lr", "weight_decay", "gamma", "warmup_epochs", "clip_norm")
 SHARES = ("momentum", "ema_decay", "label_smoothing")
 """Training options by the numbers they may have; milestones are shares too."""
 

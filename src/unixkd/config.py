@@ -86,7 +86,12 @@ class MethodConfig:
         curve: sigmoid | step (exactly 0 below b, 1 from b on) | none
         scorer: entropy | margin | least_confidence | true_loss | random
         scoring_mode: BatchNorm in the scoring forward: train (the reference) | eval
+        scoring_size: share of the image's side that is looked at for scoring, in (0, 1]
+        scoring_precision: fp32 | bf16 of the scoring forward (default: the student's)
+        scoring_every: score in every so many epochs, between them rank by each image's last score
+        scoring_batches: score so many batches at once, ahead of their steps; needs scoring_mode eval
         per_sample_lambda: draw one mixing weight per kept sample instead of one per batch
+        mixes_answers: mix the stored answers to both images instead of asking about the mixed image
         sampling: β: draw the kept samples, with a chance of their score's percentile to this power
         random_share: share of an epoch's places that stale gives away at random
         max_age: epochs after which stale visits an image again whatever its score
@@ -95,6 +100,8 @@ class MethodConfig:
         keep_end: keep at the end of the run, to which it changes epoch by epoch
         mix_from_end: mix_from at the end of the run
         steepness_end: steepness at the end of the run
+        size: share of the image's side that the student is trained on, in (0, 1]; the teacher sees all of it
+        size_end: size at the end of the run
         ramp: shape of these changes: linear | cosine
     """
 
@@ -105,7 +112,12 @@ class MethodConfig:
     curve: Literal["sigmoid", "step", "none"] | None = None
     scorer: Scorer | None = None
     scoring_mode: Literal["train", "eval"] | None = None
+    scoring_size: float | None = None
+    scoring_precision: Literal["fp32", "bf16"] | None = None
+    scoring_every: int | None = None
+    scoring_batches: int | None = None
     per_sample_lambda: bool | None = None
+    mixes_answers: bool | None = None
     sampling: float | None = None
     random_share: float | None = None
     max_age: int | None = None
@@ -114,6 +126,8 @@ class MethodConfig:
     keep_end: float | None = None
     mix_from_end: float | None = None
     steepness_end: float | None = None
+    size: float | None = None
+    size_end: float | None = None
     ramp: Literal["linear", "cosine"] | None = None
 
 
@@ -157,11 +171,14 @@ class AnswersConfig:
         precision: fp16 | fp32 of the stored logits
         fill: lazy (when an answer is first needed) | epoch (all that an epoch shows, ahead of it, in
             large batches) | auto (epoch on a GPU)
+        lender: folder of a second store, for experiments about cost: an answer it has needs no forward and is
+            charged as one; runs that share it pay in their ledgers as if each had asked by itself
     """
 
     path: str | None = None
     precision: Literal["fp16", "fp32"] = "fp16"
     fill: Literal["auto", "lazy", "epoch"] = "auto"
+    lender: str | None = None
 
 
 @dataclass(frozen=True)
@@ -196,6 +213,8 @@ class TrainConfig:
         compile: compile both networks with torch.compile, which takes minutes before it pays
         eval_every: evaluate every so many epochs (the last one always)
         eval_batch_size: images per evaluation batch
+        bn_images: images on which BatchNorm's statistics are estimated anew before each evaluation where training
+            has seen only mixed or shrunk ones; 0: never
         checkpoint_every: save a checkpoint every so many epochs (the last one always)
     """
 
@@ -226,6 +245,7 @@ class TrainConfig:
     compile: bool = False
     eval_every: int = 1
     eval_batch_size: int = 256
+    bn_images: int = 2048
     checkpoint_every: int = 1
 
 

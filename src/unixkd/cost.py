@@ -7,8 +7,9 @@ forward ("backward_1x"); for convolutions it is nearer two ("backward_2x"). Both
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cache
 
 import torch
 from torch import nn
@@ -16,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from unixkd.errors import UserError
 from unixkd.methods import Method, StepCounts
+from unixkd.resizing import Size
 
 CONVENTIONS: Mapping[str, int] = {"backward_1x": 1, "backward_2x": 2}
 """Forwards that a backward is counted as, by the name used in every report."""
@@ -37,6 +39,15 @@ def forward_flops(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
     with torch.no_grad(), counter:
         clone(torch.zeros(1, *image_shape, device=first.device, dtype=first.dtype))
     return int(counter.get_total_flops())
+
+
+def flops_by_size(model: nn.Module, channels: int) -> Callable[[Size], int]:
+    """Forward FLOPs per image of any size, each size measured once, when it is first asked for.
+
+    >>> flops_by_size(nn.Sequential(nn.Flatten(), nn.Linear(12, 5)), channels=3)((2, 2))
+    120
+    """
+    return cache(lambda size: forward_flops(model, (channels, *size)))
 
 
 def relative_cost(keep: float, ratio: float, backward: int, *, scored: bool = True) -> float:
@@ -70,9 +81,10 @@ def break_even_ratio(method: Method, backward: int) -> float:
 
 @dataclass
 class ImageCounts:
-    """Images that passed through each forward; see `StepCounts`."""
+    """Images that passed through each forward; see `StepCounts`, `Ledger.charge_refresh` and `charge_evaluation`."""
 
     scored: int = 0
+    refreshed: int = 0
     teacher_forwarded: int = 0
     teacher_cached: int = 0
     teacher_filled: int = 0
@@ -90,6 +102,9 @@ class Ledger:
         images: images that passed through each forward
         seen: images offered to the method; plain KD on these is what a cost is compared with by default
         teacher_evaluated: images the teacher answered for evaluation only
+        spent: FLOPs of the student's forwards by purpose, as the size of the images was
+        image_size: height and width of the images; None: nothing is shrunk
+        student_at: forward FLOPs of the student per image of another size (`flops_by_size`)
 
     >>> ledger = Ledger(student_flops=1, teacher_flops=8)
     >>> from unixkd.methods import unix
@@ -103,6 +118,26 @@ class Ledger:
     images: ImageCounts = field(default_factory=ImageCounts)
     seen: int = 0
     teacher_evaluated: int = 0
+    spent: dict[str, int] = field(default_factory=lambda: {"scoring": 0, "student_forward": 0})
+    image_size: Size | None = None
+    student_at: Callable[[Size], int] | None = field(default=None, repr=False, compare=False)
+
+    @classmethod
+    def of(cls, student: nn.Module, teacher: nn.Module | None, image_shape: tuple[int, int, int]) -> Ledger:
+        """An empty ledger with both networks' forward FLOPs on images (C, H, W), measured."""
+        channels, *size = image_shape
+        return cls(
+            forward_flops(student, image_shape),
+            0 if teacher is None else forward_flops(teacher, image_shape),
+            image_size=(size[0], size[1]),
+            student_at=flops_by_size(student, channels),
+        )
+
+    def emptied(self) -> Ledger:
+        """An empty ledger of the same networks."""
+        return replace(
+            self, images=ImageCounts(), seen=0, teacher_evaluated=0, spent=dict.fromkeys(self.spent, 0)
+        )
 
     def charge(self, counts: StepCounts) -> None:
         """Add one training step."""
@@ -112,6 +147,24 @@ class Ledger:
         self.images.teacher_cached += counts.teacher_cached
         self.images.teacher_filled += counts.teacher_filled
         self.images.trained += counts.trained
+        self.spent["scoring"] += counts.scored * self.flops_at(counts.scored_size)
+        self.spent["student_forward"] += counts.trained * self.flops_at(counts.trained_size)
+
+    def flops_at(self, size: Size | None) -> int:
+        """Forward FLOPs of the student per image of a size; None: as large as they come."""
+        if size is None:
+            return self.student_flops
+        assert self.student_at is not None
+        return self.student_at(size)
+
+    def charge_scoring(self, images: int, size: Size | None = None) -> None:
+        """Add forwards of the student without gradient that are no part of a step."""
+        self.images.scored += images
+        self.spent["scoring"] += images * self.flops_at(size)
+
+    def charge_refresh(self, images: int) -> None:
+        """Add forwards of the student that estimate BatchNorm's statistics anew."""
+        self.images.refreshed += images
 
     def charge_fill(self, images: int) -> None:
         """Add answers that the teacher gave ahead of an epoch, whether a step will use them or not."""
@@ -128,9 +181,10 @@ class Ledger:
     def flops(self) -> dict[str, int]:
         """Forward FLOPs of the run by purpose."""
         return {
-            "scoring": self.images.scored * self.student_flops,
+            "scoring": self.spent["scoring"],
+            "refresh": self.images.refreshed * self.student_flops,
             "teacher": self.images.teacher_forwarded * self.teacher_flops,
-            "student_forward": self.images.trained * self.student_flops,
+            "student_forward": self.spent["student_forward"],
             "evaluation": self.images.evaluated * self.student_flops
             + self.teacher_evaluated * self.teacher_flops,
         }
@@ -138,7 +192,9 @@ class Ledger:
     def training_flops(self, backward: int) -> int:
         """Total training FLOPs with a backward counted as so many forwards."""
         flops = self.flops()
-        return flops["scoring"] + flops["teacher"] + (1 + backward) * flops["student_forward"]
+        return (
+            flops["scoring"] + flops["refresh"] + flops["teacher"] + (1 + backward) * flops["student_forward"]
+        )
 
     def relative_to_kd(self, reference_images: int | None = None) -> dict[str, float]:
         """Training FLOPs over those of plain KD on `reference_images` (default: the images seen)."""
@@ -151,7 +207,14 @@ class Ledger:
 
     def state_dict(self) -> dict[str, object]:
         """Plain numbers that `load_state_dict` takes back."""
-        return asdict(self)
+        return {
+            "student_flops": self.student_flops,
+            "teacher_flops": self.teacher_flops,
+            "images": asdict(self.images),
+            "seen": self.seen,
+            "teacher_evaluated": self.teacher_evaluated,
+            "spent": dict(self.spent),
+        }
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Continue where a saved ledger stood; refuses one of other networks."""
@@ -163,6 +226,15 @@ class Ledger:
         self.images = ImageCounts(**{f.name: int(images.get(f.name, 0)) for f in fields(ImageCounts)})
         self.seen = int(str(state["seen"]))
         self.teacher_evaluated = int(str(state["teacher_evaluated"]))
+        spent = state.get("spent")  # older states were of images as large as they come
+        assert spent is None or isinstance(spent, Mapping)
+        self.spent = dict(
+            spent
+            or {
+                "scoring": self.images.scored * self.student_flops,
+                "student_forward": self.images.trained * self.student_flops,
+            }
+        )
 
     def __str__(self) -> str:
         cost = self.relative_to_kd()

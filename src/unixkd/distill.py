@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -18,7 +18,9 @@ from unixkd.methods import Method, StepCounts
 from unixkd.mixing import mix, num_kept, pure
 from unixkd.network import Network, evaluating
 from unixkd.objective import Objective, evaluate_objective
+from unixkd.resizing import image_size, shrink, shrunk_size
 from unixkd.scoring import rank, sampling_keys, score_logits
+from unixkd.scoring_pass import Scoring
 from unixkd.teacher.asking import Teacher
 
 
@@ -32,8 +34,8 @@ class StepResult:
         mixed: the k rows that were trained on
         outputs: the student's outputs on them
         counts: images that went through each forward
-        scoring_logits: the student's logits on all N images, where the method scored `[N, C]`
-        scores: uncertainty of all N images, where the method scored `[N]`
+        scoring_logits: the student's logits on all N images, where the step scored them `[N, C]`
+        scores: uncertainty of all N images, where the step scored them or knew their scores `[N]`
         row_scores: what is to be remembered of each of the k rows, where the method's choice wants it `[k]`
     """
 
@@ -67,14 +69,14 @@ def distill_step(
         objective: weighted losses
         batch_size: the configured N that fractions of the method refer to
     """
-    logits = score(student, batch.images, method) if method.scorer else None
-    scores = (
-        score_logits(method.scorer, logits, batch.labels) if method.scorer and logits is not None else None
-    )
-    check_finite(scores)
+    logits, scores = None, batch.scores
+    if method.scorer is not None and scores is None:
+        logits = score(student, batch.images, method.scoring)
+        scores = score_logits(method.scorer, logits, batch.labels)
+        check_finite(scores)
     mixed = select(batch, scores, draws, method, batch_size)
     answers = teacher(batch, mixed) if teacher else None
-    outputs = student(mixed.images)
+    outputs = student(shrink(mixed.images, method.size))
     loss, parts = evaluate_objective(objective, outputs, answers.outputs if answers else None, mixed)
     remembered = remember(method, outputs, answers.outputs if answers else None, mixed)
     counts = StepCounts(
@@ -84,6 +86,8 @@ def distill_step(
         trained=len(mixed),
         teacher_cached=answers.cached if answers else 0,
         teacher_filled=answers.filled if answers else 0,
+        scored_size=shrunk_size(image_size(batch.images), method.scoring.size),
+        trained_size=shrunk_size(image_size(batch.images), method.size),
     )
     return StepResult(loss, parts, mixed, outputs, counts, logits, scores, remembered)
 
@@ -97,12 +101,14 @@ def remember(
     return None if wanted is None else wanted(student, teacher, mixed)
 
 
-def score(student: Network, images: Float[Tensor, "n c h w"], method: Method) -> Float[Tensor, "n classes"]:
-    """The student's logits on all N images, without gradient, in the method's BatchNorm mode."""
+def score(student: Network, images: Float[Tensor, "n c h w"], scoring: Scoring) -> Float[Tensor, "n classes"]:
+    """The student's logits on all images, without gradient, in the scoring's BatchNorm mode, size and precision."""
     bare = student.bare()  # inside DDP: a scoring pass has no gradients to reduce
-    mode = evaluating(bare.module) if method.scoring_mode == "eval" else contextlib.nullcontext()
+    if scoring.dtype is not None:
+        bare = replace(bare, dtype=scoring.dtype)
+    mode = evaluating(bare.module) if scoring.mode == "eval" else contextlib.nullcontext()
     with torch.no_grad(), mode:
-        logits = bare(images).logits
+        logits = bare(shrink(images, scoring.size)).logits
     # Casts cached under no_grad would cut the training forward off from the weights (pytorch issue
     # 112583); cleared always, as a caller or the student itself may have switched autocast on.
     torch.clear_autocast_cache()

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from unixkd.batch import Batch, Draws
-from unixkd.cost import Ledger, forward_flops
+from unixkd.cost import Ledger
 from unixkd.distill import StepResult, distill_step
 from unixkd.draws import make_draws
 from unixkd.errors import UserError
@@ -36,6 +36,7 @@ class Distiller:
         rank: number of this process among several, so that each draws for itself
         ledger: an open ledger to charge; default: one of its own, opened at the first step
         store: stored answers of the teacher, to use and to fill; `step` then wants `index` and `view`
+        lender: a second store, that saves forwards of the teacher and yet charges them, see `Teacher`
         student_dtype: precision of the student's forwards by autocast; default: as the caller has it
         teacher_dtype: precision of the teacher's
 
@@ -65,6 +66,7 @@ class Distiller:
         rank: int = 0,
         ledger: Ledger | None = None,
         store: AnswerStore | None = None,
+        lender: AnswerStore | None = None,
         student_dtype: torch.dtype | None = None,
         teacher_dtype: torch.dtype | None = None,
     ) -> None:
@@ -85,12 +87,13 @@ class Distiller:
                 raise UserError(
                     "student and teacher are the same module; a student must be trained, a teacher not"
                 )
-            if store is not None and features:
+            if (store or lender) is not None and features:
                 raise UserError("stored answers hold logits only: at and sp compare features, use no store")
             teacher.requires_grad_(False).eval()
             self._teacher_modules = list(teacher.modules())
             layers = unique(name for loss in features for name in loss.teacher_layers)
-            self.teacher = Teacher(Network(teacher, layers, teacher_dtype), store)
+            network = Network(teacher, layers, teacher_dtype)
+            self.teacher = Teacher(network, store, lender, self.method.mixes_answers)
         self.batch_size = batch_size
         self.seed, self.rank = seed, rank
         self.steps = 0
@@ -118,6 +121,11 @@ class Distiller:
             raise UserError(
                 f"method {self.method.name} chooses each epoch's images before they are loaded, which a loop of "
                 "one's own does not let it: use `unixkd distill`, or a method that chooses within the batch"
+            )
+        if self.method.scoring.ahead:
+            raise UserError(
+                f"method {self.method.name} scores ahead of its steps (scoring_every, scoring_batches), which a loop "
+                "of one's own does not let it: use `unixkd distill`, or score every batch"
             )
         draws = make_draws(
             len(images),
@@ -162,9 +170,8 @@ class Distiller:
         """Measure both networks' forward FLOPs on images of this shape, once, and open the ledger."""
         if self._ledger is None:
             channels, height, width = image_shape
-            shape = (channels, height, width)
-            teacher_flops = forward_flops(unwrap(self.teacher.network.module), shape) if self.teacher else 0
-            self._ledger = Ledger(forward_flops(unwrap(self.student.module), shape), teacher_flops)
+            teacher = unwrap(self.teacher.network.module) if self.teacher else None
+            self._ledger = Ledger.of(unwrap(self.student.module), teacher, (channels, height, width))
         return self._ledger
 
 

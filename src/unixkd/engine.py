@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from unixkd.batch import Batch, Draws
-from unixkd.distill import StepResult
+from unixkd.distill import StepResult, check_finite, score
 from unixkd.distiller import Distiller
 from unixkd.history import History
+from unixkd.resizing import image_size, shrunk_size
+from unixkd.scoring import score_logits
 from unixkd.tally import Tally
 
 
@@ -55,10 +58,34 @@ class Engine:
         if self.average is not None:
             self.average.update_parameters(self.student)
         self.tally.add(batch, result)
-        if self.history is not None and result.row_scores is not None:
-            assert batch.index is not None
-            self.history.record(batch.index[result.mixed.position], result.row_scores)
+        self.remember(batch, result)
         return result
+
+    def score_ahead(self, batch: Batch) -> Float[Tensor, " n"]:
+        """The scores of images whose steps are to come, at a forward of the student that is charged here."""
+        method = self.distiller.method
+        assert method.scorer is not None
+        logits = score(self.distiller.student, batch.images, method.scoring)
+        scores = score_logits(method.scorer, logits, batch.labels)
+        check_finite(scores)
+        self.distiller.ledger.charge_scoring(
+            len(batch), shrunk_size(image_size(batch.images), method.scoring.size)
+        )
+        self.tally.scored += len(batch)
+        if self.history is not None:
+            assert batch.index is not None
+            self.history.record(batch.index, scores)
+        return scores
+
+    def remember(self, batch: Batch, result: StepResult) -> None:
+        """Hand the history what the step found out about its images."""
+        if self.history is None:
+            return
+        assert batch.index is not None
+        if result.row_scores is not None:
+            self.history.record(batch.index[result.mixed.position], result.row_scores)
+        elif result.scoring_logits is not None and result.scores is not None:
+            self.history.record(batch.index, result.scores)
 
     def set_learning_rate(self, value: float | Tensor) -> None:
         """Set the learning rate of the coming steps, in place where it is a tensor."""

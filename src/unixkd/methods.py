@@ -12,7 +12,9 @@ from typing import Literal
 from unixkd.errors import UserError
 from unixkd.mixing import Curve, SigmoidCurve, full_curve, num_kept, num_pure
 from unixkd.ramp import Ramp
+from unixkd.resizing import Size, check_share, shrunk_size
 from unixkd.scoring import Scorer, TrueLoss, entropy
+from unixkd.scoring_pass import AS_PUBLISHED, Scoring
 from unixkd.selection import EpochChoice, InfoBatch, RandomChoice, StaleChoice
 
 
@@ -25,34 +27,42 @@ class Method:
         keep: share k/N of the configured batch that is kept, in (0, 1]
         scorer: logits `[N, C]` -> uncertainty `[N]`, at a student forward on N images; None: random ranking
         curve: how strongly each rank is mixed; None: pure images
-        scoring_mode: "train": BatchNorm normalises the scoring forward by the batch and updates its running
-            statistics, as in the reference; "eval": it uses the running statistics and leaves them alone
+        scoring: how and when the student is asked for scores
         per_sample_lambda: one λ per kept row instead of one per batch
         teacher: False: trained on labels alone
         sampling: β: rows are drawn with a chance of their score's percentile to this power; None: the first k
         choice: chooses each epoch's images before they are decoded; None: all
-        ramp: how keep and curve change over a run; None: they stay
+        ramp: how keep, curve and size change over a run; None: they stay
+        size: share of the image's side that the student is trained on, in (0, 1]; the teacher sees all of it
+        mixes_answers: the teacher is not asked about mixed images: its answers to the two are mixed instead
     """
 
     name: str
     keep: float = 1.0
     scorer: Scorer | TrueLoss | None = None
     curve: Curve | None = None
-    scoring_mode: Literal["train", "eval"] = "train"
+    scoring: Scoring = AS_PUBLISHED
     per_sample_lambda: bool = False
     teacher: bool = True
     sampling: float | None = None
     choice: EpochChoice | None = None
     ramp: Ramp | None = None
+    size: float = 1.0
+    mixes_answers: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.keep <= 1:
             raise UserError(f"method {self.name}: keep (k/N) must lie in (0, 1], got {self.keep:g}")
-        if self.scoring_mode not in ("train", "eval"):
-            raise UserError(f"method {self.name}: scoring_mode is train or eval, not '{self.scoring_mode}'")
+        check_share(f"method {self.name}: size", self.size)
+        if self.scoring != AS_PUBLISHED and self.scorer is None:
+            raise UserError(
+                f"method {self.name} does not score: how it would (scoring_mode …) does not apply"
+            )
+        if self.mixes_answers and self.curve is None:
+            raise UserError(f"method {self.name} does not mix: mixes_answers does not apply")
         if self.ramp is not None:
             self.ramp.curve(self, 1.0)  # what it cannot change, or not so far, is found here
-            if self.choice is not None:
+            if self.choice is not None and self.ramp.within_batch:
                 raise UserError(f"method {self.name} chooses epochs: a ramp within the batch does not apply")
         if self.sampling is not None and (self.scorer is None or self.sampling < 0):
             raise UserError(f"method {self.name}: sampling (β) needs a scorer and a value of at least 0")
@@ -79,6 +89,11 @@ class Method:
         """Whether some images are left out of an epoch."""
         return self.keep < 1 or self.choice is not None or self.ramp is not None
 
+    @property
+    def remembers(self) -> bool:
+        """Whether an image's last score is wanted in later epochs."""
+        return self.choice is not None or self.scoring.every > 1
+
     def mean_share(self, epochs: int) -> float:
         """Share of the images that an epoch of a run is expected to visit, its mean over the epochs.
 
@@ -89,11 +104,17 @@ class Method:
             return 1.0
         return sum(self.choice.share(epoch / epochs) for epoch in range(epochs)) / epochs
 
-    def counts(self, images: int, batch_size: int) -> StepCounts:
+    def counts(self, images: int, batch_size: int, size: Size | None = None) -> StepCounts:
         """What one step on `images` images costs without stored answers, before it is run.
 
-        >>> unix().counts(64, batch_size=64)
-        StepCounts(seen=64, scored=64, teacher_forwarded=48, trained=48, teacher_cached=0, teacher_filled=0)
+        Args:
+            images: of the batch
+            batch_size: the configured N
+            size: height and width of the images; None: nothing is shrunk
+
+        >>> counts = unix().counts(64, batch_size=64)
+        >>> counts.scored, counts.teacher_forwarded, counts.trained
+        (64, 48, 48)
         """
         k = num_kept(self.keep, batch_size, images)
         return StepCounts(
@@ -101,6 +122,8 @@ class Method:
             scored=images if self.scorer is not None else 0,
             teacher_forwarded=k if self.teacher else 0,
             trained=k,
+            scored_size=None if size is None else shrunk_size(size, self.scoring.size),
+            trained_size=None if size is None else shrunk_size(size, self.size),
         )
 
 
@@ -115,6 +138,8 @@ class StepCounts:
         trained: through the student, forward and backward
         teacher_cached: answered from the store instead
         teacher_filled: of `teacher_forwarded`, those whose answers were stored
+        scored_size: height and width of the scored images, where they were shrunk for it
+        trained_size: height and width of the images trained on, where they were shrunk for it
     """
 
     seen: int
@@ -123,15 +148,18 @@ class StepCounts:
     trained: int
     teacher_cached: int = 0
     teacher_filled: int = 0
+    scored_size: Size | None = None
+    trained_size: Size | None = None
 
 
 def pure_rows(method: Method, batch_size: int) -> int:
-    """How many rows of a full batch are images as they are, which stored answers are the answers to.
+    """How many rows of a full batch are answered by stored answers: images as they are, or whose answers are mixed.
 
     >>> pure_rows(random(), 64), pure_rows(unix(), 64)
     (48, 0)
     """
-    return num_pure(method.curve, num_kept(method.keep, batch_size, batch_size), batch_size)
+    k = num_kept(method.keep, batch_size, batch_size)
+    return k if method.mixes_answers else num_pure(method.curve, k, batch_size)
 
 
 def kd() -> Method:
@@ -152,7 +180,7 @@ def unix(
     >>> method.keep, method.curve
     (0.75, SigmoidCurve(mix_from=0.5, steepness=10.0))
     """
-    return Method("unix", keep, scorer, SigmoidCurve(mix_from, steepness), scoring_mode)
+    return Method("unix", keep, scorer, SigmoidCurve(mix_from, steepness), Scoring(scoring_mode))
 
 
 def unix_random(keep: float = 0.75, mix_from: float = 0.5, steepness: float = 10.0) -> Method:

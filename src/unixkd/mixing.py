@@ -130,7 +130,7 @@ def mix(
         (None, None) if batch.labels is None else (batch.labels[position], batch.labels[partner])
     )
     sample_weight, pure_rows = row_weights(batch, position), num_pure(curve, k, batch_size)
-    return MixedBatch(mixed, label_a, label_b, weight, sample_weight, position, pure_rows)
+    return MixedBatch(mixed, label_a, label_b, weight, sample_weight, position, pure_rows, partner)
 
 
 @lru_cache(maxsize=64)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from unixkd.batch import Batch
-from unixkd.cost import CONVENTIONS, Ledger, break_even_ratio, forward_flops
+from unixkd.cost import CONVENTIONS, Ledger, break_even_ratio
 from unixkd.distiller import Distiller
 from unixkd.losses import KD, CrossEntropy
 from unixkd.methods import Method, kd
@@ -93,12 +93,12 @@ def make_plan(
         teacher_dtype: precision of the teacher's
     """
     shape = (batch.images.shape[1], batch.images.shape[2], batch.images.shape[3])
-    teacher_flops, student_flops = forward_flops(teacher, shape), forward_flops(student, shape)
+    ledger = Ledger.of(student, teacher, shape)
     dtypes = (student_dtype, teacher_dtype)
     timings = time_steps(teacher, student, methods, batch, rounds, dtypes) if rounds else {}
     sizes, plans = step_sizes(len(batch), epoch_images), []
     for method in methods:
-        relative = expected_cost(method, Ledger(student_flops, teacher_flops), sizes, epochs)
+        relative = expected_cost(method, ledger, sizes, epochs)
         seconds, share = timings.get(method.name, []), method.mean_share(epochs)
         against = (
             [share * own / kd for own, kd in zip(seconds, timings["kd"], strict=True)] if seconds else []
@@ -112,7 +112,7 @@ def make_plan(
                 statistics.median(against) if against else None,
             )
         )
-    return Plan(teacher_flops, student_flops, plans)
+    return Plan(ledger.teacher_flops, ledger.student_flops, plans)
 
 
 def expected_cost(method: Method, ledger: Ledger, sizes: Sequence[int], epochs: int) -> dict[str, float]:
@@ -129,10 +129,12 @@ def expected_cost(method: Method, ledger: Ledger, sizes: Sequence[int], epochs: 
     {'backward_1x': 0.75, 'backward_2x': 0.75}
     """
     total = dict.fromkeys(CONVENTIONS, 0.0)
-    for now, same in itertools.groupby(method.at(epoch / epochs) for epoch in range(epochs)):
-        one = Ledger(ledger.student_flops, ledger.teacher_flops)
+    methods = ((method.at(epoch / epochs), method.scoring.now(epoch)) for epoch in range(epochs))
+    for (now, scored), same in itertools.groupby(methods):
+        one = ledger.emptied()
         for size in sizes:
-            one.charge(now.counts(size, sizes[0]))
+            counts = now.counts(size, sizes[0], ledger.image_size)
+            one.charge(counts if scored else replace(counts, scored=0))
         weight = len(list(same)) / epochs
         total = {name: total[name] + weight * cost for name, cost in one.relative_to_kd().items()}
     share = method.mean_share(epochs)
@@ -169,7 +171,9 @@ def time_steps(
         name: Distiller(
             student,
             teacher,
-            replace(method.at(0.5), choice=None),  # halfway; a step is one, whichever images are in it
+            replace(
+                method.at(0.5), choice=None, scoring=replace(method.scoring, every=1, batches=1)
+            ),  # halfway; a step is one, whichever images are in it
             timing_objective(method, batch),
             student_dtype=dtypes[0],
             teacher_dtype=dtypes[1],

@@ -7,7 +7,9 @@ from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 from unixkd.errors import UserError, unknown_name
 from unixkd.mixing import Curve
+from unixkd.resizing import check_share
 from unixkd.schedules import cosine
+from unixkd.scoring_pass import AS_PUBLISHED
 from unixkd.selection import check_shares, is_last
 
 
@@ -23,10 +25,24 @@ class Changing(Protocol):
     def keep(self) -> float: ...
 
     @property
+    def size(self) -> float: ...
+
+    @property
     def curve(self) -> Curve | None: ...
 
 
 T = TypeVar("T", bound=Changing)
+
+_ALL: dict[str, Any] = {
+    "keep": 1.0,
+    "size": 1.0,
+    "scorer": None,
+    "scoring": AS_PUBLISHED,
+    "sampling": None,
+    "curve": None,
+    "mixes_answers": False,
+}
+"""Plain training on everything."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +54,8 @@ class Ramp:
         mix_from: b as a share of the batch at the end; None: it stays
         steepness: w at the end; None: it stays
         shape: linear | cosine
-        full_last: in this last share of the run every image is kept, pure and without being scored, in [0, 1]
+        full_last: in this last share of the run every image is kept, whole, pure and unscored, in [0, 1]
+        size: share of the image's side at the end, in (0, 1]; None: it stays
     """
 
     keep: float | None = None
@@ -46,19 +63,28 @@ class Ramp:
     steepness: float | None = None
     shape: Literal["linear", "cosine"] = "linear"
     full_last: float = 0.0
+    size: float | None = None
 
     def __post_init__(self) -> None:
         check_shares(full_last=self.full_last, **({} if self.keep is None else {"keep": self.keep}))
+        if self.size is not None:
+            check_share("size_end", self.size)
         if self.shape not in ("linear", "cosine"):
             raise unknown_name("ramp", self.shape, ("linear", "cosine"))
+
+    @property
+    def within_batch(self) -> bool:
+        """Whether it changes whom of a batch is kept and how these are mixed."""
+        return (self.keep, self.mix_from, self.steepness, self.full_last) != (None, None, None, 0.0)
 
     def applied(self, method: T, progress: float) -> T:
         """The method with the values of this point of a run, in [0, 1)."""
         if is_last(progress, self.full_last):
-            return replace(method, keep=1.0, scorer=None, sampling=None, curve=None, ramp=None)
+            return replace(method, **_ALL, ramp=None)
         way = 1 - cosine(1.0, 0.0, progress) if self.shape == "cosine" else progress
         keep = method.keep if self.keep is None else method.keep + way * (self.keep - method.keep)
-        return replace(method, keep=keep, curve=self.curve(method, way), ramp=None)
+        size = method.size if self.size is None else method.size + way * (self.size - method.size)
+        return replace(method, keep=keep, size=size, curve=self.curve(method, way), ramp=None)
 
     def curve(self, method: Changing, way: float) -> Curve | None:
         """The mixing curve so much of the way to its end."""

@@ -62,6 +62,11 @@ class RunFolder:
         """Raise where the saved configuration differs in anything; "auto" is whatever it was decided to be."""
         saved = flatten(read_yaml(self.path / "run.yaml"))
         given = flatten(yaml.safe_load(yaml.safe_dump(to_plain(config))))  # tuples are lists there
+        usual = flatten(to_plain(RunConfig(config.student, config.teacher)))
+        groups = {key.rpartition(".")[0] for key in saved}
+        for key in given.keys() - saved.keys():  # an option that is younger than the run
+            if key.rpartition(".")[0] in groups:
+                saved[key] = usual[key]
         differences = [
             f"{key}: {saved.get(key)} then, {given.get(key)} now"
             for key in sorted(saved.keys() | given.keys())

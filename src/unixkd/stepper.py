@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -10,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from unixkd.batch import Draws
+from unixkd.batch import Batch, Draws, join
 from unixkd.capture import CapturedStep, Recorder, Tables
 from unixkd.config import TrainConfig
 from unixkd.data import MemorySplit, Split, epoch_order
@@ -35,6 +36,7 @@ class EpochPlan:
         answers: the teacher's stored logits `[m, classes]`, or None
         weight: of each image in the losses `[m]`, or None
         full_steps: how many batches are full
+        scores: of each image, where they are not of the steps' own making `[m]`; what is scored ahead is filled in
     """
 
     number: int
@@ -44,6 +46,7 @@ class EpochPlan:
     answers: Float[Tensor, "m classes"] | None
     weight: Float[Tensor, " m"] | None
     full_steps: int
+    scores: Float[Tensor, " m"] | None = None
 
 
 @dataclass
@@ -68,6 +71,8 @@ class Stepper:
     note: Callable[[str], None] = print
     record: Recorder | None = None
     captured: CapturedStep | None = field(default=None, init=False)
+    spare: CapturedStep | None = field(default=None, init=False)
+    """The other of two: of a method that scores in some epochs only, each kind has its own."""
     refused: bool = field(default=False, init=False)
     capture_seconds: float = field(default=0.0, init=False)
     """What the first capture has taken, which is no training time."""
@@ -86,7 +91,8 @@ class Stepper:
         """Take an epoch's steps; what each one cost comes out when it has been launched."""
         plan, done = self.plan(number), 0
         if (captured := self.capture(plan)) is not None:
-            for _ in range(plan.full_steps):
+            for step in range(plan.full_steps):
+                self.score_ahead(captured, plan, step)
                 captured.replay()
                 done += 1
                 yield captured.counts
@@ -108,9 +114,10 @@ class Stepper:
             per_sample_lambda=self.engine.distiller.method.per_sample_lambda,
             device=self.device,
         )
-        steps = -(-len(order) // size)
+        steps, full = -(-len(order) // size), len(order) // size
         rates = [self.rate(number, i, steps) for i in range(steps)]
-        return EpochPlan(number, order, draws, rates, self.fetch(number, order), weight, len(order) // size)
+        answers, scores = self.fetch(number, order), self.scores(number, order)
+        return EpochPlan(number, order, draws, rates, answers, weight, full, scores)
 
     def change_method(self, number: int) -> None:
         """Set the method of an epoch; where it is another one than before, a captured step is of no use."""
@@ -119,7 +126,47 @@ class Stepper:
         if method is not self.method:  # epochs that keep the same number are alike
             method = replace(method, keep=num_kept(method.keep, size, size) / size)
         if method != distiller.method:
-            distiller.method, self.captured = method, None
+            distiller.method, self.captured, self.spare = method, None, None
+        given = method.scorer is not None and not method.scoring.within_step(number)
+        if self.captured is not None and given != (self.captured.tables.scores is not None):
+            self.captured, self.spare = self.spare, self.captured
+
+    def scores(self, number: int, order: Int[Tensor, " m"]) -> Float[Tensor, " m"] | None:
+        """The scores that an epoch's steps do not make themselves: each image's last, or room for those to come."""
+        method = self.engine.distiller.method
+        if method.scorer is None or method.scoring.within_step(number):
+            return None
+        if method.scoring.now(number):
+            return torch.zeros(len(order), device=self.device)
+        assert self.engine.history is not None
+        return self.engine.history.score[order.to(self.device)]
+
+    def batches_ahead(self, number: int) -> int:
+        """How many batches of an epoch are scored at once, ahead of their steps; 0: none are."""
+        method = self.engine.distiller.method
+        ahead = method.scorer is not None and method.scoring.batches > 1 and method.scoring.now(number)
+        return method.scoring.batches if ahead else 0
+
+    def score_ahead(self, captured: CapturedStep, plan: EpochPlan, step: int) -> None:
+        """Before the first of some captured steps that are scored at once: fill in their scores."""
+        ahead = self.batches_ahead(plan.number)
+        if not ahead or step % ahead:
+            return
+        assert isinstance(self.split, MemorySplit)
+        assert captured.tables.scores is not None
+        rows = slice(step, min(step + ahead, plan.full_steps))
+        index, view = (table[rows].flatten() for table in (captured.tables.index, captured.tables.view))
+        scores = self.engine.score_ahead(self.split.batch(index, view))
+        captured.tables.scores[rows] = scores.view(-1, self.train.batch_size)
+
+    def scored_ahead(self, plan: EpochPlan, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches on the device, where the method wants it several at a time and with their scores."""
+        ahead = self.batches_ahead(plan.number)
+        while group := [batch.to(self.device) for batch in itertools.islice(batches, max(ahead, 1))]:
+            if ahead:
+                scores = self.engine.score_ahead(join(group)).split([len(batch) for batch in group])
+                group = [replace(batch, scores=own) for batch, own in zip(group, scores, strict=True)]
+            yield from group
 
     def choose(
         self, number: int, order: Int[Tensor, " n"]
@@ -147,11 +194,14 @@ class Stepper:
         """The steps of an epoch that are left, one batch at a time."""
         start = done * self.train.batch_size
         batches = self.split.train_batches(plan.number, plan.order[start:], self.train.batch_size)
-        for batch, rate in zip(batches, plan.rates[done:], strict=True):
+        for batch, rate in zip(self.scored_ahead(plan, batches), plan.rates[done:], strict=True):
             stop = start + len(batch)
             self.engine.set_learning_rate(rate)
-            answers, weight = (None if t is None else t[start:stop] for t in (plan.answers, plan.weight))
-            batch = replace(batch, answers=answers, weight=weight).to(self.device)
+            told = {name: getattr(plan, name) for name in ("answers", "weight", "scores")}
+            known = {name: t[start:stop] for name, t in told.items() if t is not None}
+            if batch.scores is not None:
+                known["scores"] = batch.scores
+            batch = replace(batch, **known).to(self.device)
             yield self.engine.step(batch, plan.draws.part(start, stop)).counts
             start = stop
 
@@ -162,7 +212,7 @@ class Stepper:
             return None
         if not pure_rows(self.engine.distiller.method, self.train.batch_size):
             return None  # an epoch of a ramp that mixes every image it keeps
-        answers, filled = fetch_answers(teacher.network, teacher.store, self.split, number, order)
+        answers, filled = fetch_answers(teacher, self.split, number, order)
         ledger.charge_fill(filled)
         return answers
 
@@ -175,7 +225,8 @@ class Stepper:
             assert isinstance(self.split, MemorySplit)
             index, size = plan.order.to(self.device), self.train.batch_size
             view = self.split.epoch_views(plan.number, index)
-            tables = Tables.of_epoch(index, view, plan.draws, plan.rates, plan.answers, size, plan.weight)
+            known = (plan.answers, plan.weight, plan.scores)
+            tables = Tables.of_epoch(index, view, plan.draws, plan.rates, size, *known)
             try:
                 if self.captured is None:  # no epoch has more steps than one of all images
                     self.captured = self.record_step(self.split, tables.extended(len(self.split) // size))
@@ -207,4 +258,6 @@ class Stepper:
             return "the moving average of the weights counts its steps on the host"
         if teacher is not None and teacher.store is not None and not self.fill_ahead:
             return "the teacher's stored answers are filled as they are needed"
+        if teacher is not None and teacher.store is None and teacher.lender is not None:
+            return "the teacher's answers are lent as they are needed"
         return None

@@ -5,6 +5,7 @@ One run is a pure function of its configuration: order, views and draws come fro
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import asdict
@@ -16,9 +17,11 @@ import torch
 from unixkd import runstate
 from unixkd.allocator import keep_freed_memory
 from unixkd.assembly import decide, make_distiller, make_stepper
+from unixkd.batchnorm import clean_statistics, has_statistics, sees_clean_images
 from unixkd.build import build_run, pick_device
 from unixkd.config import RunConfig
 from unixkd.cost import Ledger
+from unixkd.data import epoch_order
 from unixkd.display import Display, EpochDone, Finished, Note, Started, Stepped, Throttle, percent, silent
 from unixkd.engine import Engine
 from unixkd.errors import UserError
@@ -176,11 +179,27 @@ class Trainer:
     def evaluate(self) -> Predictions | None:
         """The student on the evaluation split, where there is one."""
         started = time.perf_counter()
-        predictions = self.predict(self.student, self.config.train.precision)
+        with self.clean_statistics():
+            predictions = self.predict(self.student, self.config.train.precision)
         if predictions is not None:
             self.ledger.charge_evaluation(len(predictions))
         self.seconds["evaluate"] += time.perf_counter() - started
         return predictions
+
+    def clean_statistics(self) -> contextlib.AbstractContextManager[None]:
+        """BatchNorm's statistics on clean images, where the epoch showed none; the last ones stay and are charged."""
+        train, split = self.config.train, self.parts.data.train
+        count, epoch, last = min(train.bn_images, len(split)), self.epoch - 1, self.epoch == train.epochs
+        method = self.engine.distiller.method
+        if not count or sees_clean_images(method, epoch) or not has_statistics(self.student):
+            return contextlib.nullcontext()
+        if last:
+            self.ledger.charge_refresh(count)
+        else:
+            self.ledger.charge_evaluation(count)
+        order = epoch_order(len(split), train.seed, epoch)[:count]
+        batches = split.train_batches(epoch, order, train.eval_batch_size)
+        return clean_statistics(self.student, batches, DTYPES[train.precision], keep=last)
 
     def predict(self, model: PixelModel, precision: str) -> Predictions | None:
         """A network's answers on the evaluation split."""

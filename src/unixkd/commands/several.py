@@ -12,7 +12,7 @@ from unixkd.commands.screen import console, say, showing
 from unixkd.commands.single import check_named
 from unixkd.compare import decide_once, default_workers, matched_epochs, matched_jobs, plan_jobs, run_jobs
 from unixkd.config import DataConfig, MethodConfig, ModelConfig, RunConfig, TrainConfig
-from unixkd.cost import Ledger, forward_flops
+from unixkd.cost import Ledger
 from unixkd.data import load_data
 from unixkd.report import report
 from unixkd.runfolder import RunFolder
@@ -61,11 +61,9 @@ def cost_matches(base: RunConfig, methods: list[MethodConfig]) -> dict[str, int]
     data = load_data(base.data)
     teacher = build_network(base.teacher, data, "teacher")
     student = build_student(base, data, teacher)
-    flops = forward_flops(student, data.image_shape), forward_flops(teacher, data.image_shape)
+    ledger = Ledger.of(student, teacher, data.image_shape)
     epochs = {
-        config.name: matched_epochs(
-            Ledger(*flops), build_method(config), base.train, len(data.train), "backward_2x"
-        )
+        config.name: matched_epochs(ledger, build_method(config), base.train, len(data.train), "backward_2x")
         for config in methods
     }
     return {

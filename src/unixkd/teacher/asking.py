@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from unixkd.batch import Batch, MixedBatch, Outputs
@@ -21,7 +21,7 @@ class Answers:
     Args:
         outputs: logits (and features) of the k rows
         forwarded: images that went through the teacher
-        cached: rows that were answered from the store
+        cached: answers that came from the store
         filled: of the forwarded, those whose answers were stored
     """
 
@@ -37,49 +37,106 @@ class Teacher:
 
     Rows that are images as they are (`MixedBatch.num_pure`) are answered from the batch's own `answers`,
     fetched ahead of the epoch, or else from the store; what the store does not hold is asked and stored.
-    Mixed rows are always asked.
+    Mixed rows are always asked, or else their answers are mixed too.
 
     Args:
         network: the frozen network
         store: its stored answers, filled as they are needed
+        lender: another store that saves the forward alone: what it answers is charged as if it had been asked
+        mixes_answers: mixed rows are not asked: their answer is the mix of the stored ones to both images
     """
 
     network: Network
     store: AnswerStore | None = None
+    lender: AnswerStore | None = None
+    mixes_answers: bool = False
 
     @torch.no_grad()
     def __call__(self, batch: Batch, mixed: MixedBatch) -> Answers:
+        pure = len(mixed) if self.mixes_answers and mixed.partner is not None else mixed.num_pure
+        if not pure or (batch.answers is None and self.store is None and self.lender is None):
+            return Answers(self.network(mixed.images), forwarded=len(mixed))
+        if pure > mixed.num_pure:
+            return self.mixed_answers(batch, mixed)
+        return self.recall(batch, mixed.position[:pure], mixed.images[pure:])
+
+    def mixed_answers(self, batch: Batch, mixed: MixedBatch) -> Answers:
+        """The mix of the logits on each row's two images, in the images' own shares."""
+        assert mixed.partner is not None
+        both = torch.cat([mixed.position, mixed.partner])
+        if batch.answers is not None:  # no unique: its size would have to be read back
+            found, place = self.recall(batch, both), torch.arange(len(both), device=both.device)
+        else:
+            distinct, place = both.unique(return_inverse=True)
+            found = self.recall(batch, distinct)
+        own, other = found.outputs.logits[place].chunk(2)
+        return replace(found, outputs=Outputs(own.lerp(other, mixed.weight[:, None].to(own.dtype))))
+
+    def recall(
+        self, batch: Batch, position: Int[Tensor, " p"], others: Float[Tensor, "q c h w"] | None = None
+    ) -> Answers:
+        """The answers to a batch's images as they are `[p]`, and to other images after them `[q]`.
+
+        Where the batch brings its answers nothing is synchronised.
+        """
+        number, more = len(position), 0 if others is None else len(others)
         if batch.answers is not None:
-            return self.from_batch(batch.answers, mixed)
-        if self.store is not None and mixed.num_pure:
-            return self.from_store(self.store, batch, mixed)
-        return Answers(self.network(mixed.images), forwarded=len(mixed))
-
-    def from_batch(self, answers: Float[Tensor, "n classes"], mixed: MixedBatch) -> Answers:
-        """Pure rows from what was fetched ahead; shapes are static, nothing is synchronised."""
-        pure = mixed.num_pure
-        known = answers[mixed.position[:pure]].float()
-        if pure == len(mixed):
-            return Answers(Outputs(known), forwarded=0, cached=pure)
-        asked = self.network(mixed.images[pure:]).logits.float()
-        return Answers(Outputs(torch.cat([known, asked])), forwarded=len(mixed) - pure, cached=pure)
-
-    def from_store(self, store: AnswerStore, batch: Batch, mixed: MixedBatch) -> Answers:
-        """Pure rows from the store; those it lacks are asked, in one forward with the mixed rows."""
+            known = batch.answers[position].float()
+            if others is not None and more:
+                known = torch.cat([known, self.network(others).logits.float()])
+            return Answers(Outputs(known), forwarded=more, cached=number)
         if batch.index is None or batch.view is None:
             raise UserError("stored answers are kept by image and view: give index= and view=")
-        pure, device = mixed.num_pure, mixed.images.device
-        position = mixed.position[:pure]
         index, view = batch.index[position].cpu(), batch.view[position].cpu()
-        known, there = store.read(index, view)
+        if self.store is None:
+            return Answers(Outputs(self.ask(batch.images[position], index, view, others)), number + more)
+        known, there = self.store.read(index, view)
         missing = (~there).nonzero().flatten()
-        logits = known.to(device, torch.float32)
-        rows = torch.cat([missing, torch.arange(pure, len(mixed))]).to(device)
+        rows = missing.to(position.device)
+        asked = self.ask(batch.images[position[rows]], index[missing], view[missing], others)
+        logits, new = known.to(asked.device, torch.float32), asked[: len(rows)]
         if len(rows):
-            asked = self.network(mixed.images[rows]).logits.float()
-            new = asked[: len(missing)]
-            store.write(index[missing], view[missing], new)
+            self.store.write(index[missing], view[missing], new)
             # As a later read gives it: whether an answer was stored already cannot change a run.
-            logits[missing.to(device)] = store.rounded(new).to(device, torch.float32)
-            logits = torch.cat([logits, asked[len(missing) :]])
-        return Answers(Outputs(logits), len(rows), pure - len(missing), len(missing))
+            logits[rows] = self.store.rounded(new).to(torch.float32)
+        logits = torch.cat([logits, asked[len(rows) :]])
+        return Answers(Outputs(logits), len(asked), number - len(rows), len(rows))
+
+    @torch.no_grad()
+    def ask(
+        self,
+        images: Float[Tensor, "p c h w"],
+        index: Int[Tensor, " p"],
+        view: Int[Tensor, " p"],
+        others: Float[Tensor, "q c h w"] | None = None,
+    ) -> Float[Tensor, "_ classes"]:
+        """Logits on images as they are, which the lender saves the network where it knows them, and on others.
+
+        Args:
+            images: pixels, on the network's device
+            index: position of each image in its data set `[p]`, on the CPU
+            view: number of each image's view `[p]`, on the CPU
+            others: pixels of images that no store knows, asked in the same forward
+        """
+        if self.lender is None:
+            return self.forward(images, others)
+        known, there = self.lender.read(index, view)
+        missing = (~there).nonzero().flatten()
+        rows = missing.to(images.device)
+        asked = self.forward(images[rows], others)
+        logits, new = known.to(images.device, torch.float32), asked[: len(rows)]
+        if len(rows):
+            self.lender.write(index[missing], view[missing], new)
+            logits[rows] = self.lender.rounded(new).to(torch.float32)
+        return torch.cat([logits, asked[len(rows) :]])
+
+    def forward(
+        self, images: Float[Tensor, "p c h w"], others: Float[Tensor, "q c h w"] | None
+    ) -> Float[Tensor, "_ classes"]:
+        """The network's logits on all of them; it is not run on none."""
+        if others is not None:
+            images = torch.cat([images, others])
+        if not len(images):
+            contents = self.store or self.lender
+            return images.new_zeros(0, contents.contents.classes if contents else 0)
+        return self.network(images).logits.float()
