@@ -38,6 +38,13 @@ def mean_sd(values: list[float]) -> dict[str, float | int | None]:
     return {"mean": statistics.fmean(values), "sd": sd, "n": len(values)}
 
 
+def keep_summary(run: Path, kept: Path) -> None:
+    """A finished run's summary, and what it was measured on, into a file of its own."""
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    summary = json.loads((run / "summary.json").read_text())
+    kept.write_text(json.dumps({**summary, "benchmark_environment": environment()}, indent=2) + "\n")
+
+
 def finish(name: str, figures: dict[str, Any], *, target: str, passed: bool, quick: bool) -> int:
     """Write the dated result file of a full run, print the figures as the last line, return the exit code."""
     result = {

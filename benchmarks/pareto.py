@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from common import RESULTS, environment, mean_sd
+from common import RESULTS, keep_summary, mean_sd
 from pareto_protocol import (
     CONTENDERS,
     PAIRS,
@@ -37,7 +37,6 @@ from pareto_protocol import (
     student,
     teacher,
 )
-from unixkd.commands.screen import showing
 from unixkd.compare import Job, run_jobs
 
 KEPT = RESULTS / "pareto"
@@ -45,6 +44,8 @@ KEPT = RESULTS / "pareto"
 
 def run_all(jobs: list[Job], workers: int) -> None:
     """Run what is not finished, some at a time, one thread each."""
+    from unixkd.commands.screen import showing  # needs all of the command line, the tables below do not
+
     with showing(len(jobs)) as display:
         run_jobs(jobs, display, workers)
 
@@ -70,16 +71,14 @@ def keep(pair: str, contender: Contender, seed: int, stage: str, job: Job, out: 
     """A finished run's summary among the results; its store has served."""
     kept = KEPT / pair / stage / f"{job.folder.name}.json"
     if not kept.exists():  # later calls may be made elsewhere
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        summary = json.loads((job.folder / "summary.json").read_text())
-        kept.write_text(json.dumps({**summary, "benchmark_environment": environment()}, indent=2) + "\n")
+        keep_summary(job.folder, kept)
     shutil.rmtree(store(contender, pair, seed, stage, out), ignore_errors=True)
 
 
-def rows(pair: str, stage: str) -> list[dict[str, Any]]:
-    """A line for each contender with kept runs: accuracy, cost, paired difference to plain KD."""
+def rows(kept: Path) -> list[dict[str, Any]]:
+    """A line for each contender with summaries in a folder: accuracy, cost, paired difference to plain KD."""
     runs: dict[str, dict[int, dict[str, Any]]] = {}
-    for path in sorted((KEPT / pair / stage).glob("*.json")):
+    for path in sorted(kept.glob("*.json")):
         summary = json.loads(path.read_text())
         runs.setdefault(summary["method"], {})[summary["seed"]] = summary
     plain = runs.get("kd", {})
@@ -93,6 +92,7 @@ def rows(pair: str, stage: str) -> list[dict[str, Any]]:
                 {
                     "contender": contender.name,
                     "accuracy": mean_sd(list(last.values())),
+                    "best": mean_sd([100 * summary["accuracy"]["best"] for summary in own.values()]),
                     "against_kd": mean_sd(against) if against else None,
                     "cost": {name: mean_sd([cost[name] for cost in costs])["mean"] for name in costs[0]},
                     "seconds": mean_sd([summary["time"]["train_seconds"] for summary in own.values()])[
@@ -105,7 +105,7 @@ def rows(pair: str, stage: str) -> list[dict[str, Any]]:
 
 def report(stage: str) -> dict[str, Any]:
     """The tables of a stage, printed."""
-    tables = {pair: rows(pair, stage) for pair in PAIRS}
+    tables = {pair: rows(KEPT / pair / stage) for pair in PAIRS}
     for pair, lines in tables.items():
         print(
             f"{pair}, {stage}\n{'':<26}{'accuracy %':>18}{'against kd':>16}{'cost x1 %':>11}{'x2 %':>8}{'s':>7}"

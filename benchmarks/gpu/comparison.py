@@ -1,0 +1,168 @@
+"""The runs of `full_scale.py`, as far as a piece of time goes: teachers, their answers, students."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import full_protocol as protocol
+import torch
+from kept import check_teacher, publish_teacher, trim
+from pieces import Pace, run_in_turns
+
+from common import keep_summary
+from pareto_protocol import Contender, folder
+from unixkd.assembly import open_store
+from unixkd.build import build_run, pick_device
+from unixkd.compare import Job, is_finished
+from unixkd.config import RunConfig, TrainConfig
+from unixkd.data import MemorySplit
+from unixkd.display import Display, Event, Note
+from unixkd.network import Network
+from unixkd.precision import DTYPES
+from unixkd.runfolder import RunFolder
+from unixkd.teacher.filling import fetch_answers
+from unixkd.train import Trainer
+
+RESULTS, TEACHERS, ANSWERS = Path("results"), Path("teachers"), Path("answers")
+"""In the folder of all runs: summaries of finished runs, teachers, stored answers."""
+
+
+@dataclass
+class Comparison:
+    """What is compared. It works in the current folder, as all its paths are relative.
+
+    Args:
+        pairs: by name
+        contenders: who competes
+        seeds: of the students
+        scale: how much is trained
+        at_once: runs that take turns
+        command: named on a teacher's card
+        display: gets the events of all runs
+    """
+
+    pairs: list[str]
+    contenders: list[Contender]
+    seeds: list[int]
+    scale: protocol.Scale
+    at_once: int
+    command: str
+    display: Display
+    eager: set[str] = field(default_factory=set)
+    """Runs whose steps could not be captured."""
+    filled: dict[str, int] = field(default_factory=dict)
+    """Answers in the stores that are full."""
+
+    def __post_init__(self) -> None:
+        self.device = pick_device(TrainConfig())
+
+    def students(self) -> Iterator[tuple[str, Job]]:
+        """Every run, seeds outermost, so that what is there at any time can be compared."""
+        for seed in self.seeds:
+            for contender in self.contenders:
+                for pair in self.pairs:
+                    config = protocol.student(contender, protocol.PAIRS[pair], seed, self.scale)
+                    yield pair, Job(config, folder(contender, pair, seed, "runs", Path()))
+
+    def teachers(self) -> dict[str, RunConfig]:
+        """Every teacher once."""
+        pairs = [protocol.PAIRS[name] for name in self.pairs]
+        return {pair.teacher: protocol.teacher(pair, self.scale) for pair in pairs}
+
+    def missing_teachers(self) -> list[str]:
+        """Those that cannot teach yet."""
+        return [name for name in self.teachers() if not protocol.teacher_folder(name).exists()]
+
+    def missing_students(self) -> list[tuple[str, Job]]:
+        """Runs without a result."""
+        return [(pair, job) for pair, job in self.students() if not result(pair, job).exists()]
+
+    def work(self, pace: Pace) -> None:
+        """Teachers first, then students: what is missing, as far as the time goes."""
+        self.collect()
+        configs = self.teachers()
+        try:
+            self.run(
+                [Job(configs[name], protocol.teacher_run(name)) for name in self.missing_teachers()], pace
+            )
+            self.collect()
+            ready = configs.keys() - set(self.missing_teachers())
+            for name in ready:
+                check_teacher(protocol.teacher_folder(name))
+            missing = self.missing_students()
+            self.run([job for pair, job in missing if protocol.PAIRS[pair].teacher in ready], pace)
+        finally:  # what is finished stays, also where another run failed
+            self.collect()
+            self.tidy()
+
+    def run(self, jobs: list[Job], pace: Pace) -> None:
+        """Some runs, several at once."""
+        run_in_turns([partial(self.begin, job) for job in jobs], pace, self.at_once, self.device)
+
+    def begin(self, job: Job) -> Trainer:
+        """A run, new or where it stopped; a new one with a store is charged for all of the store."""
+        answers = 0 if job.config.answers.path is None else self.fill(job.config, job.config.answers.path)
+        trainer = Trainer(job.config, RunFolder(job.folder), "resume", self.show)
+        trainer.name = str(job.folder)  # several pairs have a run of this method and seed
+        if isinstance(test := trainer.parts.data.test, MemorySplit):
+            # A run leaves it on the host, and each of its evaluations would hold up all the others.
+            there = replace(trainer.parts.data, test=test.to(self.device))
+            trainer.parts = replace(trainer.parts, data=there)
+        if trainer.epoch == 0:
+            trainer.ledger.charge_fill(answers)
+        return trainer
+
+    def fill(self, config: RunConfig, path: str) -> int:
+        """Have the teacher answer every view of a run's images; how many answers its store holds."""
+        if path not in self.filled:
+            parts = build_run(config, self.device)
+            store = open_store(config, parts, lambda text: self.show(Note("store", text, shared=True)))
+            if store is None or parts.teacher is None:
+                return 0
+            held, split = store.contents, parts.data.train
+            network = Network(parts.teacher.eval(), dtype=DTYPES[config.train.teacher_precision])
+            with store:
+                for epoch in range(held.views):  # so many epochs show each view once
+                    fetch_answers(network, store, split, epoch, torch.arange(held.images))
+            self.filled[path] = held.images * held.views
+        return self.filled[path]
+
+    def collect(self) -> None:
+        """Make teachers of the finished runs that trained one, and results of the students'."""
+        for name, config in self.teachers().items():
+            job, target = Job(config, protocol.teacher_run(name)), protocol.teacher_folder(name)
+            if not target.exists() and is_finished(job):
+                publish_teacher(job.folder, target, self.command)
+        for pair, job in self.missing_students():
+            if is_finished(job):
+                keep_summary(job.folder, result(pair, job))
+
+    def tidy(self) -> None:
+        """Make the folder small enough to travel: stores are filled again in the next piece."""
+        shutil.rmtree(ANSWERS, ignore_errors=True)
+        self.filled.clear()
+        for run in (*Path().glob("*/runs/*/"), *TEACHERS.glob("*-run/")):
+            trim(run)
+
+    def show(self, event: Event) -> None:
+        """Hand on an event; runs that are not captured are remembered."""
+        if isinstance(event, Note) and "not as a CUDA graph" in event.text:
+            self.eager.add(event.run)
+        self.display(event)
+
+    def stages(self) -> dict[str, int]:
+        """Epochs that runs which were begun and are not finished have saved, by folder."""
+        found = {}
+        for path in sorted((*Path().glob("*/runs/*/checkpoints/"), *TEACHERS.glob("*-run/checkpoints/"))):
+            epochs = [int(saved.name.partition("-")[2]) for saved in path.glob("epoch-*")]
+            found[str(path.parent)] = max(epochs, default=0)
+        return found
+
+
+def result(pair: str, job: Job) -> Path:
+    """Where a finished run's summary lies."""
+    return RESULTS / pair / f"{job.folder.name}.json"
