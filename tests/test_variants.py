@@ -78,7 +78,7 @@ def test_what_is_no_variant_is_named(word, told):
 
 
 def test_two_words_for_the_same_are_refused():
-    with pytest.raises(UsageError, match="twice: unix:keep=0.5:steepness=10"):
+    with pytest.raises(UsageError, match=r"twice: unix:keep=0\.5:steepness=10"):
         parse_variants(["unix:keep=0.5:steepness=10", "kd", "unix:steepness=1e1:keep=.50"])
     with pytest.raises(UserError, match="named twice"):
         plan_jobs(distilled("t"), [MethodConfig("unix", keep=0.5)] * 2, [0], "out")
