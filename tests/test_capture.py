@@ -302,6 +302,21 @@ def test_making_a_captured_step_leaves_no_trace(optimizer, stepped, tmp_path):
     assert step.counter.item() == 1
 
 
+def test_a_replay_adds_to_the_same_histogram(teacher, tmp_path):
+    """Tables made in the warm-up begin at 0 and stay the same objects; two replays count their images."""
+    made = Run(short(distilled(teacher, "unix")), tmp_path / "run")
+    step = captured_step(made.engine, made.trainer, Tape())
+    tables = {name: made.engine.tally.sums[f"histogram.{name}"] for name in ("seen", "kept")}
+    assert not any(table.any() for table in tables.values())
+    for number in (1, 2):
+        step.replay()
+        assert tables["seen"].sum() == number * BATCH
+        assert tables["kept"].sum() == number * BATCH * 3 // 4
+    made.engine.tally.start_epoch()
+    assert all(made.engine.tally.sums[f"histogram.{name}"] is table for name, table in tables.items())
+    assert not any(table.any() for table in tables.values())
+
+
 def test_without_restoring_the_runs_differ(teacher, tmp_path, monkeypatch):
     """The negative control of all comparisons here."""
     monkeypatch.setattr(CapturedStep, "restore", lambda step, before: step.counter.zero_())

@@ -57,6 +57,10 @@ def _lines() -> list[dict[str, Any]]:
     kept = {
         "kept": 0.75, "distinct": 0.7, "score_kept": 1.0, "score_dropped": 0.1,
         "hard_kept": 0.4, "hard_dropped": 0.1,
+        "histogram": {
+            "score": HOSTILE, "low": 0.0, "high": 2.3, "kept": [1, 5, 9], "dropped": [4, 1, 0],
+            "kept_hard": [0, 1, 5], "dropped_hard": [1, 0, 0],
+        },
     }  # fmt: skip
     return [epoch_line(number, 0.5 + number / 10, selection=kept) for number in (1, 2, 3)]
 
@@ -129,7 +133,7 @@ def test_page_is_whole_and_self_contained(comparison: Path) -> None:
         "How often each image was kept", "Configuration", "How to read this",
     ):  # fmt: skip
         assert title in parsed.text
-    assert text.count("<svg") == text.count('<svg role="img" aria-label="') == 7
+    assert text.count("<svg") == text.count('<svg role="img" aria-label="') == 11
     assert "held-out training images" in parsed.text
 
 

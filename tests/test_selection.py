@@ -271,6 +271,12 @@ def test_a_stale_run_visits_and_charges_what_it_keeps(teacher, tmp_path, monkeyp
     selections = [line["selection"] for line in metrics(tmp_path / "run")]
     assert [s["visited"] for s in selections] == [0.6] * 3
     assert [s["distinct"] for s in selections] == [0.6] * 3
+    assert selections[0]["histogram"] is None  # nothing was remembered yet
+    for number, selection in enumerate(selections[1:], start=2):
+        bins = selection["histogram"]
+        assert bins["remembered"]
+        if number == 3:  # by now every image was seen
+            assert (sum(bins["kept"]), sum(bins["dropped"])) == (kept, IMAGES - kept)
 
 
 def test_a_run_chooses_by_what_the_student_said(teacher, tmp_path, monkeypatch):
@@ -298,6 +304,10 @@ def test_a_run_chooses_by_what_the_student_said(teacher, tmp_path, monkeypatch):
     monkeypatch.setattr(StaleChoice, "choose", choose)
     run(config, folder)
     third = set().union(*order[-3:])  # 75 = 32 + 32 + 11
+    left_out = [0] * 10
+    for image in set(frozen[2]) - third:
+        left_out[min(int(frozen[2][image] / math.log(10) * 10), 9)] += 1
+    assert metrics(folder)[2]["selection"]["histogram"]["dropped"] == left_out
     known = frozen[2]
     assert set(known) == set(range(IMAGES))
     assert third == set(sorted(known, key=lambda i: -known[i])[:75])

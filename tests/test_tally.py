@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from slow import TinyNet, images_of, labels_of
 from unixkd.batch import Batch, MixedBatch, Outputs
+from unixkd.bins import NUM_BINS, ScoreBins, score_bins
+from unixkd.build_methods import build_method
+from unixkd.config import MethodConfig
 from unixkd.distill import StepResult
 from unixkd.distiller import Distiller
 from unixkd.methods import StepCounts, hard, kd, unix
@@ -88,6 +93,7 @@ def test_two_steps_by_hand():
         "score_dropped": pytest.approx((0.25 + 0.5) / 2),
         "hard_kept": pytest.approx(2 / 4),  # image 4 in the first step, image 0 in the second
         "hard_dropped": pytest.approx(1 / 2),
+        "histogram": None,
     }
 
 
@@ -144,13 +150,17 @@ def test_tally_of_real_steps(method):
     student = TinyNet(seed=1)
     distiller = Distiller(student, TinyNet(seed=2), method)
     times_kept = torch.zeros(20, dtype=torch.int64)
-    tally, losses, kept = Tally(times_kept), [], []
+    tally, losses, kept = Tally(times_kept, score_bins(method, 5)), [], []
+    slow = {"kept": [0] * NUM_BINS, "dropped": [0] * NUM_BINS}
     for start, n in ((0, 8), (8, 8), (16, 4)):
         batch = Batch(images_of(n, seed=start), labels_of(n, seed=start), torch.arange(start, start + n))
         result = distiller.step(batch.images, batch.labels, index=batch.index)
         add(tally, batch, result)
         losses.append(result.loss.item())
         kept += (start + result.mixed.position).tolist()
+        for position, score in enumerate([] if result.scores is None else result.scores.tolist()):
+            which = "kept" if position in result.mixed.position.tolist() else "dropped"
+            slow[which][min(int(score / math.log(5) * NUM_BINS), NUM_BINS - 1)] += 1
     assert tally.losses()["loss"] == pytest.approx(sum(losses) / 3)
     assert times_kept.tolist() == [int(i in kept) for i in range(20)]
     selection = tally.selection()
@@ -158,4 +168,111 @@ def test_tally_of_real_steps(method):
     assert selection["distinct"] == len(set(kept)) / 20
     if method.scorer is not None:
         assert selection["score_kept"] > selection["score_dropped"]
+        assert {name: selection["histogram"][name] for name in slow} == slow
     assert all(not value.requires_grad for value in tally.sums.values())
+
+
+# Histograms of the scores
+
+
+TENTHS = ScoreBins("entropy", 0.0, 10.0)
+"""Bin b holds scores from b up to b + 1."""
+
+
+def counts(**bins: int) -> list[int]:
+    """Images in each bin: `counts(b3=2)` are two in the fourth."""
+    return [bins.get(f"b{number}", 0) for number in range(NUM_BINS)]
+
+
+def test_a_histogram_by_hand():
+    tally = Tally(torch.zeros(8, dtype=torch.int64), TENTHS)
+    # Scores on an edge belong to the bin above, those beyond the range to the outermost ones.
+    add(
+        tally,
+        batch_of([4, 5, 6, 7], [0, 1, 2, 0]),
+        result_of([3, 0], 3.0, scores=[7.0, 0.25, -5.0, 99.0], scoring=logits_saying(1, 1, 0, 0)),
+    )  # wrong on the first and on the third
+    add(
+        tally,
+        batch_of([0, 1], [2, 2]),
+        result_of([1], 1.0, scores=[0.5, 7.5], scoring=logits_saying(0, 2)),
+    )  # wrong on the first
+    assert tally.selection()["histogram"] == {
+        "score": "entropy",
+        "low": 0.0,
+        "high": 10.0,
+        "remembered": False,
+        "kept": counts(b7=2, b9=1),
+        "kept_hard": counts(b7=1),
+        "dropped": counts(b0=3),
+        "dropped_hard": counts(b0=2),
+    }
+    tally.start_epoch()
+    assert tally.histogram() is None
+
+
+def test_without_labels_nobody_is_hard_in_a_histogram():
+    tally = Tally(torch.zeros(4, dtype=torch.int64), TENTHS)
+    batch = Batch(torch.zeros(2, 1, 2, 2))
+    add(tally, batch, result_of([1], 1.0, scores=[0.0, 1.0], scoring=logits_saying(0, 0)))
+    histogram = tally.histogram()
+    assert (histogram["kept"], histogram["dropped"]) == (counts(b1=1), counts(b0=1))
+    assert histogram["kept_hard"] is histogram["dropped_hard"] is None
+
+
+def test_a_score_that_is_no_number_breaks_no_histogram():
+    tally = Tally(torch.zeros(4, dtype=torch.int64), TENTHS)
+    scores = [float("nan"), float("inf"), float("-inf"), 5.0]
+    add(tally, batch_of([0, 1, 2, 3]), result_of([0, 1, 2], 1.0, scores=scores, scoring=torch.zeros(4, 3)))
+    histogram = tally.histogram()
+    assert sum(histogram["kept"]) == 3
+    assert histogram["dropped"] == counts(b5=1)
+
+
+def test_the_remembered_scores_of_visited_and_left_out_images():
+    tally = Tally(torch.zeros(6, dtype=torch.int64), ScoreBins("loss / mean loss", 0.0, 2.0, of_mean=True))
+    inf = float("inf")
+    tally.choose(torch.full((6,), inf), torch.tensor([0, 1]))
+    assert tally.histogram() is None  # nothing is remembered yet
+    # The mean of what is known is 2: in units of it 0.25, 1.75, 0.05 and 1.95, in bins of 0.2.
+    tally.choose(torch.tensor([0.5, 3.5, 0.1, 3.9, inf, inf]), torch.tensor([3, 1, 4]))
+    assert tally.histogram() == {
+        "score": "loss / mean loss",
+        "low": 0.0,
+        "high": 2.0,
+        "remembered": True,
+        "kept": counts(b8=1, b9=1),
+        "kept_hard": None,
+        "dropped": counts(b1=1, b0=1),
+        "dropped_hard": None,
+    }
+    tally.start_epoch()
+    assert tally.histogram() is None
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "low", "high"),
+    [
+        (MethodConfig("unix"), "entropy", 0.0, math.log(4)),
+        (MethodConfig("hard", scorer="margin"), "margin", -1.0, 0.0),
+        (MethodConfig("hard", scorer="least_confidence"), "least confidence", 0.0, 0.75),
+        (MethodConfig("selective-backprop"), "true loss", 0.0, 2 * math.log(4)),
+        (MethodConfig("stale"), "entropy", 0.0, math.log(4)),
+        (MethodConfig("stale", scorer="margin"), "margin", -1.0, 0.0),
+        (MethodConfig("infobatch"), "loss / mean loss", 0.0, 2.0),
+    ],
+)
+def test_every_scorer_has_its_range_and_keeps_to_it(method, name, low, high):
+    bins = score_bins(build_method(method), 4)
+    assert bins is not None
+    assert (bins.name, bins.low, bins.high) == (name, low, pytest.approx(high))
+    scorer = build_method(method).scorer
+    if scorer is not None and name != "true loss":
+        scores = scorer(torch.cat([torch.zeros(1, 4), 30 * torch.eye(4)]))
+        assert scores.min() == pytest.approx(low, abs=1e-5)
+        assert scores.max() == pytest.approx(high, abs=1e-5)
+
+
+def test_what_is_not_scored_has_no_bins():
+    for name in ("kd", "random", "unix-random", "random-epoch", "student-alone"):
+        assert score_bins(build_method(MethodConfig(name)), 4) is None

@@ -169,6 +169,11 @@ def test_a_line_of_metrics_for_each_epoch(unix_run):
     assert first["selection"]["kept"] == KEPT / IMAGES
     assert 0 < first["selection"]["distinct"] <= KEPT / IMAGES
     assert first["selection"]["score_kept"] > first["selection"]["score_dropped"]
+    for line in (first, second):
+        bins = line["selection"]["histogram"]
+        assert (sum(bins["kept"]), sum(bins["dropped"])) == (KEPT, IMAGES - KEPT)
+        assert sum(bins["kept_hard"]) == pytest.approx(line["selection"]["hard_kept"] * KEPT)
+        assert sum(bins["dropped_hard"]) == pytest.approx(line["selection"]["hard_dropped"] * (IMAGES - KEPT))
     assert first["seconds"]["train"] <= second["seconds"]["train"]
 
 

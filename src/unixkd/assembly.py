@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from unixkd.bins import score_bins
 from unixkd.build import RunParts, build_optimizer
 from unixkd.config import RunConfig
 from unixkd.cost import Ledger
@@ -114,7 +115,10 @@ def make_stepper(
     engine = Engine(
         distiller,
         build_optimizer(train, parts.student.parameters(), device),
-        Tally(torch.zeros(len(parts.data.train), dtype=torch.int32, device=device)),
+        Tally(
+            torch.zeros(len(parts.data.train), dtype=torch.int32, device=device),
+            score_bins(distiller.method, parts.student.card.num_classes),
+        ),
         train.clip_norm,
         moving_average(parts.student, train.ema_decay),
         train.channels_last,

@@ -29,6 +29,7 @@ from unixkd.runfolder import RunFolder
 from unixkd.teacher.opening import decided_precision
 from unixkd.train import run, steps
 from unixkd.turns import take_turns
+from unixkd.variants import file_name, label_of
 
 
 @dataclass(frozen=True)
@@ -61,28 +62,32 @@ def plan_jobs(base: RunConfig, methods: Sequence[MethodConfig], seeds: Sequence[
 
     Args:
         base: the protocol that all runs share
-        methods: what is compared
+        methods: what is compared; one with options of its own is labelled by them
         seeds: of weights, order and draws; the same for every method
         out: each run's folder is `out/runs/METHOD-seedS`
 
     Raises:
         UserError: a method or a seed is named twice
     """
-    for what, values in (("method", [m.name for m in methods]), ("seed", list(seeds))):
+    for what, values in (("method", [label_of(method) for method in methods]), ("seed", list(seeds))):
         if not values:
             raise UserError(f"compare needs at least one {what}")
         if len(set(values)) < len(values):
             raise UserError(f"compare: a {what} is named twice in {', '.join(map(str, values))}")
-    return [
-        Job(
-            replace(
-                base, method=method, train=replace(base.train, seed=seed), reference_epochs=base.train.epochs
-            ),
-            out / "runs" / f"{method.name}-seed{seed}",
-        )
-        for seed in seeds
-        for method in methods
-    ]
+    return [planned_job(base, method, seed, out) for seed in seeds for method in methods]
+
+
+def planned_job(base: RunConfig, method: MethodConfig, seed: int, out: Path) -> Job:
+    """One method with one seed."""
+    label = label_of(method)
+    config = replace(
+        base,
+        method=method,
+        train=replace(base.train, seed=seed),
+        label=None if label == method.name else label,
+        reference_epochs=base.train.epochs,
+    )
+    return Job(config, out / "runs" / f"{file_name(label)}-seed{seed}")
 
 
 def matched_epochs(ledger: Ledger, method: Method, train: TrainConfig, images: int, convention: str) -> int:
@@ -100,20 +105,20 @@ def matched_epochs(ledger: Ledger, method: Method, train: TrainConfig, images: i
 
 
 def matched_jobs(base: RunConfig, epochs: dict[str, int], seeds: Sequence[int], out: Path) -> Iterator[Job]:
-    """Plain KD for as many epochs as each method's cost buys; the schedule shrinks with it.
+    """Plain KD for as many epochs as the cost of each method (by its label) buys; the schedule shrinks with it.
 
     Milestones and cosine are measured in shares of the run, so the learning rate is fully decayed.
     """
     for seed in seeds:
-        for name, number in epochs.items():
+        for label, number in epochs.items():
             config = replace(
                 base,
                 method=MethodConfig("kd"),
                 train=replace(base.train, seed=seed, epochs=number),
-                label=f"kd@{name}",
+                label=f"kd@{label}",
                 reference_epochs=base.train.epochs,
             )
-            yield Job(config, out / "runs" / f"kd@{name}-seed{seed}")
+            yield Job(config, out / "runs" / f"{file_name(f'kd@{label}')}-seed{seed}")
 
 
 def run_jobs(jobs: Sequence[Job], display: Display, workers: int) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from unixkd import recipes
 from unixkd.config import AnswersConfig, DataConfig, LossConfig, MethodConfig, ModelConfig, TrainConfig
 from unixkd.errors import unknown_name
+from unixkd.variants import parse_variants
 
 GROUPS: dict[str, type] = {
     "model": ModelConfig,
@@ -56,7 +57,10 @@ def distill_options(parser: ArgumentParser) -> None:
 def compare_options(parser: ArgumentParser) -> None:
     """Options of `compare`."""
     parser.add_argument(
-        "--methods", type=list[str], default=["kd", "unix", "random"], help="e.g. kd,unix,hard"
+        "--methods",
+        type=list[str],
+        default=["kd", "unix", "random"],
+        help="e.g. kd,unix,unix:keep=0.5:scorer=margin: names, or names with options of distill's --method",
     )
     parser.add_argument("--seeds", type=list[int], default=[0, 1, 2], help="e.g. 0,1,2")
     parser.add_argument(
@@ -124,14 +128,18 @@ DATA = ("digits", "cifar10", "cifar100", "folder:PATH", "parquet:PATH", "hub:ID"
 
 
 def check_names(options: Namespace) -> None:
-    """Raise for a misspelt model, method or data name; what may be a path or is published is left for later."""
+    """Raise for a misspelt model, method (with its options) or data name.
+
+    What may be a path or is published is left for later.
+    """
     values = dict(vars(options))
     for group in ("model", "teacher", "student"):
         name = values[group].name if group in values else ""
         if name and name not in MODELS and not re.search(r"[:/\\]", name) and not Path(name).exists():
             raise unknown_name("model", name, MODELS)
     method = [values["method"].name] if "method" in values else []
-    for name in [*method, *values.get("methods", [])]:
+    variants = parse_variants(values.get("methods", [])).values()
+    for name in [*method, *(variant.name for variant in variants)]:
         if name and name not in METHODS:
             raise unknown_name("method", name, METHODS)
     name = values["data"].name if "data" in values else ""

@@ -179,10 +179,12 @@ class Stepper:
         if choice is None:
             return order, None
         assert history is not None
-        chosen = choice.choose(history.cpu(), number, self.train.epochs, self.train.seed)
+        history = history.cpu()
+        chosen = choice.choose(history, number, self.train.epochs, self.train.seed)
         order = order[chosen.mask[order]]
         if len(order) > 1 and len(order) % self.train.batch_size == 1:
             order = order[:-1]
+        self.engine.tally.choose(history.score, order)
         return order, None if chosen.weight is None else chosen.weight[order].to(self.device)
 
     def rate(self, number: int, step: int, steps: int) -> float:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from unixkd.batch import Batch
+from unixkd.bins import NUM_BINS, ScoreBins
 from unixkd.distill import StepResult
 from unixkd.methods import StepCounts
 
@@ -22,10 +23,13 @@ class Tally:
 
     Args:
         times_kept: how often each training image was kept so far, `[n]`, updated in place
+        bins: those of the method's scores; None: no histogram of them
     """
 
-    def __init__(self, times_kept: Tensor) -> None:
-        self.times_kept = times_kept
+    def __init__(self, times_kept: Tensor, bins: ScoreBins | None = None) -> None:
+        self.times_kept, self.bins = times_kept, bins
+        self.edges = None if bins is None else bins.edges(times_kept.device)
+        self.remembered: tuple[list[int], list[int]] | None = None
         self.before = times_kept.clone()
         self.sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=times_kept.device))
         self.seen = self.kept = self.steps = self.scored = 0
@@ -35,6 +39,7 @@ class Tally:
         self.before.copy_(self.times_kept)
         for value in self.sums.values():
             value.zero_()
+        self.remembered = None
         self.seen = self.kept = self.steps = self.scored = 0
 
     def count(self, counts: StepCounts) -> None:
@@ -54,8 +59,11 @@ class Tally:
             )
         if result.scores is not None and result.scoring_logits is not None:
             self._split("score", result.scores, result)
+            wrong = None
             if batch.labels is not None:
-                self._split("hard", result.scoring_logits.argmax(1) != batch.labels, result)
+                wrong = result.scoring_logits.argmax(1) != batch.labels
+                self._split("hard", wrong, result)
+            self._count_scores(result.scores, wrong, result)
         elif result.mixed.label_a is not None and result.mixed.label_a is result.mixed.label_b:
             wrong = result.outputs.logits.detach().argmax(1) != result.mixed.label_a
             self.sums["hard_kept"] += wrong.sum()
@@ -69,15 +77,51 @@ class Tally:
         self.sums[f"{name}_kept"] += kept
         self.sums[f"{name}_dropped"] += values.sum(dtype=torch.float32) - kept
 
+    def _count_scores(self, scores: Tensor, wrong: Tensor | None, result: StepResult) -> None:
+        """Count the images in a table of (seen or kept) × (easy or hard) × bin."""
+        if self.edges is None:
+            return
+        cell = torch.bucketize(scores.to(self.edges.dtype).contiguous(), self.edges, right=True)
+        if wrong is not None:
+            cell = torch.add(cell, wrong, alpha=NUM_BINS)
+        one = torch.ones_like(cell)
+        kept = cell[result.mixed.position]
+        self._table("histogram.seen").index_add_(0, cell, one)
+        self._table("histogram.kept").index_add_(0, kept, one[: len(kept)])
+
+    def _table(self, name: str) -> Tensor:
+        if name not in self.sums:
+            self.sums[name] = torch.zeros(2 * NUM_BINS, dtype=torch.int64, device=self.times_kept.device)
+        return self.sums[name]
+
+    def choose(self, score: Tensor, order: Tensor) -> None:
+        """Count the remembered scores of an epoch's images and of those it leaves out; on the host.
+
+        Args:
+            score: what is remembered of each training image, inf: nothing yet `[n]`
+            order: the images that are visited `[m]`
+        """
+        known = score.isfinite()
+        if self.bins is None or not known.any():
+            return
+        visited = torch.zeros(len(score), dtype=torch.bool)
+        visited[order] = True
+        scale = score[known].mean().clamp_min(1e-12) if self.bins.of_mean else 1.0
+        cell = torch.bucketize(score / scale, self.bins.edges(), right=True)
+        inside, outside = (
+            torch.bincount(cell[which & known], minlength=NUM_BINS).tolist() for which in (visited, ~visited)
+        )
+        self.remembered = inside, outside
+
     def losses(self) -> dict[str, Any]:
         """Mean loss and mean of each part."""
         parts = {k[5:]: v.item() / self.steps for k, v in self.sums.items() if k.startswith("part.")}
         return {"loss": self.sums["loss"].item() / self.steps, "loss_parts": parts}
 
-    def selection(self) -> dict[str, float | None]:
+    def selection(self) -> dict[str, Any]:
         """Means over the kept and the dropped images; None where nothing was measured or dropped."""
         dropped = self.seen - self.kept
-        record: dict[str, float | None] = {
+        record: dict[str, Any] = {
             "visited": self.seen / len(self.before),
             "kept": self.kept / self.seen,
             "distinct": (self.times_kept > self.before).sum().item() / len(self.before),
@@ -87,4 +131,28 @@ class Tally:
                 key = f"{what}_{name}"
                 measured = key in self.sums and (what == "hard" or self.scored)
                 record[key] = self.sums[key].item() / count if measured and count else None
-        return record
+        return record | {"histogram": self.histogram()}
+
+    def histogram(self) -> dict[str, Any] | None:
+        """How many kept and dropped images lie in each bin of their scores, and how many of those were hard.
+
+        None where nothing was scored and nothing is remembered.
+        """
+        if self.bins is None or (self.remembered is None and not self.scored):
+            return None
+        bins = {"score": self.bins.name, "low": self.bins.low, "high": self.bins.high}
+        if self.remembered is not None:
+            kept, dropped = self.remembered
+            counts: dict[str, Any] = {
+                "kept": kept,
+                "dropped": dropped,
+                "kept_hard": None,
+                "dropped_hard": None,
+            }
+            return bins | {"remembered": True} | counts
+        seen, taken = (self.sums[f"histogram.{name}"].reshape(2, NUM_BINS) for name in ("seen", "kept"))
+        counts, labelled = {}, "hard_kept" in self.sums
+        for name, table in (("kept", taken), ("dropped", seen - taken)):
+            counts[name] = table.sum(0).tolist()
+            counts[f"{name}_hard"] = table[1].tolist() if labelled else None
+        return bins | {"remembered": False} | counts

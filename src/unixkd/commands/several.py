@@ -17,6 +17,7 @@ from unixkd.data import load_data
 from unixkd.report import report
 from unixkd.runfolder import RunFolder
 from unixkd.train import run
+from unixkd.variants import label_of, parse_variants
 
 DEMO_TEACHER, DEMO_STUDENT = "wrn_16_2", "resnet8"
 DEMO_METHODS = ("kd", "unix", "random", "hard")
@@ -29,7 +30,7 @@ def compare(options: Namespace) -> None:
     check_named(teacher=options.teacher, student=options.student)
     keys = ("student", "teacher", "loss", "data", "answers", "train")
     base = RunConfig(**{key: options[key] for key in keys})
-    methods = [MethodConfig(name) for name in options.methods]
+    methods = list(parse_variants(options.methods).values())
     run_comparison(base, methods, options.seeds, Path(options.out), options.jobs, match=options.match_cost)
 
 
@@ -43,10 +44,10 @@ def run_comparison(
     match: bool,
 ) -> None:
     """Run what is missing of a comparison and report on all of it."""
+    for method in methods:
+        build_method(method)  # a value out of range must not wait for its turn
     base = decide_once(base, out, say)
     planned = plan_jobs(base, methods, seeds, out)
-    for method in methods:
-        build_method(method)  # a misspelt name must not wait for its turn
     if match:
         planned += matched_jobs(base, cost_matches(base, methods), seeds, out)
     workers = jobs or default_workers(base.train)
@@ -56,20 +57,22 @@ def run_comparison(
 
 
 def cost_matches(base: RunConfig, methods: list[MethodConfig]) -> dict[str, int]:
-    """For each method cheaper or dearer than plain KD, the epochs of KD that its cost buys."""
+    """For each method cheaper or dearer than plain KD, by its label, the epochs of KD that its cost buys."""
     assert base.teacher is not None
     data = load_data(base.data)
     teacher = build_network(base.teacher, data, "teacher")
     student = build_student(base, data, teacher)
     ledger = Ledger.of(student, teacher, data.image_shape)
     epochs = {
-        config.name: matched_epochs(ledger, build_method(config), base.train, len(data.train), "backward_2x")
+        label_of(config): matched_epochs(
+            ledger, build_method(config), base.train, len(data.train), "backward_2x"
+        )
         for config in methods
     }
     return {
-        name: number
-        for name, number in epochs.items()
-        if number != base.train.epochs and name != "student-alone"
+        label: number
+        for label, number in epochs.items()
+        if number != base.train.epochs and label != "student-alone"
     }
 
 

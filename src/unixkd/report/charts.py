@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from unixkd.report.labels import end_labels, point_labels
-from unixkd.report.records import Epoch, Run
+from unixkd.report.labels import end_labels
+from unixkd.report.records import Epoch
 from unixkd.report.runs import Group, Spread, curve
 from unixkd.report.svg import CARD, MUTED, SERIES, draw
 from unixkd.report.words import Measure, percent
@@ -37,36 +37,6 @@ def styles_of(groups: Sequence[Group]) -> dict[str, Style]:
     }
 
 
-def accuracy_by_cost(
-    groups: Sequence[Group], styles: dict[str, Style], measure: Measure, backward: int, name: str
-) -> str | None:
-    """Result against computation, with error bars over the seeds; None where no cost is known."""
-
-    def cost_of(run: Run) -> float | None:
-        return run.cost_1x if backward == 1 else run.cost_2x
-
-    points: list[tuple[Group, Spread, Spread]] = []
-    for group in groups:
-        cost, result = group.spread(cost_of), group.spread(measure.of_run)
-        if cost is not None and result is not None:
-            points.append((group, cost, result))
-    if not points:
-        return None
-
-    def plot(axes: Any) -> None:
-        axes.axvline(100, color=MUTED, linewidth=1, linestyle=(0, (3, 3)))
-        for group, cost, result in points:
-            _error_bar(axes, cost, result, styles[group.method])
-        axes.margins(x=0.16, y=0.14)
-        _frame(axes, f"{measure.name}, %", "computation, % of plain KD")
-        labels = [(100 * c.mean, 100 * r.mean, g.method, styles[g.method].colour) for g, c, r in points]
-        point_labels(axes, labels, [100 * (result.sd or 0) for _, _, result in points])
-
-    said = ", ".join(f"{g.method} {percent(r)} at {percent(c, 1, sd=False)}" for g, c, r in points)
-    forwards = "1 forward" if backward == 1 else "2 forwards"
-    return draw(plot, name, f"{measure.name} in % against computation, backward = {forwards}: {said}")
-
-
 def training_curves(
     groups: Sequence[Group],
     styles: dict[str, Style],
@@ -93,7 +63,7 @@ def training_curves(
             axes.axhline(100 * teacher.mean, color=MUTED, linewidth=1, linestyle=(0, (1, 2)))
         gap = 0.05 * (high - low)
         axes.set_ylim(100 * (low - gap), 100 * (high + gap))
-        _frame(axes, f"{measure.name}, %", "computation so far, % of plain KD" if by_cost else "epoch")
+        frame(axes, f"{measure.name}, %", "computation so far, % of plain KD" if by_cost else "epoch")
         ends = [(100 * p[-1][1].mean, g.method, styles[g.method].colour) for g, p in lines]
         if teacher is not None and measure.name == "accuracy":
             ends.append((100 * teacher.mean, "teacher", MUTED))
@@ -139,7 +109,7 @@ def kept_and_dropped(
                 axes.plot(x, y, color=style.colour, linestyle=dashed)
                 ends.append((y[-1], which, style.colour))
         axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
-        _frame(axes, title, "epoch")
+        frame(axes, title, "epoch")
         end_labels(axes, ends)
 
     said = ", ".join(f"{which} ends at {p[-1][1].mean * scale:.3g}" for which, p in lines.items() if p)
@@ -152,7 +122,7 @@ def times_kept(group: Group, style: Style, shares: Sequence[float], name: str) -
     def plot(axes: Any) -> None:
         axes.bar(range(len(shares)), [100 * share for share in shares], width=0.86, color=style.colour)
         axes.grid(visible=False, axis="x")
-        _frame(axes, "images, %", "times kept")
+        frame(axes, "images, %", "times kept")
 
     mean = sum(times * share for times, share in enumerate(shares))
     said = f"on average {mean:.1f} of {len(shares) - 1} times"
@@ -179,23 +149,7 @@ def _band(axes: Any, points: Sequence[tuple[float, Spread]], style: Style) -> No
     axes.plot(x, y, color=style.colour, markevery=list(range(len(x) - 1, -1, -every)), **marks)
 
 
-def _error_bar(axes: Any, cost: Spread, result: Spread, style: Style) -> None:
-    axes.errorbar(
-        100 * cost.mean,
-        100 * result.mean,
-        xerr=100 * cost.sd if cost.sd else None,
-        yerr=100 * result.sd if result.sd else None,
-        color=style.colour,
-        marker=style.marker,
-        markersize=9,
-        markeredgecolor=CARD,
-        elinewidth=1.6,
-        capsize=3,
-        linestyle="none",
-    )
-
-
-def _frame(axes: Any, above: str, below: str) -> None:
+def frame(axes: Any, above: str, below: str) -> None:
     """Name the axes; the vertical one in plain reading direction above it."""
     axes.annotate(above, (0, 1), (-38, 12), "axes fraction", "offset points", color=MUTED, fontsize=11)
     axes.set_xlabel(below, fontsize=11)

@@ -7,6 +7,7 @@ from html import escape
 
 from unixkd.report import charts
 from unixkd.report.charts import Style
+from unixkd.report.histograms import by_score
 from unixkd.report.markup import figure, html_table, section
 from unixkd.report.records import Epoch, Kept, Picture, Run
 from unixkd.report.runs import Group, Spread, curve
@@ -14,7 +15,7 @@ from unixkd.report.words import NONE, hero_of, percent
 
 
 def what_was_kept(groups: Sequence[Group], styles: dict[str, Style]) -> str:
-    """Hard share and mean score of kept and dropped images; empty if nothing was dropped."""
+    """Hard share, mean score and histograms of kept and dropped images; empty if nothing was dropped."""
     selecting = [group for group in groups if _drops(group)]
     hard, scores = [], []
     for number, group in enumerate(selecting):
@@ -25,6 +26,7 @@ def what_was_kept(groups: Sequence[Group], styles: dict[str, Style]) -> str:
         scores.append((group, charts.kept_and_dropped(group, style, *pair, "mean score", f"score{number}")))
     body = _charts("Hard images: those the student got wrong at that moment", hard)
     body += _charts("Mean score (each method’s own scale; higher is less certain)", scores)
+    body += by_score(selecting, styles)
     if not body:
         return ""
     note = '<p class="note">A method that selects well keeps more of what is hard than it drops.</p>'

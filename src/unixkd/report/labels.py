@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 _HEIGHT = 13.0
 _CHARACTER = 6.8
+_LONGEST = 20
+_SYMBOLS = {"keep": "k=", "mix_from": "b=", "steepness": "w=", "scorer": "", "curve": ""}
 
 
 def spread_out(positions: Sequence[float], gap: float, low: float, high: float) -> list[float]:
@@ -35,7 +38,7 @@ def spread_out(positions: Sequence[float], gap: float, low: float, high: float) 
 
 def end_labels(axes: Any, ends: Sequence[tuple[float, str, str]]) -> None:
     """Write (y, text, colour) to the right of the axes, which shrink to make room."""
-    width = max(len(_short(text)) for _, text, _ in ends) * _CHARACTER
+    width = max(len(shortened(text)) for _, text, _ in ends) * _CHARACTER
     figure = axes.figure
     box = axes.get_position()
     room = (width + 12) / figure.bbox.width
@@ -44,7 +47,7 @@ def end_labels(axes: Any, ends: Sequence[tuple[float, str, str]]) -> None:
     bottom, top = axes.bbox.y0, axes.bbox.y1
     for at, (_, text, colour) in zip(spread_out(heights, _HEIGHT, bottom, top + 6), ends, strict=True):
         axes.annotate(
-            _short(text),
+            shortened(text),
             (1, (at - bottom) / (top - bottom)),
             (8, 0),
             "axes fraction",
@@ -54,8 +57,16 @@ def end_labels(axes: Any, ends: Sequence[tuple[float, str, str]]) -> None:
         )
 
 
-def point_labels(axes: Any, points: Sequence[tuple[float, float, str, str]], bars: Sequence[float]) -> None:
-    """Write (x, y, text, colour) beside each point, clear of points and of their error bars in y."""
+def point_labels(
+    axes: Any,
+    points: Sequence[tuple[float, float, str, str]],
+    bars: Sequence[float],
+    steps: Sequence[tuple[float, float]] = (),
+) -> None:
+    """Write (x, y, text, colour) beside each point that has a text.
+
+    Labels keep clear of all points, of their error bars in y and of steps that go right and then up.
+    """
     axes.autoscale_view()  # the limits are settled lazily, and labels are placed in pixels
     where = [axes.transData.transform((x, y)) for x, y, _, _ in points]
     tops = [axes.transData.transform((x, y + bar)) for (x, y, *_), bar in zip(points, bars, strict=True)]
@@ -63,9 +74,17 @@ def point_labels(axes: Any, points: Sequence[tuple[float, float, str, str]], bar
     for (x, y), (_, top) in zip(where, tops, strict=True):
         reach = max(7.0, float(top - y))
         taken.append((float(x) - 7, float(y) - reach, float(x) + 7, float(y) + reach))
+    corners = [axes.transData.transform(step) for step in steps]
+    for (x0, y0), (x1, y1) in itertools.pairwise(corners):
+        taken += [
+            (float(x0), float(y0) - 1, float(x1), float(y0) + 1),
+            (x1 - 1, float(y0), x1 + 1, float(y1)),
+        ]
     bounds = axes.bbox
     for (x, y, text, colour), at in zip(points, where, strict=True):
-        width = len(_short(text)) * _CHARACTER
+        if not text:
+            continue
+        width = len(shortened(text)) * _CHARACTER
         choices = [(10, 0, "left"), (-10, 0, "right"), (10, 11, "left"), (-10, 11, "right")]
         choices += [(10, -11, "left"), (-10, -11, "right"), (0, 18, "center"), (0, -18, "center")]
         boxes = [_box(float(at[0]) + dx, float(at[1]) + dy, width, side) for dx, dy, side in choices]
@@ -78,12 +97,19 @@ def point_labels(axes: Any, points: Sequence[tuple[float, float, str, str]], bar
         taken.append(boxes[best])
         dx, dy, side = choices[best]
         axes.annotate(
-            _short(text), (x, y), (dx, dy), textcoords="offset points", color=colour, ha=side, va="center"
+            shortened(text), (x, y), (dx, dy), textcoords="offset points", color=colour, ha=side, va="center"
         )
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= 18 else text[:17] + "…"
+def shortened(text: str) -> str:
+    """A method's name with the paper's symbols for its options, cut where it is still long.
+
+    >>> shortened("unix:keep=0.5:steepness=1000")
+    'unix k=0.5 w=1000'
+    """
+    for option, symbol in _SYMBOLS.items():
+        text = text.replace(f":{option}=", f" {symbol}")
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
 
 
 def _bottom(cluster: Sequence[float], gap: float) -> float:

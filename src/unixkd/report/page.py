@@ -10,6 +10,7 @@ from pathlib import Path
 from unixkd.errors import UserError
 from unixkd.report import sections
 from unixkd.report.charts import styles_of
+from unixkd.report.effects import effects
 from unixkd.report.records import Run
 from unixkd.report.runs import group_runs, paired_difference
 from unixkd.report.svg import DARK, LIGHT, palette_css
@@ -56,6 +57,7 @@ def page(runs: Sequence[Run], title: str, unfinished: int = 0) -> str:
         _tiles(runs),
         sections.results(runs, groups, styles),
         sections.accuracy_against_cost(groups, styles),
+        effects(groups, styles),
         sections.training(runs, groups, styles),
         sections.what_was_kept(groups, styles),
         sections.how_often(groups, styles),

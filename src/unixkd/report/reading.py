@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
-import math
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from unixkd.errors import UserError
-from unixkd.report.records import Epoch, Kept, Picture, Run, Selection
+from unixkd.report.records import Epoch, Histogram, Kept, Picture, Run, Selection
+from unixkd.report.values import (
+    counts,
+    counts_or_none,
+    entry,
+    mapping,
+    number,
+    parse_json,
+    read_text,
+    share,
+    string,
+    whole,
+    whole_or_none,
+)
 
 SCHEMA = 1
 _COUNTS = ("scored", "teacher_forwarded", "teacher_cached", "trained", "evaluated")
@@ -29,33 +40,33 @@ def read_run(folder: Path) -> Run:
         UserError: a file cannot be parsed or a value is missing or impossible
     """
     where = folder / "summary.json"
-    data = _json(_text(where), str(where))
-    schema = _value(data, "schema", where)
+    data = parse_json(read_text(where), str(where))
+    schema = entry(data, "schema", where)
     if schema != SCHEMA:
         raise UserError(f"{where}: schema {schema!r}, this version reads schema {SCHEMA}: update unixkd")
-    cost_1x = _number(data, "cost.relative_to_kd.backward_1x", where)
+    cost_1x = number(data, "cost.relative_to_kd.backward_1x", where)
     config_text, config = _config(folder / "run.yaml")
     return Run(
         folder=folder,
-        method=_string(data, "method", where),
-        seed=_whole(data, "seed", where),
-        epochs=_whole(data, "epochs", where),
-        accuracy=_share(data, "accuracy.last", where, required=True),
-        best_accuracy=_share(data, "accuracy.best", where),
-        teacher_accuracy=_share(data, "accuracy.teacher", where),
-        images={name: _whole(data, f"cost.images.{name}", where) for name in _COUNTS},
-        parameters=_optional_whole(data, "parameters", where),
-        agreement=_share(data, "agreement", where),
-        calibration_error=_share(data, "calibration_error", where),
+        method=string(data, "method", where),
+        seed=whole(data, "seed", where),
+        epochs=whole(data, "epochs", where),
+        accuracy=share(data, "accuracy.last", where, required=True),
+        best_accuracy=share(data, "accuracy.best", where),
+        teacher_accuracy=share(data, "accuracy.teacher", where),
+        images={name: whole(data, f"cost.images.{name}", where) for name in _COUNTS},
+        parameters=whole_or_none(data, "parameters", where),
+        agreement=share(data, "agreement", where),
+        calibration_error=share(data, "calibration_error", where),
         reference=(
-            _optional_whole(data, "cost.reference.epochs", where),
-            _optional_whole(data, "cost.reference.images", where),
+            whole_or_none(data, "cost.reference.epochs", where),
+            whole_or_none(data, "cost.reference.images", where),
         ),
         cost_1x=cost_1x,
-        cost_2x=_number(data, "cost.relative_to_kd.backward_2x", where),
-        train_seconds=_number(data, "time.train_seconds", where),
-        evaluate_seconds=_number(data, "time.evaluate_seconds", where),
-        environment=_mapping(data, "environment"),
+        cost_2x=number(data, "cost.relative_to_kd.backward_2x", where),
+        train_seconds=number(data, "time.train_seconds", where),
+        evaluate_seconds=number(data, "time.evaluate_seconds", where),
+        environment=mapping(data, "environment"),
         history=_history(folder / "metrics.jsonl"),
         selection=_selection(folder / "selection.json"),
         config=config,
@@ -67,14 +78,14 @@ def read_run(folder: Path) -> Run:
 def _history(file: Path) -> tuple[Epoch, ...]:
     if not file.is_file():
         return ()
-    lines = [line for line in enumerate(_text(file).split("\n"), start=1) if line[1].strip()]
+    lines = [line for line in enumerate(read_text(file).split("\n"), start=1) if line[1].strip()]
     epochs: dict[int, Epoch] = {}
-    for number, line in lines:
-        where = f"{file} line {number}"
+    for line_number, line in lines:
+        where = f"{file} line {line_number}"
         try:
-            data = _json(line, where)
+            data = parse_json(line, where)
         except UserError:
-            if number == lines[-1][0]:
+            if line_number == lines[-1][0]:
                 break  # a killed run may have been writing its last line
             raise
         epoch = _epoch(data, where)
@@ -87,50 +98,59 @@ def _epoch(data: dict[str, Any], where: str) -> Epoch:
     if isinstance(data.get("selection"), dict):
         shares = ("kept", "distinct", "hard_kept", "hard_dropped")
         scores = ("score_kept", "score_dropped")
-        values = {name: _share(data, f"selection.{name}", where) for name in shares}
-        values |= {name: _number(data, f"selection.{name}", where) for name in scores}
-        visited = _share(data, "selection.visited", where)  # before 0.2, every epoch visited all
+        values = {name: share(data, f"selection.{name}", where) for name in shares}
+        values |= {name: number(data, f"selection.{name}", where) for name in scores}
+        visited = share(data, "selection.visited", where)  # before 0.2, every epoch visited all
         if visited is not None and values["kept"] is not None:
             values["kept"] *= visited
-        kept = Kept(**values)
+        kept = Kept(**values, histogram=_histogram(data["selection"].get("histogram"), where))
     return Epoch(
-        epoch=_whole(data, "epoch", where),
-        accuracy=_share(data, "accuracy", where),
-        agreement=_share(data, "agreement", where),
-        cost_1x=_number(data, "cost.backward_1x", where),
-        cost_2x=_number(data, "cost.backward_2x", where),
+        epoch=whole(data, "epoch", where),
+        accuracy=share(data, "accuracy", where),
+        agreement=share(data, "agreement", where),
+        cost_1x=number(data, "cost.backward_1x", where),
+        cost_2x=number(data, "cost.backward_2x", where),
         kept=kept,
     )
+
+
+def _histogram(data: Any, where: str) -> Histogram | None:
+    """The epoch's images by their score; None in a run of an earlier version, and where nothing was scored."""
+    if not isinstance(data, dict):
+        return None
+    low, high = (number(data, name, where, required=True) for name in ("low", "high"))
+    kept, dropped = (counts(data, name, where) for name in ("kept", "dropped"))
+    hard = [counts_or_none(data, name, where) for name in ("kept_hard", "dropped_hard")]
+    lists = [one for one in (kept, dropped, *hard) if one is not None]
+    if low is None or high is None or not low < high or len({len(one) for one in lists}) > 1 or not kept:
+        raise UserError(f"{where}: the histogram's range or lists do not fit together")
+    remembered = data.get("remembered") is True
+    return Histogram(string(data, "score", where), low, high, kept, dropped, hard[0], hard[1], remembered)
 
 
 def _selection(file: Path) -> Selection | None:
     if not file.is_file():
         return None
-    data = _json(_text(file), str(file))
-    bins, images = _value(data, "histogram.times_kept", file), _value(data, "histogram.images", file)
-    for values in (bins, images):
-        if not isinstance(values, list) or not all(isinstance(value, int) for value in values):
-            raise UserError(
-                f"{file}: the histogram's 'times_kept' and 'images' must be lists of whole numbers"
-            )
+    data = parse_json(read_text(file), str(file))
+    bins, images = (counts(data, f"histogram.{name}", file) for name in ("times_kept", "images"))
     if len(bins) != len(images):
         raise UserError(f"{file}: {len(bins)} times_kept for {len(images)} images in the histogram")
     most, least = _pictures(data, "most_kept", file), _pictures(data, "least_kept", file)
-    return Selection(_whole(data, "epochs", file), tuple(bins), tuple(images), most, least)
+    return Selection(whole(data, "epochs", file), bins, images, most, least)
 
 
 def _pictures(data: dict[str, Any], name: str, file: Path) -> tuple[Picture, ...]:
     pictures = []
-    for entry in data.get(name) or []:
-        png = _string(entry, "png", file)
+    for picture in data.get(name) or []:
+        png = string(picture, "png", file)
         try:
             is_png = base64.b64decode(png, validate=True).startswith(_PNG)
         except (binascii.Error, ValueError):
             is_png = False
         if not is_png:
             raise UserError(f"{file}: an image of '{name}' is no base64 PNG")
-        label = entry.get("label")
-        index, times = _whole(entry, "index", file), _whole(entry, "times", file)
+        label = picture.get("label")
+        index, times = whole(picture, "index", file), whole(picture, "times", file)
         pictures.append(Picture(index, None if label is None else str(label), times, png))
     return tuple(pictures)
 
@@ -138,75 +158,9 @@ def _pictures(data: dict[str, Any], name: str, file: Path) -> tuple[Picture, ...
 def _config(file: Path) -> tuple[str, dict[str, Any]]:
     if not file.is_file():
         return "", {}
-    text = _text(file)
+    text = read_text(file)
     try:
         config = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(f"{file} is no readable YAML: {str(error).splitlines()[0]}") from error
     return text, config if isinstance(config, dict) else {}
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} cannot be read: {error}") from error
-
-
-def _json(text: str, where: str) -> dict[str, Any]:
-    try:
-        data = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{where} is no readable JSON ({error}); repair it or remove the run") from error
-    if not isinstance(data, dict):
-        raise UserError(f"{where} holds no JSON object; repair it or remove the run")
-    return data
-
-
-def _value(data: Any, path: str, where: object, required: bool = True) -> Any:
-    for key in path.split("."):
-        if not isinstance(data, dict) or key not in data:
-            if required:
-                raise UserError(f"{where}: '{path}' is missing; repair it or remove the run")
-            return None
-        data = data[key]
-    return data
-
-
-def _number(data: Any, path: str, where: object, required: bool = False) -> float | None:
-    value = _value(data, path, where, required)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise UserError(f"{where}: '{path}' must be a number or null, not {value!r}")
-    return float(value) if math.isfinite(value) else None  # a diverged run writes NaN
-
-
-def _share(data: Any, path: str, where: object, required: bool = False) -> float | None:
-    value = _number(data, path, where, required)
-    if value is not None and not 0 <= value <= 1:
-        raise UserError(f"{where}: '{path}' must lie between 0 and 1, not {value:g}")
-    return value
-
-
-def _whole(data: Any, path: str, where: object) -> int:
-    value = _value(data, path, where)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise UserError(f"{where}: '{path}' must be a whole number from 0, not {value!r}")
-    return value
-
-
-def _optional_whole(data: Any, path: str, where: object) -> int | None:
-    return None if _value(data, path, where, required=False) is None else _whole(data, path, where)
-
-
-def _string(data: Any, path: str, where: object) -> str:
-    value = _value(data, path, where)
-    if not isinstance(value, str) or not value:
-        raise UserError(f"{where}: '{path}' must be a text, not {value!r}")
-    return value
-
-
-def _mapping(data: dict[str, Any], key: str) -> dict[str, Any]:
-    value = data.get(key)
-    return value if isinstance(value, dict) else {}

@@ -8,6 +8,31 @@ from typing import Any
 
 
 @dataclass(frozen=True)
+class Histogram:
+    """An epoch's images by their score, in bins of equal width.
+
+    Args:
+        score: which score it is
+        low: where the first bin begins
+        high: where the last one ends
+        kept: kept images in each bin
+        dropped: dropped images in each bin
+        kept_hard: of those kept, the ones the student got wrong; None without labels
+        dropped_hard: of those dropped, the ones the student got wrong
+        remembered: the epoch's images were chosen before it by scores of their last visits
+    """
+
+    score: str
+    low: float
+    high: float
+    kept: tuple[int, ...]
+    dropped: tuple[int, ...]
+    kept_hard: tuple[int, ...] | None = None
+    dropped_hard: tuple[int, ...] | None = None
+    remembered: bool = False
+
+
+@dataclass(frozen=True)
 class Kept:
     """What the selection kept in one epoch; every field is a mean or a share, None where unknown.
 
@@ -18,6 +43,7 @@ class Kept:
         score_dropped: mean score of the dropped images
         hard_kept: share of the kept images that the student got wrong, 0..1
         hard_dropped: share of the dropped images that the student got wrong, 0..1
+        histogram: the epoch's images by their score
     """
 
     kept: float | None = None
@@ -26,6 +52,7 @@ class Kept:
     score_dropped: float | None = None
     hard_kept: float | None = None
     hard_dropped: float | None = None
+    histogram: Histogram | None = None
 
 
 @dataclass(frozen=True)

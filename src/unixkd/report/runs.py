@@ -140,14 +140,15 @@ def _folders_with(folder: Path, name: str) -> list[Path]:
     return [path.parent for path in folder.rglob(name) if path.is_file()]
 
 
-def _rank(method: str) -> tuple[int, int, str]:
-    """The known methods in their order, `kd@x` right after x, student-alone last."""
+def _rank(method: str) -> tuple[int, str, bool, str]:
+    """The known methods in their order, each followed by its variants, `kd@x` right after x, student-alone last."""
     name = method.partition(" (")[0]
     matched, at, target = name.partition("@")
-    name = target if at and matched == "kd" else name
-    if name == "student-alone":
-        return len(_ORDER) + 1, 0, method
-    return _ORDER.index(name) if name in _ORDER else len(_ORDER), int(bool(at)), method
+    is_matched = bool(at) and matched == "kd"
+    variant = target if is_matched else name
+    name = variant.partition(":")[0]
+    place = _ORDER.index(name) if name in _ORDER else len(_ORDER) + (name == "student-alone")
+    return place, variant, is_matched, method
 
 
 def _distinguish(runs: list[Run]) -> list[Run]:

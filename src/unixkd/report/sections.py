@@ -12,6 +12,7 @@ from unixkd.report.markup import details, figure, html_table, section
 from unixkd.report.records import Run
 from unixkd.report.runs import Group, curve, teacher_runs
 from unixkd.report.table import columns_of, teacher_accuracy, teacher_line
+from unixkd.report.tradeoff import accuracy_against_cost
 from unixkd.report.words import NONE, count, explain, hero_of, measure_of, percent
 
 __all__ = [
@@ -39,22 +40,6 @@ def results(runs: Sequence[Run], groups: Sequence[Group], styles: dict[str, Styl
     ]
     teacher = f'<p class="note">{escape(teacher_line(runs))}</p>' if teacher_line(runs) else ""
     return section("Results", teacher + table + f"<dl>{''.join(explained)}</dl>")
-
-
-def accuracy_against_cost(groups: Sequence[Group], styles: dict[str, Style]) -> str:
-    """Both conventions side by side."""
-    measure = measure_of(groups)
-    figures = []
-    for backward, caption in ((1, "backward = 1 forward"), (2, "backward = 2 forwards")):
-        svg = charts.accuracy_by_cost(groups, styles, measure, backward, f"cost{backward}")
-        if svg is not None:
-            convention = "as in the UNIX paper" if backward == 1 else "nearer to what convolutions cost"
-            figures.append(figure(svg, caption, convention))
-    if not figures:
-        return ""
-    note = "Further up is better, further left is cheaper. Bars: one standard deviation over seeds."
-    body = f'<p class="note">{note}</p><div class="charts">{"".join(figures)}</div>'
-    return section(f"{measure.name.capitalize()} against computation", body)
 
 
 def training(runs: Sequence[Run], groups: Sequence[Group], styles: dict[str, Style]) -> str:
@@ -126,6 +111,11 @@ def how_to_read(groups: Sequence[Group]) -> str:
         ("Seconds", "Measured on the machine named above. Less computation need not be less time: scoring "
          "adds a pass, and small batches use a machine less well."),
         ("Hard", "An image that the student got wrong at the moment it was kept or dropped."),
+        ("Histograms", "Images of one epoch by their score, as shares of all its images that have one, mean over the "
+         "runs. Scores beyond the range are counted in the outermost bins. Entropy ends at log C, a guess among C "
+         "classes; a loss has no end and is cut off."),
+        ("Short names", "Charts write the paper’s symbols: k for keep (k/N), b for mix_from (b/N), w for "
+         "steepness."),
     ]  # fmt: skip
     cells = [f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in lines]
     return section("How to read this", f"<dl>{''.join(cells)}</dl>")

@@ -143,7 +143,9 @@ def _caption(runs: Sequence[Run], shortened: bool) -> Text:
     groups = group_runs(runs)
     lines = [teacher_line(runs)]
     labelled = [group.method for group in groups if group.method.startswith("kd@")]
-    lines += [f"{method}: {explain(method)}." for method in labelled]
+    lines += [f"{method}: {explain(method)}." for method in (labelled if len(labelled) == 1 else [])]
+    if len(labelled) > 1:
+        lines.append("kd@X: plain KD for as many epochs as the computation of X buys.")
     lines += ["Cost in % of plain KD, counting the backward pass as 1 or 2 forwards."]
     lines += ["A wider terminal shows more columns."] if shortened else []
     return Text("\n".join(line for line in lines if line))

@@ -68,12 +68,16 @@ def explain(method: str) -> str:
 
     >>> explain("kd@unix")
     'KD at the cost of unix: plain KD for as many epochs as the computation of unix buys'
+    >>> explain("random:keep=0.5")
+    'keeps random images of each batch, unmixed: the control for training on less, with keep = 0.5'
     """
     name = method.partition(" (")[0]
     kd, at, target = name.partition("@")
     if kd == "kd" and at:
         return f"KD at the cost of {target}: plain KD for as many epochs as the computation of {target} buys"
-    return _EXPLAINED.get(name, "")
+    name, _, options = name.partition(":")
+    changed = f", with {options.replace(':', ', ').replace('=', ' = ')}" if options else ""
+    return f"{_EXPLAINED[name]}{changed}" if name in _EXPLAINED else ""
 
 
 def percent(spread: Spread | None, digits: int = 2, sd: bool = True) -> str:
