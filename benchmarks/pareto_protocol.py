@@ -9,8 +9,8 @@ nobody trains on it. All networks run in bf16, by autocast.
 - confirmation: once, seeds 10 to 14, evaluated on the 10,000 test images after the last epoch
 
 A contender's cost is counted from its run's own ledger: every forward, the filling of its store included, over plain
-KD's 128 epochs. To save the experiment's time, not the contenders', answers to images as they are come from a store that
-all runs share (`answers.lender`): they are charged as if each run had asked for itself.
+KD's 128 epochs. To save the experiment's time, not the contenders', answers to images as they are come from a store
+that all runs share (`answers.lender`): they are charged as if each run had asked for itself.
 """
 
 from __future__ import annotations
