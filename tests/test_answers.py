@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, nn
 
+from running import distilled
 from slow import RowCounter, TinyNet, images_of
 from unixkd.batch import Batch, MixedBatch
-from unixkd.config import DataConfig
+from unixkd.config import DataConfig, MethodConfig
 from unixkd.data import MemorySplit, Split, load_data
 from unixkd.distiller import Distiller
 from unixkd.errors import UserError
@@ -31,6 +33,7 @@ from unixkd.teacher import filling
 from unixkd.teacher.asking import Teacher
 from unixkd.teacher.filling import fetch_answers
 from unixkd.teacher.store import AnswerStore
+from unixkd.train import run
 
 IMAGES, VIEWS, CLASSES = 6, 3, 2
 
@@ -111,6 +114,72 @@ def test_what_the_store_lacks_is_asked_with_the_mixed_rows_and_kept(tmp_path):
     ]
     assert (second.forwarded, second.cached, second.filled) == (3, 2, 2)
     assert sorted(stored(teacher.store)) == [(0, 2), (1, 1), (3, 2), (4, 1)]
+
+
+def test_lent_answers_are_charged_as_asked_and_save_the_forward(tmp_path):
+    module, lender = Knowing(), open_store(tmp_path / "lent")
+    rows = kept(4, 2, 0, pure=2)
+    teacher = Teacher(Network(module), lender=lender)
+    first, again = teacher(PICTURES, rows), teacher(PICTURES, rows)
+    assert module.asked == [pytest.approx([0.4, 0.2, 0.777]), pytest.approx([0.777])]
+    assert (
+        (first.forwarded, first.cached, first.filled)
+        == (3, 0, 0)
+        == (
+            again.forwarded,
+            again.cached,
+            again.filled,
+        )
+    )
+    assert first.outputs.logits.tolist() == [rounded(0.4), rounded(0.2), exact(0.777)]
+    assert torch.equal(first.outputs.logits, again.outputs.logits)
+
+
+def test_a_store_is_filled_from_a_lender_and_charged(tmp_path):
+    module, lender, store = Knowing(), open_store(tmp_path / "lent"), open_store(tmp_path / "answers")
+    Teacher(Network(module), lender=lender)(PICTURES, kept(4, 2, pure=2))
+    teacher = Teacher(Network(module), store, lender)
+    found = teacher(PICTURES, kept(4, 2, 1, pure=3))
+    assert module.asked[1:] == [pytest.approx([0.1])]  # 4 and 2 were lent
+    assert (found.forwarded, found.cached, found.filled) == (3, 0, 3)
+    assert found.outputs.logits.tolist() == [rounded(0.4), rounded(0.2), rounded(0.1)]
+    assert len(stored(store)) == len(stored(lender)) == 3
+    again = teacher(PICTURES, kept(4, 2, 1, pure=3))
+    assert (again.forwarded, again.cached, again.filled) == (0, 3, 0)
+
+
+def mixing(position: list[int], partner: list[int], weight: list[float]) -> MixedBatch:
+    """Rows of `PICTURES` mixed with partners."""
+    rows = kept(*position, pure=0)
+    return replace(rows, weight=torch.tensor(weight), partner=torch.tensor(partner))
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_mixed_answers_are_the_mix_of_both_answers(ahead, tmp_path):
+    module = Knowing()
+    teacher = Teacher(Network(module), open_store(tmp_path / "a", precision="fp32"), mixes_answers=True)
+    batch = replace(PICTURES, answers=module(PICTURES.images)) if ahead else PICTURES
+    module.asked.clear()
+    found = teacher(batch, mixing([4, 2, 4], [0, 5, 2], [0.25, 0.5, 0.0]))
+    torch.testing.assert_close(
+        found.outputs.logits, torch.tensor([exact(0.3), exact(0.35), exact(0.4)]), atol=1e-6, rtol=0
+    )
+    if ahead:
+        assert (module.asked, found.forwarded) == ([], 0)
+    else:  # each image is asked about once
+        assert sorted(module.asked[0]) == pytest.approx([0.0, 0.2, 0.4, 0.5])
+        assert (found.forwarded, found.cached, found.filled) == (4, 0, 4)
+
+
+def test_pure_batches_of_a_method_that_mixes_answers_are_answered_as_ever(tmp_path):
+    teacher = Teacher(Network(Knowing()), open_store(tmp_path / "a"), mixes_answers=True)
+    assert teacher(PICTURES, kept(4, 2, pure=2)).outputs.logits.tolist() == [rounded(0.4), rounded(0.2)]
+
+
+def test_mixed_answers_need_a_store_to_mix_from(tmp_path):
+    config = distilled(tmp_path, MethodConfig("mixup", mixes_answers=True))
+    with pytest.raises(UserError, match=r"mixes stored answers: give --answers\.path"):
+        run(config, tmp_path / "run")
 
 
 def test_where_all_is_known_the_teacher_is_not_run(tmp_path):

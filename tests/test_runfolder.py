@@ -64,6 +64,16 @@ def test_resume_says_whether_there_is_a_checkpoint(folder):
     assert not folder.open(CONFIG, "resume")
 
 
+def test_an_option_younger_than_the_run_is_taken_to_be_as_usual(folder):
+    path = folder.path / "run.yaml"
+    text = path.read_text()
+    assert "  bn_images: 2048\n" in text
+    path.write_text(text.replace("  bn_images: 2048\n", ""))
+    folder.check_same(CONFIG)
+    with pytest.raises(UserError, match=r"train\.bn_images: 2048 then, 64 now"):
+        folder.check_same(replace(CONFIG, train=replace(CONFIG.train, bn_images=64)))
+
+
 def test_check_same_lists_every_difference_and_nothing_else(folder):
     other = replace(CONFIG, method=MethodConfig("kd"), train=TrainConfig(lr=0.1, milestones=[0.5]))
     with pytest.raises(UserError) as caught:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from unixkd.build_methods import build_method, named
-from unixkd.checks import check_data, check_small_batches, check_train
+from unixkd.checks import check_data, check_sizes, check_small_batches, check_train
 from unixkd.config import LossConfig, ModelConfig, RunConfig, TrainConfig
 from unixkd.data import Data, MemorySplit, load_data
 from unixkd.errors import UserError
@@ -81,11 +81,16 @@ def build_run(config: RunConfig, device: torch.device) -> RunParts:
         raise UserError(f"method {method.name} needs a teacher")
     if config.train.compile and any(isinstance(term.loss, FeatureLoss) for term in objective):
         raise UserError("at and sp read features inside the networks, which --train.compile does not allow")
+    if method.mixes_answers and config.answers.path is None:
+        raise UserError(
+            f"method {method.name} mixes stored answers: give --answers.path, where to store them"
+        )
     data = load_data(config.data)
     check_data(config, data, method, objective)
     teacher = None if config.teacher is None else build_network(config.teacher, data, "teacher")
     student = build_student(config, data, teacher)
     check_small_batches(config, data, method, student)
+    check_sizes(config, data, method, student)
     if isinstance(data.train, MemorySplit):
         data = replace(data, train=data.train.to(device))
     for network in (teacher, student):

@@ -9,12 +9,14 @@ import sys
 import torch
 
 from unixkd.config import RunConfig, TrainConfig
+from unixkd.cost import forward_flops
 from unixkd.data import Data
 from unixkd.errors import UserError
 from unixkd.methods import Method
 from unixkd.mixing import num_kept
 from unixkd.models import PixelModel
 from unixkd.objective import Objective
+from unixkd.resizing import shrunk_size
 from unixkd.scoring import TrueLoss
 from unixkd.selection import num_chosen
 
@@ -71,6 +73,29 @@ def smallest_step(method: Method, images: int, train: TrainConfig) -> int:
         return min(num_chosen(method.choice.share(point), images) for point in points)
     last = images % train.batch_size or train.batch_size
     return min(num_kept(method.at(point).keep, train.batch_size, last) for point in points)
+
+
+def check_sizes(config: RunConfig, data: Data, method: Method, student: PixelModel) -> None:
+    """Raise where the student cannot be shown images as small as the method makes them."""
+    epochs = config.train.epochs
+    size = data.image_shape[1:]
+    methods = [method.at(epoch / epochs) for epoch in range(epochs)]
+    shares = [share for now in methods for share in (now.size, now.scoring.size)]
+    smallest = shrunk_size(size, min(shares))
+    if smallest is None:
+        return
+    if student.card.size is not None:
+        raise UserError(
+            f"{student.card.name} resizes all images to {student.card.size} pixels: smaller ones would save "
+            "nothing; leave method.size and scoring_size alone"
+        )
+    try:
+        forward_flops(student, (data.channels, *smallest))
+    except RuntimeError as error:
+        raise UserError(
+            f"{student.card.name} cannot take images of {smallest[0]} pixels, which method.size or scoring_size "
+            f"asks for: {str(error).partition(chr(10))[0]}"
+        ) from None
 
 
 def check_data(config: RunConfig, data: Data, method: Method, objective: Objective) -> None:

@@ -57,16 +57,17 @@ class Tally:
             self.times_kept.index_add_(
                 0, kept_index, torch.ones_like(kept_index, dtype=self.times_kept.dtype)
             )
-        if result.scores is not None and result.scoring_logits is not None:
-            self._split("score", result.scores, result)
-            wrong = None
-            if batch.labels is not None:
-                wrong = result.scoring_logits.argmax(1) != batch.labels
-                self._split("hard", wrong, result)
-            self._count_scores(result.scores, wrong, result)
+        wrong = None
+        if result.scoring_logits is not None and batch.labels is not None:
+            wrong = result.scoring_logits.argmax(1) != batch.labels
+            self._split("hard", wrong, result)
         elif result.mixed.label_a is not None and result.mixed.label_a is result.mixed.label_b:
-            wrong = result.outputs.logits.detach().argmax(1) != result.mixed.label_a
-            self.sums["hard_kept"] += wrong.sum()
+            kept_wrong = result.outputs.logits.detach().argmax(1) != result.mixed.label_a
+            self.sums["hard_kept"] += kept_wrong.sum()
+            self.sums["hard_kept.steps"] += 1
+        if result.scores is not None:
+            self._split("score", result.scores, result)
+            self._count_scores(result.scores, wrong, result)
 
     def finite(self) -> bool:
         """Whether every loss so far was finite: one that was not stays in the sum. Waits for the device."""
@@ -76,6 +77,8 @@ class Tally:
         kept = values[result.mixed.position].sum(dtype=torch.float32)
         self.sums[f"{name}_kept"] += kept
         self.sums[f"{name}_dropped"] += values.sum(dtype=torch.float32) - kept
+        for key in (f"{name}_kept.steps", f"{name}_dropped.steps"):  # a graph's replay adds them too
+            self.sums[key] += 1
 
     def _count_scores(self, scores: Tensor, wrong: Tensor | None, result: StepResult) -> None:
         """Count the images in a table of (seen or kept) × (easy or hard) × bin."""
@@ -129,16 +132,20 @@ class Tally:
         for name, count in (("kept", self.kept), ("dropped", dropped)):
             for what in ("score", "hard"):
                 key = f"{what}_{name}"
-                measured = key in self.sums and (what == "hard" or self.scored)
-                record[key] = self.sums[key].item() / count if measured and count else None
+                record[key] = self.sums[key].item() / count if self._measured(key) and count else None
         return record | {"histogram": self.histogram()}
+
+    def _measured(self, key: str) -> bool:
+        """Whether a step of this epoch has added to a sum."""
+        steps = f"{key}.steps"
+        return steps in self.sums and self.sums[steps].item() > 0
 
     def histogram(self) -> dict[str, Any] | None:
         """How many kept and dropped images lie in each bin of their scores, and how many of those were hard.
 
         None where nothing was scored and nothing is remembered.
         """
-        if self.bins is None or (self.remembered is None and not self.scored):
+        if self.bins is None or (self.remembered is None and not self._measured("score_kept")):
             return None
         bins = {"score": self.bins.name, "low": self.bins.low, "high": self.bins.high}
         if self.remembered is not None:
@@ -151,7 +158,7 @@ class Tally:
             }
             return bins | {"remembered": True} | counts
         seen, taken = (self.sums[f"histogram.{name}"].reshape(2, NUM_BINS) for name in ("seen", "kept"))
-        counts, labelled = {}, "hard_kept" in self.sums
+        counts, labelled = {}, self._measured("hard_dropped")
         for name, table in (("kept", taken), ("dropped", seen - taken)):
             counts[name] = table.sum(0).tolist()
             counts[f"{name}_hard"] = table[1].tolist() if labelled else None
