@@ -6,7 +6,8 @@ once on the test set, with other seeds. Everything goes on where it stopped; eve
 
     python benchmarks/pareto.py teachers --root CIFAR100 --out runs/pareto      # an hour on two cores
     python benchmarks/pareto.py search   --root CIFAR100 --out runs/pareto      # ten minutes a run and core
-    python benchmarks/pareto.py report
+    python benchmarks/pareto.py seconds  --root CIFAR100 --out runs/pareto      # alone on the machine, half an hour
+    python benchmarks/pareto.py report --of confirm                             # tables, tests, docs/pareto-confirm.svg
     python benchmarks/pareto.py search --quick --root CIFAR100                  # a few steps of everything; no results
 """
 
@@ -25,19 +26,24 @@ from typing import Any
 import torch
 
 from common import RESULTS, keep_summary, mean_sd
+from pareto_evidence import draw, load, points, verdict
 from pareto_protocol import (
     CONTENDERS,
     PAIRS,
     QUICK,
+    RECIPE,
+    RIVALS,
     STAGES,
     Contender,
     Scale,
     folder,
+    sample,
     store,
     student,
     teacher,
 )
 from unixkd.compare import Job, run_jobs
+from unixkd.train import run
 
 KEPT = RESULTS / "pareto"
 
@@ -77,16 +83,13 @@ def keep(pair: str, contender: Contender, seed: int, stage: str, job: Job, out: 
 
 def rows(kept: Path) -> list[dict[str, Any]]:
     """A line for each contender with summaries in a folder: accuracy, cost, paired difference to plain KD."""
-    runs: dict[str, dict[int, dict[str, Any]]] = {}
-    for path in sorted(kept.glob("*.json")):
-        summary = json.loads(path.read_text())
-        runs.setdefault(summary["method"], {})[summary["seed"]] = summary
-    plain = runs.get("kd", {})
+    runs = load(kept)
+    plain = points(runs.get("kd", {}))
     found = []
     for contender in CONTENDERS:
         if own := runs.get(contender.name):
-            last = {seed: 100 * summary["accuracy"]["last"] for seed, summary in own.items()}
-            against = [last[seed] - 100 * plain[seed]["accuracy"]["last"] for seed in last if seed in plain]
+            last = points(own)
+            against = [last[seed] - plain[seed] for seed in last if seed in plain]
             costs = [summary["cost"]["relative_to_kd"] for summary in own.values()]
             found.append(
                 {
@@ -117,7 +120,33 @@ def report(stage: str) -> dict[str, Any]:
                 f"{100 * line['cost']['backward_1x']:>11.1f}{100 * line['cost']['backward_2x']:>8.1f}"
                 f"{line['seconds']:>7.0f}"
             )
+        if (said := verdict(KEPT / pair / stage, RECIPE, RIVALS)) is not None:
+            print(json.dumps({"pair": pair, **said}))
     return tables
+
+
+def time_contenders(pairs: list[str], names: list[str], root: str, out: Path, rounds: int) -> None:
+    """A short run of every contender, in turns and asking the teacher itself; its seconds over plain KD's.
+
+    Epochs and views are shortened alike, and costs are compared with the shortened plain KD.
+    """
+    for pair in pairs:
+        ratios: dict[str, list[float]] = {}
+        for number in range(rounds):
+            seconds = {}
+            chosen = [c for c in CONTENDERS if c.name in {*names, "kd"}]
+            for contender in chosen if number % 2 else reversed(chosen):
+                path = out / pair / "seconds" / f"{number}-{folder(contender, pair, 0, 'search', out).name}"
+                config = sample(contender, pair, root, out, path)
+                seconds[contender.name] = run(config, path, mode="overwrite")["time"]["train_seconds"]
+                shutil.rmtree(path.with_name(f"{path.name}.answers"), ignore_errors=True)
+            for name, value in seconds.items():
+                ratios.setdefault(name, []).append(value / seconds["kd"])
+            print(pair, number, {name: round(values[-1], 3) for name, values in ratios.items()}, flush=True)
+        result = {"relative_to_kd": {name: mean_sd(values) for name, values in ratios.items()}}
+        kept = KEPT / pair / "seconds.json"
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text(json.dumps({**result, "environment": environment()}, indent=2) + "\n")
 
 
 def spread(value: dict[str, Any]) -> str:
@@ -128,7 +157,9 @@ def spread(value: dict[str, Any]) -> str:
 def main() -> int:
     """Train, keep, report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("stage", choices=["teachers", *STAGES, "report"])
+    parser.add_argument("stage", choices=["teachers", *STAGES, "seconds", "report"])
+    parser.add_argument("--of", choices=STAGES, default="confirm", help="the stage that report reports")
+    parser.add_argument("--rounds", type=int, default=3, help="of the stage seconds")
     parser.add_argument("--root", default=os.environ.get("UNIXKD_CIFAR100"), help="folder with CIFAR-100")
     parser.add_argument("--out", type=Path, default=Path("runs/pareto"), help="folder of the runs")
     parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=list(PAIRS))
@@ -151,7 +182,11 @@ def main() -> int:
                 for pair, contender, seed, job in planned:
                     if not options.quick and (job.folder / "summary.json").exists():
                         keep(pair, contender, seed, options.stage, job, out)
-    stage = options.stage if options.stage in STAGES else "search"
+        if options.stage == "seconds" and not options.quick:
+            time_contenders(pairs, options.contenders, options.root, out, options.rounds)
+    stage = options.stage if options.stage in STAGES else options.of
+    if options.stage == "report":
+        draw(KEPT, list(PAIRS), stage, RESULTS.parents[1] / "docs" / f"pareto-{stage}.svg", RECIPE)
     print(
         json.dumps({"benchmark": "pareto", "stage": stage, "quick": options.quick, "tables": report(stage)})
     )

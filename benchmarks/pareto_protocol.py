@@ -62,6 +62,9 @@ class Contender:
     stored: bool = False
 
 
+SMALL = {"size": 0.625, "size_end": 1.0}
+"""Smaller images at first: 10, 12, 14, 16 pixels."""
+
 CONTENDERS = (
     Contender("student-alone", MethodConfig("student-alone")),
     Contender("kd"),
@@ -76,13 +79,32 @@ CONTENDERS = (
     Contender("unix, step", MethodConfig("unix", curve="step")),
     Contender("infobatch", MethodConfig("infobatch")),
     Contender("selective-backprop", MethodConfig("selective-backprop")),
+    Contender("unix, scored at half the side", MethodConfig("unix", scoring_size=0.5)),
+    Contender("hard, scored every 4th epoch", MethodConfig("hard", scoring_every=4)),
     Contender("stale", MethodConfig("stale")),
     Contender("kd, views", views=VIEWS, stored=True),
     Contender("kd, views, epochs x0.75", epochs=0.75, views=VIEWS, stored=True),
     Contender("random-epoch, views", MethodConfig("random-epoch"), views=VIEWS, stored=True),
     Contender("stale, views", MethodConfig("stale"), views=VIEWS, stored=True),
     Contender("infobatch, views", MethodConfig("infobatch"), views=VIEWS, stored=True),
+    Contender(
+        "mixup, views, mixed answers", MethodConfig("mixup", mixes_answers=True), views=VIEWS, stored=True
+    ),
+    Contender("kd, views, small first", MethodConfig("kd", **SMALL), views=VIEWS, stored=True),
+    Contender(
+        "kd, views, small first, epochs x0.75", MethodConfig("kd", **SMALL), 0.75, views=VIEWS, stored=True
+    ),
+    Contender(
+        "random-epoch, views, small first", MethodConfig("random-epoch", **SMALL), views=VIEWS, stored=True
+    ),
+    Contender("stale, views, small first", MethodConfig("stale", **SMALL), views=VIEWS, stored=True),
+    Contender("infobatch, views, small first", MethodConfig("infobatch", **SMALL), views=VIEWS, stored=True),
 )
+
+RECIPE = "kd, views, small first"
+"""The candidate; frozen before the confirmation."""
+RIVALS = ("kd, views, epochs x0.75", "random-epoch, views", "kd, epochs x0.5")
+"""What it has to beat."""
 
 
 def data(root: str, scale: Scale, limit: int | None, evaluate_on: str = "auto") -> DataConfig:
@@ -138,6 +160,20 @@ def student(
         label=contender.name,
         reference_epochs=scale.epochs,
     )
+
+
+SAMPLE = 16
+"""Of a run that is only timed, epochs and views are divided by this."""
+
+
+def sample(contender: Contender, pair: str, root: str, out: Path, path: Path) -> RunConfig:
+    """A shortened run at `path` that asks the teacher itself, to be timed."""
+    short = replace(
+        contender, views=None if contender.views is None else max(1, round(contender.views / SAMPLE))
+    )
+    config = student(short, pair, 0, "search", root, out, replace(Scale(), epochs=Scale().epochs // SAMPLE))
+    answers = AnswersConfig(str(path.with_name(f"{path.name}.answers")) if contender.stored else None)
+    return replace(config, answers=answers)
 
 
 def folder(contender: Contender, pair: str, seed: int, stage: str, out: Path) -> Path:
