@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -19,11 +19,11 @@ from unixkd.assembly import open_store
 from unixkd.build import build_run, pick_device
 from unixkd.compare import Job, is_finished
 from unixkd.config import RunConfig, TrainConfig
-from unixkd.data import MemorySplit
 from unixkd.display import Display, Event, Note
 from unixkd.network import Network
 from unixkd.precision import DTYPES
 from unixkd.runfolder import RunFolder
+from unixkd.teacher.asking import Teacher
 from unixkd.teacher.filling import fetch_answers
 from unixkd.train import Trainer
 
@@ -108,10 +108,6 @@ class Comparison:
         answers = 0 if job.config.answers.path is None else self.fill(job.config, job.config.answers.path)
         trainer = Trainer(job.config, RunFolder(job.folder), "resume", self.show)
         trainer.name = str(job.folder)  # several pairs have a run of this method and seed
-        if isinstance(test := trainer.parts.data.test, MemorySplit):
-            # A run leaves it on the host, and each of its evaluations would hold up all the others.
-            there = replace(trainer.parts.data, test=test.to(self.device))
-            trainer.parts = replace(trainer.parts, data=there)
         if trainer.epoch == 0:
             trainer.ledger.charge_fill(answers)
         return trainer
@@ -120,14 +116,17 @@ class Comparison:
         """Have the teacher answer every view of a run's images; how many answers its store holds."""
         if path not in self.filled:
             parts = build_run(config, self.device)
-            store = open_store(config, parts, lambda text: self.show(Note("store", text, shared=True)))
+            store = open_store(
+                config, parts, config.answers.path, lambda text: self.show(Note("store", text, shared=True))
+            )
             if store is None or parts.teacher is None:
                 return 0
             held, split = store.contents, parts.data.train
             network = Network(parts.teacher.eval(), dtype=DTYPES[config.train.teacher_precision])
+            teacher = Teacher(network, store)
             with store:
                 for epoch in range(held.views):  # so many epochs show each view once
-                    fetch_answers(network, store, split, epoch, torch.arange(held.images))
+                    fetch_answers(teacher, split, epoch, torch.arange(held.images))
             self.filled[path] = held.images * held.views
         return self.filled[path]
 

@@ -93,6 +93,8 @@ def build_run(config: RunConfig, device: torch.device) -> RunParts:
     check_sizes(config, data, method, student)
     if isinstance(data.train, MemorySplit):
         data = replace(data, train=data.train.to(device))
+    if isinstance(data.test, MemorySplit):
+        data = replace(data, test=data.test.to(device))
     for network in (teacher, student):
         if network is not None:
             network.to(device)
