@@ -13,6 +13,7 @@ from unixkd.commands import planning
 from unixkd.config import DataConfig
 from unixkd.cost import forward_flops
 from unixkd.data import load_data
+from unixkd.expected import step_sizes
 from unixkd.methods import (
     hard,
     kd,
@@ -26,7 +27,7 @@ from unixkd.methods import (
     unix_random,
 )
 from unixkd.models import ModelCard, PixelModel, create_model
-from unixkd.planner import make_plan, step_sizes
+from unixkd.planner import make_plan
 
 ALL = [kd(), unix(), unix_random(), random(), hard(), mixup(), student_alone()]
 
