@@ -83,10 +83,11 @@ def ranking(groups: list[Group], forecasts: dict[str, Forecast]) -> Table:
     table = Table(
         "",
         "way",
-        *("cost %\nback ×1", "cost %\nback ×2", "seconds\nper run", "time %\nof kd"),
+        *("cost %\n×1", "cost %\n×2", "seconds\nper run", "time %\nof kd"),
         "against kd,\npoints",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
+        pad_edge=False,
     )
     for position, column in enumerate(table.columns):
         column.no_wrap = True
@@ -125,7 +126,9 @@ def shown(way: Way) -> str:
 
 def notes(known: list[Way], forecasts: dict[str, Forecast]) -> list[str]:
     """What is to be said of the table."""
-    lines = ["Costs and times are shares of plain KD's for the planned epochs; ranked by cost, back ×2."]
+    lines = [
+        "Costs are shares of plain KD's, with the backward pass counted as 1 or 2 forwards; ×2 counts here."
+    ]
     if any(each.seconds is not None for each in forecasts.values()):
         lines.append(
             "Times are forwards and backwards of random pixels, timed here in turns with plain KD's."
@@ -133,7 +136,7 @@ def notes(known: list[Way], forecasts: dict[str, Forecast]) -> list[str]:
     shown_ways = [each.way for each in forecasts.values()]
     lines += [f"{way.name} was measured on {way.evidence.where}." for way in shown_ways if way.evidence]
     if any(way.matches is None for way in shown_ways):
-        lines.append("Not measured: nobody has shown whether it is as accurate; compare it with plain KD.")
+        lines.append("Not measured: whether it is as accurate is not known; compare it with plain KD.")
     missing = [way.name for way in known if way.name not in forecasts]
     if missing:
         lines.append(f"Left out as views have no end: {', '.join(missing)}; --data.views limits them.")
