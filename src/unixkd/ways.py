@@ -99,9 +99,7 @@ class Way:
     @property
     def matches(self) -> bool | None:
         """Whether it is as good as plain KD; None: nothing is known."""
-        if self.exact:
-            return True
-        return None if self.evidence is None else self.evidence.matches
+        return True if self.exact else None if self.evidence is None else self.evidence.matches
 
 
 FEW = 0.14

@@ -153,5 +153,5 @@ def needs(way: Way, setting: Setting, classes: int) -> list[str]:
         assert views is not None
         lines.append(f"Its answers take {Contents({}, setting.images, views, classes, 'fp16')}.")
     if setting.runs > 1:
-        lines.append(f"The other {setting.runs - 1} in the same way, each with a --seed of its own:")
+        lines.append("Further runs are the same command, each with a --seed of its own:")
     return lines
