@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from unixkd.commands import planning
 from unixkd.config import DataConfig
 from unixkd.cost import forward_flops
 from unixkd.data import load_data
+from unixkd.expected import step_sizes
 from unixkd.methods import (
     hard,
     kd,
@@ -26,7 +28,7 @@ from unixkd.methods import (
     unix_random,
 )
 from unixkd.models import ModelCard, PixelModel, create_model
-from unixkd.planner import make_plan, step_sizes
+from unixkd.planner import make_plan
 
 ALL = [kd(), unix(), unix_random(), random(), hard(), mixup(), student_alone()]
 
@@ -199,5 +201,12 @@ def test_numbers_out_of_range_are_usage_errors(words, capsys):
 
 def test_the_known_data_are_as_they_are():
     data = load_data(DataConfig("digits"))
-    assert planning.KNOWN_DATA["digits"] == (data.channels, data.size, data.num_classes, len(data.train))
-    assert planning.planned_shape(DataConfig("cifar100", limit=500, size=16)) == (3, 16, 100, 500)
+    train = data.train
+    shape = (data.channels, data.size, data.num_classes, len(train), train.num_views)
+    assert planning.KNOWN_DATA["digits"] == shape
+    held_out = DataConfig("digits", holdout=0.1, crop_padding=2, flip=True, views=3)
+    train = load_data(replace(held_out, views=None)).train
+    assert planning.planned_shape(held_out)[3:] == pytest.approx((len(train), train.num_views), abs=2)
+    assert planning.planned_shape(held_out).views == train.num_views == 50
+    # a crop of 16 pixels has a padding of 2
+    assert planning.planned_shape(DataConfig("cifar100", limit=500, size=16)) == (3, 16, 100, 500, 50)

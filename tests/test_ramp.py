@@ -15,9 +15,9 @@ from unixkd.config import AnswersConfig, MethodConfig, ModelConfig
 from unixkd.cost import Ledger
 from unixkd.distiller import Distiller
 from unixkd.errors import UsageError, UserError
+from unixkd.expected import expected_cost
 from unixkd.methods import Method, hard, kd, selective_backprop, unix
 from unixkd.mixing import SigmoidCurve
-from unixkd.planner import expected_cost
 from unixkd.ramp import Ramp
 from unixkd.train import run
 

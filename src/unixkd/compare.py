@@ -22,8 +22,8 @@ from unixkd.config import MethodConfig, RunConfig, TrainConfig
 from unixkd.cost import Ledger
 from unixkd.display import Display, Event, Finished, Note
 from unixkd.errors import UserError
+from unixkd.expected import expected_cost, step_sizes
 from unixkd.methods import Method
-from unixkd.planner import expected_cost, step_sizes
 from unixkd.precision import has_native_bf16, recall
 from unixkd.runfolder import RunFolder
 from unixkd.teacher.opening import decided_precision

@@ -152,13 +152,18 @@ class StepCounts:
     trained_size: Size | None = None
 
 
-def pure_rows(method: Method, batch_size: int) -> int:
-    """How many rows of a full batch are answered by stored answers: images as they are, or whose answers are mixed.
+def pure_rows(method: Method, batch_size: int, images: int | None = None) -> int:
+    """How many rows of a batch are answered by stored answers: images as they are, or whose answers are mixed.
+
+    Args:
+        method: the method
+        batch_size: the configured N
+        images: of the batch; None: it is full
 
     >>> pure_rows(random(), 64), pure_rows(unix(), 64)
     (48, 0)
     """
-    k = num_kept(method.keep, batch_size, batch_size)
+    k = num_kept(method.keep, batch_size, batch_size if images is None else images)
     return k if method.mixes_answers else num_pure(method.curve, k, batch_size)
 
 

@@ -13,7 +13,8 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from unixkd import recipes
 from unixkd.config import AnswersConfig, DataConfig, LossConfig, MethodConfig, ModelConfig, TrainConfig
-from unixkd.errors import unknown_name
+from unixkd.errors import UsageError, unknown_name
+from unixkd.targets import parse_target
 from unixkd.variants import parse_variants
 
 GROUPS: dict[str, type] = {
@@ -94,6 +95,14 @@ def predict_options(parser: ArgumentParser) -> None:
 def plan_options(parser: ArgumentParser) -> None:
     """Options of `plan`."""
     parser.add_argument("--batch_size", type=PositiveInt, default=64, help="images per step, N")
+    parser.add_argument("--train.epochs", type=PositiveInt, default=240, help="epochs of plain KD (--epochs)")
+    parser.add_argument("--runs", type=PositiveInt, default=1, help="runs that share stored answers")
+    parser.add_argument(
+        "--budget", type=str, help="rank ways to distil within this share of KD's cost, e.g. 50%%"
+    )
+    parser.add_argument(
+        "--match-kd", action="store_true", help="rank ways to distil that are as accurate as plain KD"
+    )
     parser.add_argument(
         "--rounds", type=NonNegativeInt, default=5, help="timed steps of each method; 0: no timing"
     )
@@ -128,7 +137,7 @@ DATA = ("digits", "cifar10", "cifar100", "folder:PATH", "parquet:PATH", "hub:ID"
 
 
 def check_names(options: Namespace) -> None:
-    """Raise for a misspelt model, method (with its options) or data name.
+    """Raise for a misspelt model, method (with its options) or data name, and for a target that is none.
 
     What may be a path or is published is left for later.
     """
@@ -137,6 +146,8 @@ def check_names(options: Namespace) -> None:
         name = values[group].name if group in values else ""
         if name and name not in MODELS and not re.search(r"[:/\\]", name) and not Path(name).exists():
             raise unknown_name("model", name, MODELS)
+    if parse_target(values.get("budget"), values.get("match_kd", False)) and values["method"].name:
+        raise UsageError("a target ranks ways with methods of their own: leave --method or the target out")
     method = [values["method"].name] if "method" in values else []
     variants = parse_variants(values.get("methods", [])).values()
     for name in [*method, *(variant.name for variant in variants)]:
@@ -172,7 +183,7 @@ COMMANDS = {
         recipes.recipe,
     ),
     "plan": Command(
-        "what each method will cost, before training",
+        "what methods will cost, which way to distil fits a target",
         (*_PAIR, "method", "data"),
         plan_options,
         recipes.recipe,

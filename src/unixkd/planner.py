@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import itertools
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
 
 import torch
 
 from unixkd.batch import Batch
 from unixkd.cost import CONVENTIONS, Ledger, break_even_ratio
 from unixkd.distiller import Distiller
+from unixkd.expected import expected_cost, step_sizes
 from unixkd.losses import KD, CrossEntropy
 from unixkd.methods import Method, kd
 from unixkd.models import PixelModel
 from unixkd.objective import Objective, Term
+
+K = TypeVar("K")
 
 TIMING_NOISE = 0.03
 """A step counts as slower than plain KD's only beyond this share."""
@@ -115,44 +119,6 @@ def make_plan(
     return Plan(ledger.teacher_flops, ledger.student_flops, plans)
 
 
-def expected_cost(method: Method, ledger: Ledger, sizes: Sequence[int], epochs: int) -> dict[str, float]:
-    """What a run is expected to cost without stored answers, over plain KD's on all images.
-
-    Args:
-        method: which may change from epoch to epoch
-        ledger: an empty one with both networks' forward FLOPs
-        sizes: of an epoch's batches, a short last one included; the first is the configured size
-        epochs: of the run
-
-    >>> from unixkd.methods import random
-    >>> expected_cost(random(), Ledger(1, 3), [64], epochs=2)
-    {'backward_1x': 0.75, 'backward_2x': 0.75}
-    """
-    total = dict.fromkeys(CONVENTIONS, 0.0)
-    methods = ((method.at(epoch / epochs), method.scoring.now(epoch)) for epoch in range(epochs))
-    for (now, scored), same in itertools.groupby(methods):
-        one = ledger.emptied()
-        for size in sizes:
-            counts = now.counts(size, sizes[0], ledger.image_size)
-            one.charge(counts if scored else replace(counts, scored=0))
-        weight = len(list(same)) / epochs
-        total = {name: total[name] + weight * cost for name, cost in one.relative_to_kd().items()}
-    share = method.mean_share(epochs)
-    return {name: share * cost for name, cost in total.items()}
-
-
-def step_sizes(batch_size: int, epoch_images: int | None) -> list[int]:
-    """The batch sizes of an epoch.
-
-    >>> step_sizes(64, 144)
-    [64, 64, 16]
-    """
-    if epoch_images is None:
-        return [batch_size]
-    full, rest = divmod(epoch_images, batch_size)
-    return [batch_size] * full + [rest] * bool(rest)
-
-
 def time_steps(
     teacher: PixelModel,
     student: PixelModel,
@@ -163,7 +129,7 @@ def time_steps(
 ) -> dict[str, list[float]]:
     """Seconds of each method's step (forwards and backward, no optimiser), plain KD included.
 
-    The methods take turns, in reverse order in every other round, so that none always follows the same one.
+    The methods take turns, see `interleaved`, so that none always follows the same one.
     """
     by_name = {method.name: method for method in methods}
     by_name.setdefault("kd", kd())
@@ -180,16 +146,33 @@ def time_steps(
         )
         for name, method in by_name.items()
     }
-    seconds: dict[str, list[float]] = {name: [] for name in by_name}
+
+    def step(name: str) -> None:
+        distillers[name].step(batch.images, batch.labels).loss.backward()
+        student.zero_grad(set_to_none=True)  # as before each step of a run: gradients are made anew
+
+    return interleaved({name: partial(step, name) for name in by_name}, rounds, batch.images.device)
+
+
+def interleaved(
+    calls: Mapping[K, Callable[[], object]], rounds: int, device: torch.device
+) -> dict[K, list[float]]:
+    """Seconds of each call in each round; they take turns, in reverse order in every other round.
+
+    Args:
+        calls: by any key
+        rounds: after one that warms up
+        device: where they run, which is waited for
+    """
+    seconds: dict[K, list[float]] = {key: [] for key in calls}
     for round_number in range(rounds + 1):
-        for name in list(by_name) if round_number % 2 else reversed(by_name):
-            synchronize(batch.images.device)
+        for key in list(calls) if round_number % 2 else reversed(list(calls)):
+            synchronize(device)
             started = time.perf_counter()
-            distillers[name].step(batch.images, batch.labels).loss.backward()
-            student.zero_grad(set_to_none=True)  # as before each step of a run: gradients are made anew
-            synchronize(batch.images.device)
-            if round_number:  # the first round warms up
-                seconds[name].append(time.perf_counter() - started)
+            calls[key]()
+            synchronize(device)
+            if round_number:
+                seconds[key].append(time.perf_counter() - started)
     return seconds
 
 

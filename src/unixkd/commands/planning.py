@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from jsonargparse import Namespace
@@ -13,37 +14,94 @@ from rich.table import Table
 from unixkd.batch import Batch
 from unixkd.build import default_device
 from unixkd.build_methods import build_method
+from unixkd.commands.choosing import choose, pair_line
 from unixkd.commands.screen import console, say
 from unixkd.commands.single import check_named, data_of_run
 from unixkd.config import DataConfig, MethodConfig
-from unixkd.data import load_data
+from unixkd.data import load_data, num_views
+from unixkd.forecast import Setting
 from unixkd.methods import METHODS
-from unixkd.models import build_model
+from unixkd.models import PixelModel, build_model
 from unixkd.planner import MethodPlan, Plan, make_plan
-from unixkd.recipes import PAIRS
+from unixkd.targets import parse_target
 
-KNOWN_DATA = {"digits": (1, 8, 10, 1438), "cifar10": (3, 32, 10, 50000), "cifar100": (3, 32, 100, 50000)}
-"""Channels, size, classes, training images: planning needs no more, so nothing is downloaded for it."""
+
+class Shape(NamedTuple):
+    """What planning needs to know of data.
+
+    Args:
+        channels: 1 or 3
+        size: side of the images in pixels
+        classes: number of classes
+        images: of the training set
+        views: that an image has, however many are trained on; None: without end
+    """
+
+    channels: int
+    size: int
+    classes: int
+    images: int
+    views: int | None
+
+
+KNOWN_DATA = {
+    "digits": Shape(1, 8, 10, 1438, 9),
+    "cifar10": Shape(3, 32, 10, 50000, 162),
+    "cifar100": Shape(3, 32, 100, 50000, 162),
+}
+"""So nothing is downloaded for planning."""
 
 
 def plan(options: Namespace) -> None:
-    """`unixkd plan`: F_t/F_s, every method's cost, a timed step, break-even, warnings."""
+    """`unixkd plan`: F_t/F_s, every method's cost, a timed step, break-even, warnings; or the way to a target."""
     check_named(teacher=options.teacher, student=options.student)
-    channels, size, classes, images = planned_shape(planned_data(options))
-    means, device = [0.5] * channels, default_device()
+    data = planned_data(options)
+    shape = planned_shape(data)
+    teacher, student, batch = planned_step(options, shape)
+    if (target := parse_target(options.budget, options.match_kd)) is not None:
+        choose(options, target, data, setting_of(options, data, shape, batch), teacher, student, batch)
+        return
+    configs = [options.method] if options.method.name else [MethodConfig(name) for name in METHODS]
+    result = make_plan(
+        teacher,
+        student,
+        [build_method(config) for config in configs],
+        batch,
+        epoch_images=shape.images,
+        epochs=options.train.epochs,
+        rounds=options.rounds,
+    )
+    print_plan(result, options.teacher.name, options.student.name)
+
+
+def planned_step(options: Namespace, shape: Shape) -> tuple[PixelModel, PixelModel, Batch]:
+    """Teacher, student in train mode, and a batch of random pixels to time their steps on."""
+    means, device = [0.5] * shape.channels, default_device()
     teacher, student = (
-        build_model(config, num_classes=classes, in_channels=channels, mean=means, std=means).to(device)
+        build_model(config, num_classes=shape.classes, in_channels=shape.channels, mean=means, std=means).to(
+            device
+        )
         for config in (options.teacher, options.student)
     )
     teacher.to(memory_format=torch.channels_last)
     student.to(memory_format=torch.channels_last)
-    configs = [options.method] if options.method.name else [MethodConfig(name) for name in METHODS]
-    methods = [build_method(config) for config in configs]
-    pixels = torch.rand(options.batch_size, channels, size, size, device=device)
-    labels = torch.randint(classes, (options.batch_size,), device=device)
-    batch = Batch(pixels.to(memory_format=torch.channels_last), labels)
-    result = make_plan(teacher, student.train(), methods, batch, epoch_images=images, rounds=options.rounds)
-    print_plan(result, options.teacher.name, options.student.name)
+    pixels = torch.rand(options.batch_size, shape.channels, shape.size, shape.size, device=device)
+    labels = torch.randint(shape.classes, (options.batch_size,), device=device)
+    return teacher, student.train(), Batch(pixels.to(memory_format=torch.channels_last), labels)
+
+
+def setting_of(options: Namespace, data: DataConfig, shape: Shape, batch: Batch) -> Setting:
+    """What ways to distil are planned for."""
+    limited = data.views is not None and (shape.views is None or data.views < shape.views)
+    return Setting(
+        shape.images,
+        options.batch_size,
+        options.train.epochs,
+        options.runs,
+        data.views if limited else shape.views,
+        in_turn=limited,
+        ahead=batch.images.device.type != "cpu",
+    )
 
 
 def planned_data(options: Namespace) -> DataConfig:
@@ -55,23 +113,24 @@ def planned_data(options: Namespace) -> DataConfig:
     return replace(data, size=options.data.size or data.size, limit=options.data.limit or data.limit)
 
 
-def planned_shape(config: DataConfig) -> tuple[int, int, int, int]:
-    """Channels, size, classes and training images of the data, read only where they are not known."""
-    if config.name in KNOWN_DATA:
-        channels, size, classes, images = KNOWN_DATA[config.name]
-        return channels, config.size or size, classes, config.limit or images
-    data = load_data(config)
-    return data.channels, data.size, data.num_classes or 1000, len(data.train)
+def planned_shape(config: DataConfig) -> Shape:
+    """What is to be known of the data, read only where it is not known."""
+    known = KNOWN_DATA.get(config.name)
+    if known is None:
+        data = load_data(replace(config, views=None))
+        return Shape(
+            data.channels, data.size, data.num_classes or 1000, len(data.train), data.train.num_views
+        )
+    size = config.size or known.size
+    padding = round(size / 8) if config.crop_padding is None else config.crop_padding
+    flip = config.name != "digits" if config.flip is None else config.flip
+    images = config.limit or known.images - round(config.holdout * known.images)
+    return known._replace(size=size, images=images, views=num_views(padding, flip))
 
 
 def print_plan(result: Plan, teacher: str, student: str) -> None:
     """The plan as a table, with what to make of it."""
-    published = {(p.teacher, p.student): p.ratio for p in PAIRS}.get((teacher, student))
-    beside = f" (published: {published})" if published else ""
-    say(
-        f"{teacher} → {student}: one forward costs {result.teacher_flops / 1e6:,.1f} and "
-        f"{result.student_flops / 1e6:,.1f} MFLOPs per image, F_t/F_s = {result.ratio:.2f}{beside}"
-    )
+    say(pair_line((result.teacher_flops, result.student_flops), teacher, student))
     table = Table(
         *(
             "method",
@@ -90,7 +149,8 @@ def print_plan(result: Plan, teacher: str, student: str) -> None:
     console.print(table)
     say(
         "Costs are shares of plain KD's, with the backward pass counted as 1 or 2 forwards.\n"
-        "Times are steps on this machine with random pixels, interleaved with plain KD's."
+        "Times are steps on this machine with random pixels, interleaved with plain KD's.\n"
+        "--match-kd or --budget 50% ranks ways to distil, those with stored answers and few views included."
     )
     for warning in result.warnings():
         say(f"WARNING: {warning}", style="yellow")

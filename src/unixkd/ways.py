@@ -1,0 +1,199 @@
+"""Ways to distil as values: a method, its epochs, views and stored answers, what speaks for it; imports no torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from unixkd.config import MethodConfig
+
+LEAST_MEAN, LEAST_BOUND = -0.2, -0.5
+"""Points against plain KD that the mean difference, and its one-sided 90 % lower bound, must not fall below."""
+
+_T90 = (3.078, 1.886, 1.638, 1.533, 1.476, 1.440, 1.415, 1.397, 1.383, 1.372, 1.363, 1.356, 1.350, 1.345)
+"""Student's t at 90 %, one-sided, for 1, 2, … degrees of freedom; with more the last is a little too careful."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A way's accuracy less plain KD's, seed by seed, measured.
+
+    Args:
+        difference: its mean in points
+        sd: standard deviation of the differences
+        n: how many there are
+        where: data, pair and epochs they were measured on
+
+    >>> Evidence(difference=-0.1, sd=0.3, n=4, where="…").matches, Evidence(-0.1, 0.3, 2, "…").matches
+    (True, False)
+    """
+
+    difference: float
+    sd: float
+    n: int
+    where: str
+
+    @property
+    def lower_bound(self) -> float:
+        """One-sided 90 % lower bound of the mean difference; −inf for a single one."""
+        if self.n < 2:
+            return -math.inf
+        return self.difference - _T90[min(self.n - 1, len(_T90)) - 1] * self.sd / math.sqrt(self.n)
+
+    @property
+    def matches(self) -> bool:
+        """Whether it says that the way is as good as plain KD."""
+        return self.difference >= LEAST_MEAN and self.lower_bound >= LEAST_BOUND
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to distil, for runs of any number of epochs.
+
+    Args:
+        name: shown in the ranking
+        method: who is scored, kept and mixed
+        views_share: fixed views of each image as a share of the epochs; None: all views
+        stored: whether the teacher's answers are kept and shared by the runs
+        epochs_share: its epochs as a share of those planned; the learning rate is fully decayed in them
+        relies_on: what must hold for it to be as accurate as plain KD; empty: nothing
+        exact: the same training as plain KD's, but for rounding: nothing has to be shown
+        evidence: what was measured; None: nothing yet
+    """
+
+    name: str
+    method: MethodConfig
+    views_share: float | None = None
+    stored: bool = False
+    epochs_share: float = 1.0
+    relies_on: str = ""
+    exact: bool = False
+    evidence: Evidence | None = None
+
+    def epochs(self, planned: int) -> int:
+        """Its epochs where so many are planned, at least 1."""
+        return max(1, round(self.epochs_share * planned))
+
+    def views(self, planned: int, available: int | None) -> int | None:
+        """How many views of each image it is to be limited to; None: all that are available.
+
+        Args:
+            planned: epochs
+            available: views that an image has; None: without end
+
+        >>> way("kd, few views").views(128, 162), way("kd, few views").views(128, 9), way("kd").views(128, 162)
+        (18, None, None)
+        """
+        if self.views_share is None:
+            return None
+        wanted = max(1, round(self.views_share * planned))
+        return None if available is not None and wanted >= available else wanted
+
+    @property
+    def difference(self) -> float | None:
+        """What it is known to gain over plain KD, in points; None: nothing is known."""
+        if self.exact:
+            return 0.0
+        return None if self.evidence is None else self.evidence.difference
+
+    @property
+    def matches(self) -> bool | None:
+        """Whether it is as good as plain KD; None: nothing is known."""
+        return True if self.exact else None if self.evidence is None else self.evidence.matches
+
+
+FEW = 0.14
+"""Fixed views of each image, as a share of the epochs: 18 in 128, 34 in 240."""
+
+# One entry for each way that was measured against plain KD under one protocol with several seeds, from the dated result
+# files of `benchmarks/`. A way without an entry is shown as not measured, and is never said to match plain KD.
+EVIDENCE: dict[str, Evidence | None] = {
+    "kd, 75% of the epochs": None,
+    "kd, 50% of the epochs": None,
+    "kd, few views": None,
+    "kd, few views, small first": None,
+    "random": None,
+    "unix": None,
+    "unix, half-size scoring": None,
+    "unix, step, few views": None,
+    "infobatch, few views": None,
+    "stale, few views": None,
+    "random-epoch, few views": None,
+}
+
+_VIEWS = "a few views being augmentation enough"
+_WAYS = (
+    Way("kd", MethodConfig("kd"), exact=True),
+    Way(
+        "kd, stored answers",
+        MethodConfig("kd"),
+        stored=True,
+        relies_on="disk space alone: the answers are those that plain KD gets, rounded",
+        exact=True,
+    ),
+    Way(
+        "kd, 75% of the epochs",
+        MethodConfig("kd"),
+        epochs_share=0.75,
+        relies_on="the epochs being more than are needed",
+    ),
+    Way(
+        "kd, 50% of the epochs",
+        MethodConfig("kd"),
+        epochs_share=0.5,
+        relies_on="the epochs being more than are needed",
+    ),
+    Way("kd, few views", MethodConfig("kd"), FEW, stored=True, relies_on=_VIEWS),
+    Way(
+        "kd, few views, small first",
+        MethodConfig("kd", size=0.625, size_end=1.0),
+        FEW,
+        stored=True,
+        relies_on=f"{_VIEWS}; small images teaching early on",
+    ),
+    Way("random", MethodConfig("random"), relies_on="a quarter of the images being dispensable"),
+    Way("unix", MethodConfig("unix"), relies_on="hard images mattering more; mixing doing good"),
+    Way(
+        "unix, half-size scoring",
+        MethodConfig("unix", scoring_size=0.5),
+        relies_on="as unix; small images ranking alike",
+    ),
+    Way(
+        "unix, step, few views",
+        MethodConfig("unix", curve="step"),
+        FEW,
+        stored=True,
+        relies_on=f"as unix; {_VIEWS}",
+    ),
+    Way(
+        "infobatch, few views",
+        MethodConfig("infobatch"),
+        FEW,
+        stored=True,
+        relies_on=f"{_VIEWS}; easy images counting for others",
+    ),
+    Way(
+        "stale, few views",
+        MethodConfig("stale"),
+        FEW,
+        stored=True,
+        relies_on=f"{_VIEWS}; old scores telling hard images",
+    ),
+    Way(
+        "random-epoch, few views",
+        MethodConfig("random-epoch"),
+        FEW,
+        stored=True,
+        relies_on=f"{_VIEWS}; a quarter of the images being dispensable",
+    ),
+)
+
+
+def ways() -> list[Way]:
+    """Every way with its evidence, plain KD first."""
+    return [Way(**{**vars(each), "evidence": EVIDENCE.get(each.name)}) for each in _WAYS]
+
+
+def way(name: str) -> Way:
+    """The way of that name."""
+    return next(each for each in ways() if each.name == name)
