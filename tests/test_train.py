@@ -93,7 +93,11 @@ def types(value: Any) -> Any:
 
 def test_the_summary_has_exactly_the_documented_fields(unix_run):
     counts = dict.fromkeys(
-        ("scored", "teacher_forwarded", "teacher_cached", "teacher_filled", "trained", "evaluated"), int
+        (
+            *("scored", "refreshed", "trained", "evaluated"),
+            *("teacher_forwarded", "teacher_cached", "teacher_filled"),
+        ),
+        int,
     )
     assert types(summary(unix_run)) == {
         **dict.fromkeys(("schema", "seed", "epochs", "parameters"), int),
@@ -103,7 +107,7 @@ def test_the_summary_has_exactly_the_documented_fields(unix_run):
         "calibration_error": float,
         "cost": {
             "images": counts,
-            "flops": dict.fromkeys(("scoring", "teacher", "student_forward", "evaluation"), int),
+            "flops": dict.fromkeys(("scoring", "refresh", "teacher", "student_forward", "evaluation"), int),
             "reference": {"epochs": int, "images": int},
             "relative_to_kd": {"backward_1x": float, "backward_2x": float},
         },
@@ -121,6 +125,7 @@ def test_the_figures_of_a_unix_run_by_hand(unix_run, teacher):
     assert result["parameters"] == 77754
     assert result["cost"]["images"] == {
         "scored": 2 * IMAGES,
+        "refreshed": 0,
         "teacher_forwarded": 2 * KEPT,
         "teacher_cached": 0,
         "teacher_filled": 0,
@@ -129,6 +134,7 @@ def test_the_figures_of_a_unix_run_by_hand(unix_run, teacher):
     }
     assert result["cost"]["flops"] == {
         "scoring": 2 * IMAGES * STUDENT,
+        "refresh": 0,
         "teacher": 2 * KEPT * TEACHER,
         "student_forward": 2 * KEPT * STUDENT,
         "evaluation": 2 * TEST_IMAGES * STUDENT + TEST_IMAGES * TEACHER,
@@ -203,6 +209,7 @@ def test_a_teachers_run_has_no_cost_relative_to_kd(teacher):
     assert result["agreement"] is None
     assert result["cost"]["flops"] == {
         "scoring": 0,
+        "refresh": 0,
         "teacher": 0,
         "student_forward": 3 * IMAGES * TEACHER,
         "evaluation": 3 * TEST_IMAGES * TEACHER,
@@ -531,7 +538,13 @@ def test_every_method_runs_for_an_epoch(name, teacher, tmp_path):
     asked = 0 if name == "student-alone" else kept
     images = result["cost"]["images"]
     assert (images["trained"], images["scored"], images["teacher_forwarded"]) == (kept, scored, asked)
-    assert result["cost"]["relative_to_kd"] == pytest.approx(relative(scored, asked, kept, IMAGES))
+    refreshed = (
+        IMAGES if name in ("unix-random", "mixup") else 0
+    )  # a forward of the student each, like scoring
+    assert images["refreshed"] == refreshed
+    assert result["cost"]["relative_to_kd"] == pytest.approx(
+        relative(scored + refreshed, asked, kept, IMAGES)
+    )
 
 
 @pytest.mark.parametrize(
