@@ -11,7 +11,8 @@ import argparse
 import sys
 
 from common import finish
-from unixkd.cost import forward_flops, relative_cost
+from unixkd.cost import relative_cost
+from unixkd.flops import forward_flops
 from unixkd.models import create_model
 from unixkd.recipes import PAIRS
 

@@ -25,11 +25,11 @@ from running import (
     weights,
 )
 from unixkd.config import AnswersConfig, DataConfig, LossConfig, MethodConfig, RunConfig
-from unixkd.cost import forward_flops
 from unixkd.data import load_data
 from unixkd.display import Event, Note
 from unixkd.engine import Engine
 from unixkd.errors import UserError
+from unixkd.flops import forward_flops
 from unixkd.models import create_model
 from unixkd.train import run
 

@@ -223,6 +223,12 @@ def test_a_step_with_and_one_without_its_scores_are_each_captured_once(teacher, 
     assert (captured.record.recordings, captured.record.replays) == (2, 5 * 2)
 
 
+def test_a_step_is_captured_once_for_each_size(teacher, tmp_path):
+    config = short(distilled(teacher, MethodConfig("kd", size=0.5, size_end=1.0)))  # 4, 6 and 8 pixels
+    captured = Run(replace(config, train=replace(config.train, epochs=8)), tmp_path / "run", Tape()).finish()
+    assert captured.record.recordings == 3
+
+
 def test_a_captured_run_goes_on_from_a_checkpoint_like_an_eager_one(name, teacher, tmp_path):
     config = CASES[name](teacher)
     # One view, so that the part of an epoch that is lost has asked the teacher for nothing.

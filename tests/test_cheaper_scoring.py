@@ -12,15 +12,17 @@ from torch import Tensor
 from running import BATCH, IMAGES, distilled, make_teacher, metrics, summary
 from slow import TinyNet, images_of
 from unixkd.config import MethodConfig
-from unixkd.cost import Ledger, forward_flops
+from unixkd.cost import Ledger
 from unixkd.distill import score
 from unixkd.distiller import Distiller
 from unixkd.errors import UserError
+from unixkd.flops import forward_flops
 from unixkd.methods import Method, hard, unix
 from unixkd.network import Network
 from unixkd.planner import expected_cost
 from unixkd.runfolder import RunFolder
 from unixkd.scoring import entropy, rank
+from unixkd.scoring_ahead import scored_in_groups
 from unixkd.scoring_pass import Scoring
 from unixkd.train import Trainer, run
 
@@ -118,7 +120,7 @@ def test_batches_scored_at_once_are_scored_by_the_weights_before_the_first_of_th
     stepper, found = trainer.stepper, []
     trainer.parts.student.train()
     plan = stepper.plan(0)
-    batches = stepper.scored_ahead(plan, stepper.split.train_batches(0, plan.order, BATCH))
+    batches = scored_in_groups(trainer.engine, 0, stepper.split.train_batches(0, plan.order, BATCH))
     for batch in batches:
         found.append(batch.scores)
         if len(found) in (1, 3):  # the weights may change once the scores are there

@@ -12,9 +12,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from slow import TinyNet, images_of
-from unixkd.cost import CONVENTIONS, ImageCounts, Ledger, break_even_ratio, forward_flops, relative_cost
+from unixkd.cost import CONVENTIONS, ImageCounts, Ledger, break_even_ratio, relative_cost
 from unixkd.distiller import Distiller
 from unixkd.errors import UserError
+from unixkd.flops import forward_flops
 from unixkd.methods import METHODS, StepCounts, hard, kd, random, unix
 from unixkd.models import create_model
 from unixkd.recipes import PAIRS

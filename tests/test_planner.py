@@ -12,9 +12,9 @@ from running import call, make_teacher
 from unixkd.batch import Batch
 from unixkd.commands import planning
 from unixkd.config import DataConfig
-from unixkd.cost import forward_flops
 from unixkd.data import load_data
 from unixkd.expected import step_sizes
+from unixkd.flops import forward_flops
 from unixkd.methods import (
     hard,
     kd,

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from running import IMAGES, distilled, make_teacher
 from slow import TinyNet, images_of
 from unixkd.config import MethodConfig, ModelConfig
-from unixkd.cost import Ledger, flops_by_size, forward_flops
+from unixkd.cost import Ledger
 from unixkd.distiller import Distiller
 from unixkd.errors import UserError
+from unixkd.flops import flops_by_size, forward_flops
 from unixkd.methods import Method, kd, stale
 from unixkd.models import create_model
 from unixkd.planner import expected_cost

@@ -36,13 +36,13 @@ from running import (
 from unixkd import runstate
 from unixkd.build import build_student
 from unixkd.config import LossConfig, MethodConfig, RunConfig
-from unixkd.cost import forward_flops
 from unixkd.data import load_data
 from unixkd.display import Event, Note
 from unixkd.distill import StepResult
 from unixkd.engine import Engine
 from unixkd.errors import UserError
 from unixkd.evaluate import predict
+from unixkd.flops import forward_flops
 from unixkd.history import History
 from unixkd.models import create_model, load_model
 from unixkd.train import Trainer, run

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from unixkd.cost import Ledger, forward_flops
+from unixkd.cost import Ledger
+from unixkd.flops import forward_flops
 from unixkd.methods import StepCounts
 
 BACKWARD = 2

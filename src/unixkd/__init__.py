@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from unixkd.batch import Batch as Batch
     from unixkd.cost import Ledger as Ledger
-    from unixkd.cost import forward_flops as forward_flops
     from unixkd.data import load_data as load_data
     from unixkd.distill import StepResult as StepResult
     from unixkd.distiller import Distiller as Distiller
     from unixkd.errors import UserError as UserError
     from unixkd.feature_losses import AttentionTransfer as AttentionTransfer
     from unixkd.feature_losses import SimilarityPreserving as SimilarityPreserving
+    from unixkd.flops import forward_flops as forward_flops
     from unixkd.losses import DIST as DIST
     from unixkd.losses import DKD as DKD
     from unixkd.losses import KD as KD
@@ -44,7 +44,8 @@ if TYPE_CHECKING:
 
 _HOME = {
     "batch": ("Batch",),
-    "cost": ("Ledger", "forward_flops"),
+    "cost": ("Ledger",),
+    "flops": ("forward_flops",),
     "data": ("load_data",),
     "distill": ("StepResult",),
     "distiller": ("Distiller",),

@@ -9,9 +9,9 @@ import sys
 import torch
 
 from unixkd.config import RunConfig, TrainConfig
-from unixkd.cost import forward_flops
 from unixkd.data import Data
 from unixkd.errors import UserError
+from unixkd.flops import forward_flops
 from unixkd.methods import Method
 from unixkd.mixing import num_kept
 from unixkd.models import PixelModel

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -11,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from unixkd.batch import Batch, Draws, join
+from unixkd.batch import Draws
 from unixkd.capture import CapturedStep, Recorder, Tables
 from unixkd.config import TrainConfig
 from unixkd.data import MemorySplit, Split, epoch_order
@@ -20,7 +19,9 @@ from unixkd.engine import Engine
 from unixkd.methods import Method, StepCounts, pure_rows
 from unixkd.mixing import num_kept
 from unixkd.planner import synchronize
+from unixkd.resizing import shrunk_side
 from unixkd.schedules import learning_rate
+from unixkd.scoring_ahead import fill_scores, known_scores, scored_in_groups
 from unixkd.teacher.filling import fetch_answers
 
 
@@ -92,7 +93,7 @@ class Stepper:
         plan, done = self.plan(number), 0
         if (captured := self.capture(plan)) is not None:
             for step in range(plan.full_steps):
-                self.score_ahead(captured, plan, step)
+                fill_scores(self.engine, self.split, captured, number, step, plan.full_steps)
                 captured.replay()
                 done += 1
                 yield captured.counts
@@ -116,57 +117,23 @@ class Stepper:
         )
         steps, full = -(-len(order) // size), len(order) // size
         rates = [self.rate(number, i, steps) for i in range(steps)]
-        answers, scores = self.fetch(number, order), self.scores(number, order)
+        answers, scores = self.fetch(number, order), known_scores(self.engine, number, order.to(self.device))
         return EpochPlan(number, order, draws, rates, answers, weight, full, scores)
 
     def change_method(self, number: int) -> None:
         """Set the method of an epoch; where it is another one than before, a captured step is of no use."""
         distiller, size = self.engine.distiller, self.train.batch_size
         method = self.method.at(number / self.train.epochs)
-        if method is not self.method:  # epochs that keep the same number are alike
-            method = replace(method, keep=num_kept(method.keep, size, size) / size)
+        if method is not self.method:  # epochs that keep as many, as large, are alike
+            keep, share = num_kept(method.keep, size, size) / size, method.size
+            if (whole := distiller.ledger.image_size) is not None:
+                share = shrunk_side(whole[0], share) / whole[0]
+            method = replace(method, keep=keep, size=share)
         if method != distiller.method:
             distiller.method, self.captured, self.spare = method, None, None
         given = method.scorer is not None and not method.scoring.within_step(number)
         if self.captured is not None and given != (self.captured.tables.scores is not None):
             self.captured, self.spare = self.spare, self.captured
-
-    def scores(self, number: int, order: Int[Tensor, " m"]) -> Float[Tensor, " m"] | None:
-        """The scores that an epoch's steps do not make themselves: each image's last, or room for those to come."""
-        method = self.engine.distiller.method
-        if method.scorer is None or method.scoring.within_step(number):
-            return None
-        if method.scoring.now(number):
-            return torch.zeros(len(order), device=self.device)
-        assert self.engine.history is not None
-        return self.engine.history.score[order.to(self.device)]
-
-    def batches_ahead(self, number: int) -> int:
-        """How many batches of an epoch are scored at once, ahead of their steps; 0: none are."""
-        method = self.engine.distiller.method
-        ahead = method.scorer is not None and method.scoring.batches > 1 and method.scoring.now(number)
-        return method.scoring.batches if ahead else 0
-
-    def score_ahead(self, captured: CapturedStep, plan: EpochPlan, step: int) -> None:
-        """Before the first of some captured steps that are scored at once: fill in their scores."""
-        ahead = self.batches_ahead(plan.number)
-        if not ahead or step % ahead:
-            return
-        assert isinstance(self.split, MemorySplit)
-        assert captured.tables.scores is not None
-        rows = slice(step, min(step + ahead, plan.full_steps))
-        index, view = (table[rows].flatten() for table in (captured.tables.index, captured.tables.view))
-        scores = self.engine.score_ahead(self.split.batch(index, view))
-        captured.tables.scores[rows] = scores.view(-1, self.train.batch_size)
-
-    def scored_ahead(self, plan: EpochPlan, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The batches on the device, where the method wants it several at a time and with their scores."""
-        ahead = self.batches_ahead(plan.number)
-        while group := [batch.to(self.device) for batch in itertools.islice(batches, max(ahead, 1))]:
-            if ahead:
-                scores = self.engine.score_ahead(join(group)).split([len(batch) for batch in group])
-                group = [replace(batch, scores=own) for batch, own in zip(group, scores, strict=True)]
-            yield from group
 
     def choose(
         self, number: int, order: Int[Tensor, " n"]
@@ -196,7 +163,9 @@ class Stepper:
         """The steps of an epoch that are left, one batch at a time."""
         start = done * self.train.batch_size
         batches = self.split.train_batches(plan.number, plan.order[start:], self.train.batch_size)
-        for batch, rate in zip(self.scored_ahead(plan, batches), plan.rates[done:], strict=True):
+        on_device = (batch.to(self.device) for batch in batches)
+        groups = scored_in_groups(self.engine, plan.number, on_device)
+        for batch, rate in zip(groups, plan.rates[done:], strict=True):
             stop = start + len(batch)
             self.engine.set_learning_rate(rate)
             told = {name: getattr(plan, name) for name in ("answers", "weight", "scores")}

@@ -12,7 +12,7 @@ from unixkd.batch import Batch
 from unixkd.commands.screen import console, say
 from unixkd.commands.wording import command_words
 from unixkd.config import DataConfig
-from unixkd.cost import forward_flops
+from unixkd.flops import forward_flops
 from unixkd.forecast import Forecast, Setting, make_forecasts
 from unixkd.models import PixelModel
 from unixkd.recipes import PAIRS

@@ -1,0 +1,40 @@
+"""What a forward costs: FLOPs per image, counted by torch on an eager copy of a network."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from unixkd.resizing import Size
+
+
+def forward_flops(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
+    """FLOPs (2 × multiply-adds of convolutions and matrix products) of one eval forward of one image.
+
+    Args:
+        model: any module from `[1, C, H, W]` to logits; a copy is measured, the model is not touched
+        image_shape: (C, H, W)
+
+    >>> forward_flops(nn.Sequential(nn.Flatten(), nn.Linear(12, 5)), (3, 2, 2))
+    120
+    """
+    first = next(iter(model.parameters()), torch.zeros(()))
+    clone = copy.deepcopy(model).eval()
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        clone(torch.zeros(1, *image_shape, device=first.device, dtype=first.dtype))
+    return int(counter.get_total_flops())
+
+
+def flops_by_size(model: nn.Module, channels: int) -> Callable[[Size], int]:
+    """Forward FLOPs per image of any size, each size measured once, when it is first asked for.
+
+    >>> flops_by_size(nn.Sequential(nn.Flatten(), nn.Linear(12, 5)), channels=3)((2, 2))
+    120
+    """
+    return cache(lambda size: forward_flops(model, (channels, *size)))
