@@ -166,7 +166,7 @@ def test_the_defaults_are_those_of_the_methods() -> None:
     names = {value: name for name, value in _scorers().items()}
     for name, options in DEFAULTS.items():
         method = build_method(MethodConfig(name))
-        built: dict[str, Any] = {"keep": method.keep, "scoring_mode": method.scoring_mode, "curve": "none"}
+        built: dict[str, Any] = {"keep": method.keep, "scoring_mode": method.scoring.mode, "curve": "none"}
         if method.choice is not None:
             built["keep"] = method.choice.keep
             remembered = method.choice.row_score

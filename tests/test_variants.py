@@ -32,7 +32,13 @@ def test_every_option_of_a_method_can_be_given():
     for field in fields(MethodConfig):
         if field.name != "name":
             kind = next((k for k in words if k.__name__ in str(field.type)), None)
-            word = words[kind] if kind else {"curve": "step", "scorer": "margin"}.get(field.name, "eval")
+            word = (
+                words[kind]
+                if kind
+                else {"curve": "step", "scorer": "margin", "scoring_precision": "bf16"}.get(
+                    field.name, "eval"
+                )
+            )
             word = "cosine" if field.name == "ramp" else word
             assert getattr(parse_variant(f"unix:{field.name}={word}"), field.name) is not None
     assert "name" not in OPTIONS

@@ -55,9 +55,12 @@ def scored_in_groups(engine: Engine, number: int, batches: Iterator[Batch]) -> I
     if not size:
         yield from batches
         return
-    while group := list(itertools.islice(batches, size)):
-        scores = engine.score_ahead(join(group)).split([len(batch) for batch in group])
-        yield from (replace(batch, scores=own) for batch, own in zip(group, scores, strict=True))
+    for _, alike in itertools.groupby(
+        batches, key=len
+    ):  # a short last batch alone, as behind a captured step
+        while group := list(itertools.islice(alike, size)):
+            scores = engine.score_ahead(join(group)).split([len(batch) for batch in group])
+            yield from (replace(batch, scores=own) for batch, own in zip(group, scores, strict=True))
 
 
 def fill_scores(
