@@ -16,7 +16,7 @@ from unixkd.cost import Ledger
 from unixkd.expected import answerable, expected_cost, phases, step_sizes, visited
 from unixkd.fills import distinct_answers
 from unixkd.models import PixelModel
-from unixkd.resizing import Size, image_size
+from unixkd.resizing import Size, image_size, shrunk_share
 from unixkd.stopwatch import TEACHER, Step, step_of, step_seconds
 from unixkd.ways import Way
 
@@ -142,7 +142,10 @@ def run_cost(way: Way, asked: Asked, ledger: Ledger, setting: Setting, refreshes
         refreshes: whether the student has statistics that may have to be estimated anew
     """
     method, epochs = build_method(way.method), way.epochs(setting.epochs)
-    clean = sees_clean_images(method.at((epochs - 1) / epochs), epochs - 1)
+    last = method.at((epochs - 1) / epochs)
+    if ledger.image_size is not None:
+        last = replace(last, size=shrunk_share(ledger.image_size[0], last.size))
+    clean = sees_clean_images(last, epochs - 1)
     refreshed = min(setting.bn_images, setting.images) if refreshes and not clean else 0
     own = expected_cost(
         method,

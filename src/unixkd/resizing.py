@@ -31,6 +31,15 @@ def shrunk_side(side: int, share: float) -> int:
     return min(side, max(unit, round(share * side / unit) * unit))
 
 
+def shrunk_share(side: int, share: float) -> float:
+    """The share that a side really shrinks to; shares that come to the same are alike.
+
+    >>> shrunk_share(16, 0.9), shrunk_share(16, 0.95)
+    (0.875, 1.0)
+    """
+    return shrunk_side(side, share) / side
+
+
 def shrunk_size(size: Size, share: float) -> Size | None:
     """Height and width for a share of both sides; None where they stay what they are."""
     height, width = (shrunk_side(side, share) for side in size)

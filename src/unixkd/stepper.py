@@ -19,7 +19,7 @@ from unixkd.engine import Engine
 from unixkd.methods import Method, StepCounts, pure_rows
 from unixkd.mixing import num_kept
 from unixkd.planner import synchronize
-from unixkd.resizing import shrunk_side
+from unixkd.resizing import shrunk_share
 from unixkd.schedules import learning_rate
 from unixkd.scoring_ahead import fill_scores, known_scores, scored_in_groups
 from unixkd.teacher.filling import fetch_answers
@@ -127,7 +127,7 @@ class Stepper:
         if method is not self.method:  # epochs that keep as many, as large, are alike
             keep, share = num_kept(method.keep, size, size) / size, method.size
             if (whole := distiller.ledger.image_size) is not None:
-                share = shrunk_side(whole[0], share) / whole[0]
+                share = shrunk_share(whole[0], share)
             method = replace(method, keep=keep, size=share)
         if method != distiller.method:
             distiller.method, self.captured, self.spare = method, None, None

@@ -14,7 +14,7 @@ from unixkd.expected import Phase
 from unixkd.methods import Method
 from unixkd.models import PixelModel
 from unixkd.planner import interleaved
-from unixkd.resizing import Size, shrunk_side
+from unixkd.resizing import Size, shrunk_share
 
 TEACHER = "teacher"
 """The key of the teacher's forward on a whole batch."""
@@ -44,7 +44,7 @@ def step_of(phase: Phase, size: Size, *, answered: bool) -> Step:
         answered: whether stored answers are at hand
     """
     method = phase.method
-    share = shrunk_side(size[0], method.size) / size[0]
+    share = shrunk_share(size[0], method.size)
     scoring = replace(method.scoring, every=1, batches=1)
     plain = replace(method, name="", choice=None, ramp=None, size=share, scoring=scoring)
     return Step(plain, phase.scores, answered)
