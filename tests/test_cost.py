@@ -87,6 +87,30 @@ def test_the_method_costs_what_kd_costs_at_its_break_even_ratio(keep, backward):
     assert relative_cost(keep, ratio + 1, backward) < 1.0
 
 
+def test_smaller_images_want_a_ledger_that_knows_their_cost():
+    small = StepCounts(4, 0, 4, 4, trained_size=(4, 4))
+    with pytest.raises(UserError, match=r"make it with Ledger\.of"):
+        Ledger(10, 100).charge(small)
+    ledger = Ledger(10, 100, student_at={(4, 4): 3}.__getitem__)
+    ledger.charge(small)
+    ledger.charge_scoring(2, (4, 4))
+    assert ledger.flops()["student_forward"] == 4 * 3
+    assert ledger.flops()["scoring"] == 2 * 3
+    restored = Ledger(10, 100)
+    restored.load_state_dict(ledger.state_dict())
+    assert restored.flops() == ledger.flops()
+
+
+def test_a_state_from_before_images_could_be_smaller():
+    ledger = Ledger(10, 100)
+    ledger.charge(StepCounts(4, 4, 3, 3))
+    state = ledger.state_dict()
+    del state["spent"]
+    restored = Ledger(10, 100)
+    restored.load_state_dict(state)
+    assert restored.flops() == ledger.flops()
+
+
 def test_charges_by_hand():
     ledger = Ledger(student_flops=10, teacher_flops=100)
     ledger.charge(StepCounts(seen=8, scored=8, teacher_forwarded=6, trained=6))

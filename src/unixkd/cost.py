@@ -124,7 +124,8 @@ class Ledger:
         """Forward FLOPs of the student per image of a size; None: as large as they come."""
         if size is None:
             return self.student_flops
-        assert self.student_at is not None
+        if self.student_at is None:
+            raise UserError("this ledger knows nothing of smaller images: make it with Ledger.of")
         return self.student_at(size)
 
     def charge_scoring(self, images: int, size: Size | None = None) -> None:
