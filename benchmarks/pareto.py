@@ -62,10 +62,10 @@ def train_teachers(pairs: list[str], root: str, out: Path, scale: Scale, workers
 
 
 def students(
-    pairs: list[str], names: list[str], stage: str, root: str, out: Path, scale: Scale
+    pairs: list[str], names: list[str], stage: str, seeds: list[int], root: str, out: Path, scale: Scale
 ) -> Iterator[tuple[str, Contender, int, Job]]:
-    """Every run of a stage, seeds outermost, so that what is there at any time can be compared."""
-    for seed in STAGES[stage][1]:
+    """Runs of a stage, seeds outermost, so that what is there at any time can be compared."""
+    for seed in seeds:
         for contender in CONTENDERS:
             for pair in pairs:
                 if contender.name in names:
@@ -164,6 +164,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/pareto"), help="folder of the runs")
     parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=list(PAIRS))
     parser.add_argument("--contenders", nargs="+", default=[contender.name for contender in CONTENDERS])
+    parser.add_argument("--seeds", type=int, nargs="+", help="only these of the stage")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--quick", action="store_true", help="a few steps of everything; nothing is kept")
     options = parser.parse_args()
@@ -175,7 +176,9 @@ def main() -> int:
         out = Path(tempfile.mkdtemp(prefix="unixkd-pareto-")) if options.quick else options.out
         train_teachers(pairs, options.root, out, scale, options.jobs)
         if options.stage in STAGES:
-            planned = list(students(pairs, options.contenders, options.stage, options.root, out, scale))
+            seeds = options.seeds or list(STAGES[options.stage][1])
+            wanted = (pairs, options.contenders, options.stage, seeds)
+            planned = list(students(*wanted, options.root, out, scale))
             try:
                 run_all([job for *_, job in planned], options.jobs)
             finally:  # what is finished stays, also where the rest was interrupted
@@ -185,7 +188,7 @@ def main() -> int:
         if options.stage == "seconds" and not options.quick:
             time_contenders(pairs, options.contenders, options.root, out, options.rounds)
     stage = options.stage if options.stage in STAGES else options.of
-    if options.stage == "report":
+    if options.stage == "report" and any((KEPT / pair / stage).exists() for pair in PAIRS):
         draw(KEPT, list(PAIRS), stage, RESULTS.parents[1] / "docs" / f"pareto-{stage}.svg", RECIPE)
     print(
         json.dumps({"benchmark": "pareto", "stage": stage, "quick": options.quick, "tables": report(stage)})
