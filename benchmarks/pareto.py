@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from common import RESULTS, keep_summary, mean_sd
+from common import RESULTS, environment, keep_summary, mean_sd
 from pareto_evidence import draw, load, points, verdict
 from pareto_protocol import (
     CONTENDERS,
