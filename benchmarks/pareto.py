@@ -98,9 +98,6 @@ def rows(kept: Path) -> list[dict[str, Any]]:
                     "best": mean_sd([100 * summary["accuracy"]["best"] for summary in own.values()]),
                     "against_kd": mean_sd(against) if against else None,
                     "cost": {name: mean_sd([cost[name] for cost in costs])["mean"] for name in costs[0]},
-                    "seconds": mean_sd([summary["time"]["train_seconds"] for summary in own.values()])[
-                        "mean"
-                    ],
                 }
             )
     return found
@@ -110,15 +107,12 @@ def report(stage: str) -> dict[str, Any]:
     """The tables of a stage, printed."""
     tables = {pair: rows(KEPT / pair / stage) for pair in PAIRS}
     for pair, lines in tables.items():
-        print(
-            f"{pair}, {stage}\n{'':<26}{'accuracy %':>18}{'against kd':>16}{'cost x1 %':>11}{'x2 %':>8}{'s':>7}"
-        )
+        print(f"{pair}, {stage}\n{'':<26}{'accuracy %':>18}{'against kd':>16}{'cost x1 %':>11}{'x2 %':>8}")
         for line in lines:
             against = line["against_kd"] or {"mean": float("nan"), "sd": None}
             print(
                 f"{line['contender']:<26}{spread(line['accuracy']):>18}{spread(against):>16}"
                 f"{100 * line['cost']['backward_1x']:>11.1f}{100 * line['cost']['backward_2x']:>8.1f}"
-                f"{line['seconds']:>7.0f}"
             )
         if (said := verdict(KEPT / pair / stage, RECIPE, RIVALS)) is not None:
             print(json.dumps({"pair": pair, **said}))
