@@ -13,7 +13,8 @@ KD's 640 epochs. To save the experiment's time, not the contenders', answers to 
 that all runs share (`answers.lender`): they are charged as if each run had asked for itself.
 
 Few images, often: a short schedule says nothing, as longer training alone then beats whatever is compared. What was
-tried on plain KD before, on held-out images, is in `results/pareto/protocol.json`.
+tried on plain KD before, on held-out images, is in `results/pareto/protocol.json`. Not settled yet for the wrn pair:
+two seeds of plain KD end points apart, so whether doubling its epochs gains less than a point is not known.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ CONTENDERS = (
 )
 
 RECIPE = "kd, views, small first"
-"""The candidate; frozen before the confirmation."""
+"""The candidate, to be chosen by the search and frozen before the confirmation: so far a guess."""
 RIVALS = ("kd, views, epochs x0.75", "random-epoch, views", "kd, epochs x0.5")
 """What it has to beat."""
 

@@ -1,4 +1,4 @@
-"""How a method's numbers change over a run: k, b and w from one value to another, all images at the end."""
+"""How a method's numbers change over a run: k, b, w and the size of images, everything at the end."""
 
 from __future__ import annotations
 

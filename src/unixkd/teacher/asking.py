@@ -137,6 +137,6 @@ class Teacher:
         if others is not None:
             images = torch.cat([images, others])
         if not len(images):
-            contents = self.store or self.lender
-            return images.new_zeros(0, contents.contents.classes if contents else 0)
+            known = self.store or self.lender
+            return images.new_zeros(0, 0 if known is None else known.contents.classes)
         return self.network(images).logits.float()
