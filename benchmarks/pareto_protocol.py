@@ -89,6 +89,7 @@ CONTENDERS = (
     Contender("hard, scored every 4th epoch", MethodConfig("hard", scoring_every=4)),
     Contender("stale", MethodConfig("stale")),
     Contender("kd, views", views=VIEWS, stored=True),
+    Contender("kd, views, epochs x0.9", epochs=0.9, views=VIEWS, stored=True),
     Contender("kd, views, epochs x0.75", epochs=0.75, views=VIEWS, stored=True),
     Contender("kd, views, epochs x0.5", epochs=0.5, views=VIEWS, stored=True),
     Contender("random-epoch, views", MethodConfig("random-epoch"), views=VIEWS, stored=True),
