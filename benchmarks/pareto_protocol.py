@@ -96,6 +96,7 @@ CONTENDERS = (
     Contender("kd, views", views=VIEWS, stored=True),
     Contender("kd, views, epochs x0.9", epochs=0.9, views=VIEWS, stored=True),
     Contender("kd, views, epochs x0.75", epochs=0.75, views=VIEWS, stored=True),
+    Contender("kd, views, epochs x0.6", epochs=0.6, views=VIEWS, stored=True),
     Contender("kd, views, epochs x0.5", epochs=0.5, views=VIEWS, stored=True),
     Contender("random-epoch, views", MethodConfig("random-epoch"), views=VIEWS, stored=True),
     Contender("stale, views", MethodConfig("stale"), views=VIEWS, stored=True),
@@ -120,9 +121,9 @@ CONTENDERS = (
     Contender("kd, views, small first", SMALL, views=VIEWS, stored=True),
 )
 
-RECIPE = "kd, views, small first"
-"""The candidate, to be chosen by the search and frozen before the confirmation: so far a guess."""
-RIVALS = ("kd, views, epochs x0.75", "random-epoch, views", "kd, epochs x0.5")
+RECIPE = "mixup, views, mixed answers, epochs x0.75"
+"""The candidate, to be frozen before the confirmation: so far what the search has found best."""
+RIVALS = ("kd, views, epochs x0.75", "random-epoch, views", "kd, epochs x0.5", "mixup, epochs x0.33")
 """What it has to beat."""
 
 
