@@ -33,7 +33,7 @@ def folder(tmp_path) -> RunFolder:
 
 
 def names(folder: RunFolder) -> list[str]:
-    return sorted(path.name for path in folder.path.iterdir())
+    return sorted(path.name for path in folder.path.iterdir() if path.name != ".lock")
 
 
 @pytest.mark.parametrize("mode", ["new", "resume", "overwrite"])

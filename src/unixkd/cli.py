@@ -15,8 +15,9 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from unixkd import recipes
 from unixkd.errors import UsageError, UserError, unknown_name
 from unixkd.options import COMMANDS, GROUPS, check_names
+from unixkd.stopping import EXIT_CODE
 
-USAGE, STOPPED = 2, 75
+USAGE, STOPPED = 2, EXIT_CODE
 """Exit codes: bad usage; stopped on request and resumable."""
 
 SHORTHANDS = {f"--{group}": f"--{group}.name" for group in ("model", "teacher", "student", "method", "data")}
@@ -50,10 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         sys.stderr.write(f"unixkd: error: {error}\n")
         return error.exit_code
-    except KeyboardInterrupt:
-        sys.stderr.write(
-            "unixkd: stopped; the same command with --resume goes on (compare, demo: as it is)\n"
-        )
+    except KeyboardInterrupt as stop:
+        where = f"{stop}; " if str(stop) else "stopped; "
+        sys.stderr.write(f"unixkd: {where}the same command with --resume goes on (compare, demo: as it is)\n")
         return STOPPED
     return 0
 

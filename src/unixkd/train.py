@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from unixkd import runstate
+from unixkd import runstate, stopping
 from unixkd.allocator import keep_freed_memory
 from unixkd.assembly import decide, make_distiller, make_stepper
 from unixkd.batchnorm import clean_statistics, has_statistics, sees_clean_images
@@ -30,6 +30,7 @@ from unixkd.models import PixelModel
 from unixkd.planner import synchronize
 from unixkd.precision import DTYPES
 from unixkd.runfolder import Mode, RunFolder
+from unixkd.stopping import Stopped, stoppable
 from unixkd.summary import write_results
 
 NEAR_CHANCE = 0.02
@@ -50,19 +51,23 @@ def run(config: RunConfig, out: Path, *, mode: Mode = "new", display: Display = 
 
     Raises:
         UserError: the configuration, the data or the folder do not allow it
+        Stopped: on SIGTERM or Ctrl-C, saved after the step at work; `mode="resume"` goes on
     """
-    return drain(steps(config, out, mode=mode, display=display))
+    with stoppable():
+        return drain(steps(config, out, mode=mode, display=display))
 
 
 def steps(
     config: RunConfig, out: Path, *, mode: Mode = "new", display: Display = silent
 ) -> Generator[None, None, dict[str, Any]]:
     """The same run as a generator that pauses after every step, so that several can take turns."""
+    folder = RunFolder(out)
     try:
-        trainer = Trainer(config, RunFolder(out), mode, display)
+        trainer = Trainer(config, folder, mode, display)
         yield from trainer.fit()
         summary = write_results(trainer)
     finally:
+        folder.close()
         torch.set_flush_denormal(False)  # the process is the caller's
         keep_freed_memory(False)
     display(Finished(trainer.name))
@@ -98,13 +103,17 @@ class Trainer:
         distiller = make_distiller(self.config, self.parts, self.note)
         self.stepper = make_stepper(self.config, self.parts, distiller, self.device, self.note)
         self.reference_images = (config.reference_epochs or config.train.epochs) * len(self.parts.data.train)
-        self.epoch = 0
+        self.epoch = self.done = 0
+        """Epochs that are finished, and steps taken of the next."""
         self.records: list[dict[str, Any]] = []
         self.seconds = {"setup": 0.0, "train": 0.0, "evaluate": 0.0}
         if folder.open(self.config, mode):  # only here, so that a faulty configuration leaves no trace
             runstate.restore(self)
         else:
+            if folder.metrics.exists():
+                self.note("nothing was saved before the run was ended: it begins again")
             folder.keep_metrics(0)
+        runstate.keep_journal(self)
         self.answers = self.ask_teacher()
         self.seconds["setup"] += time.perf_counter() - started
 
@@ -131,15 +140,16 @@ class Trainer:
         train = self.config.train
         self.display(Started(self.name, train.epochs, self.stepper.steps_per_epoch, self.epoch))
         while self.epoch < train.epochs:
-            before = self.seconds["train"]
+            before, seen = self.seconds["train"], self.engine.tally.seen if self.done else 0
             yield from self.epoch_steps()
             self.check_finite()
-            self.epoch += 1
+            self.epoch, self.done = self.epoch + 1, 0
             last = self.epoch == train.epochs
             predictions = None
             if last or self.epoch % train.eval_every == 0:
                 predictions = self.evaluate()
-            self.record_epoch(predictions, self.engine.tally.seen / (self.seconds["train"] - before))
+            rate = (self.engine.tally.seen - seen) / (self.seconds["train"] - before)
+            self.record_epoch(predictions, rate)
             if last or self.epoch % train.checkpoint_every == 0:
                 runstate.save(self)
 
@@ -147,21 +157,40 @@ class Trainer:
         """One pass over the training images; pauses after every step."""
         started, throttle, captured = time.perf_counter(), Throttle(), self.stepper.capture_seconds
         self.parts.student.train()
-        self.engine.tally.start_epoch()
-        for counts in self.stepper.epoch(self.epoch):
+        if not self.done:
+            self.engine.tally.start_epoch()
+        seen = self.engine.tally.seen
+        for counts in self.stepper.epoch(self.epoch, self.done):
             self.engine.distiller.count(counts)
             self.engine.tally.count(counts)
+            self.done += 1
+            if stopping.asked() and self.stepper.can_stop(self.epoch, self.done):
+                self.charge_time(started, captured)
+                self.stop()
             if throttle.ready():
                 if not self.engine.tally.finite():
                     raise self.not_finite()
-                rate = self.engine.tally.seen / (time.perf_counter() - started)
+                rate = (self.engine.tally.seen - seen) / (time.perf_counter() - started)
                 cost = (self.relative_cost() or {}).get("backward_2x")
                 self.display(Stepped(self.name, self.engine.distiller.steps, rate, cost))
             yield
+        self.charge_time(started, captured)
+
+    def charge_time(self, started: float, captured: float) -> None:
+        """Count the time of an epoch's steps: training, but for what the first capture took."""
         synchronize(self.device)
         setup = self.stepper.capture_seconds - captured
         self.seconds["setup"] += setup
         self.seconds["train"] += time.perf_counter() - started - setup
+
+    def stop(self) -> None:
+        """Save in the middle of an epoch, and raise what ends the process."""
+        self.check_finite()
+        runstate.save(self)
+        raise Stopped(
+            f"{self.folder.path}: stopped in epoch {self.epoch + 1} after step {self.done} of "
+            f"{self.stepper.steps_per_epoch}, and saved"
+        )
 
     def check_finite(self) -> None:
         """Raise where an epoch has broken the weights, before they are saved."""
