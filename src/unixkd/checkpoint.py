@@ -21,6 +21,7 @@ from torch import Tensor
 from unixkd.errors import UserError
 
 FILES = ("state.safetensors", "state.json")
+KEPT_AND_NEW = 3
 
 
 def checkpoint_name(epoch: int, steps: int = 0) -> str:
@@ -75,6 +76,23 @@ def write_checkpoint(folder: Path, name: str, tensors: dict[str, Tensor], state:
     for old in checkpoints(folder)[:-2]:
         shutil.rmtree(old)
     return final
+
+
+def check_space(folder: Path, size: int) -> None:
+    """Raise where the disk has no room for the checkpoints of a run: two that are kept and one being written.
+
+    Args:
+        folder: where they lie, or will
+        size: bytes of one
+    """
+    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    held = sum(path.stat().st_size for path in folder.glob("epoch-*/*"))
+    need, free = KEPT_AND_NEW * size - held, shutil.disk_usage(there).free
+    if need > free:
+        raise UserError(
+            f"{there} has {free / 1e6:,.0f} MB free, but the checkpoints of this run need {need / 1e6:,.0f} MB: make "
+            "room, or give an --out on another disk"
+        )
 
 
 def unfinished(folder: Path) -> list[Path]:

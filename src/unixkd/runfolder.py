@@ -141,8 +141,12 @@ class RunFolder:
         lines = self.metrics.read_text().splitlines() if self.metrics.exists() else []
         if len(lines) < epochs:
             raise UserError(f"{self.metrics} has {len(lines)} lines, but the checkpoint has {epochs} epochs")
+        try:
+            records = [json.loads(line) for line in lines[:epochs]]
+        except ValueError as error:
+            raise UserError(f"{self.metrics} is damaged: {error}") from None
         write(self.metrics, "".join(f"{line}\n" for line in lines[:epochs]))
-        return [json.loads(line) for line in lines[:epochs]]
+        return records
 
     def write_json(self, name: str, value: dict[str, Any]) -> None:
         """Write a JSON file whole or not at all."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from unixkd import checkpoint
 from unixkd.checkpoint import (
     checkpoint_name,
     checkpoints,
@@ -64,6 +65,20 @@ def collect(run: Trainer) -> tuple[dict[str, Tensor], dict[str, Any]]:
         sums, state["tally"] = run.engine.tally.state()
         tensors |= prefixed("tally", sums)
     return tensors, state
+
+
+def check_space(run: Trainer) -> None:
+    """Raise, before training starts, where the run's checkpoints would not fit on the disk.
+
+    The moments of the optimiser count as many bytes as the weights: one with SGD, two with AdamW.
+    """
+    tensors, _ = collect(run)
+    moments = {"sgd": 1, "adamw": 2}[run.config.train.optimizer]
+    weights = sum(p.numel() * p.element_size() for p in run.parts.student.parameters())
+    saved = sum(
+        t.numel() * t.element_size() for name, t in tensors.items() if not name.startswith("optimizer.")
+    )
+    checkpoint.check_space(run.folder.checkpoints, saved + moments * weights)
 
 
 def restore(run: Trainer) -> None:

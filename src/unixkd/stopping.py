@@ -52,7 +52,11 @@ def listen(signals: Sequence[signal.Signals], *, say: bool) -> None:
         say: whether to tell the user what is going to happen
     """
 
+    owner = os.getpid()
+
     def handle(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != owner:
+            return  # a process forked from this one, which Ctrl-C reaches too
         if _state["asked"]:
             for worker in multiprocessing.active_children():
                 worker.kill()

@@ -26,6 +26,7 @@ from unixkd.display import Display, EpochDone, Finished, Note, Started, Stepped,
 from unixkd.engine import Engine
 from unixkd.errors import UserError
 from unixkd.evaluate import Predictions, predict
+from unixkd.memory import explained
 from unixkd.models import PixelModel
 from unixkd.planner import synchronize
 from unixkd.precision import DTYPES
@@ -63,9 +64,10 @@ def steps(
     """The same run as a generator that pauses after every step, so that several can take turns."""
     folder = RunFolder(out)
     try:
-        trainer = Trainer(config, folder, mode, display)
-        yield from trainer.fit()
-        summary = write_results(trainer)
+        with explained(config.train):
+            trainer = Trainer(config, folder, mode, display)
+            yield from trainer.fit()
+            summary = write_results(trainer)
     finally:
         folder.close()
         torch.set_flush_denormal(False)  # the process is the caller's
@@ -107,6 +109,7 @@ class Trainer:
         """Epochs that are finished, and steps taken of the next."""
         self.records: list[dict[str, Any]] = []
         self.seconds = {"setup": 0.0, "train": 0.0, "evaluate": 0.0}
+        runstate.check_space(self)
         if folder.open(self.config, mode):  # only here, so that a faulty configuration leaves no trace
             runstate.restore(self)
         else:
