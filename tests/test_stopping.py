@@ -273,6 +273,12 @@ class Kill:
         monkeypatch.setattr(Engine, "step", step)
 
 
+def test_a_journal_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "asked-since-epoch-00001.bin").mkdir()
+    with pytest.raises(UserError, match=r"asked-since-epoch-00001\.bin cannot be read"):
+        Journal(tmp_path).rows_since("epoch-00001")
+
+
 def test_what_another_run_has_asked_stays_free(teacher, tmp_path):
     """Of two runs that share a store, the second is killed and resumed, and pays for nothing."""
     config = stored(distilled(teacher, "kd"), tmp_path / "answers", fill="step")

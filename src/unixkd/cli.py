@@ -7,6 +7,7 @@ import gc
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import yaml
@@ -111,11 +112,26 @@ def parse(name: str, arguments: Sequence[str]) -> Namespace:
         if chosen is not None and settings is not None:
             known = {action.dest for action in parser._actions}
             parser.set_defaults({k: v for k, v in settings(chosen).items() if k in known})
-        return parser.instantiate(parser.parse_args(arguments))
+        options = parser.instantiate(parser.parse_args(arguments))
     except UserError:
         raise
     except (ArgumentError, TypeError, ValueError, LookupError, AttributeError, RecursionError) as error:
         raise explain(error, parser) from None  # all but the first: what jsonargparse lets through
+    check_nulls(options)
+    return options
+
+
+def check_nulls(options: Namespace) -> None:
+    """Raise where an option is null that has to have a value: a YAML file can say so, and the parser lets it.
+
+    Raises:
+        UsageError: names the option
+    """
+    for group in GROUPS:
+        for field in fields(GROUPS[group]):
+            value = getattr(options.get(group), field.name, field.default)
+            if value is None and "None" not in str(field.type):
+                raise UsageError(f"{group}.{field.name} is null, but must be {field.type}")
 
 
 def expand(arguments: Sequence[str]) -> list[str]:

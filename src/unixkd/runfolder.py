@@ -137,15 +137,27 @@ class RunFolder:
             file.flush()
 
     def keep_metrics(self, epochs: int) -> list[dict[str, Any]]:
-        """Drop the lines of epochs after `epochs` (they will be run again); the records that stay."""
-        lines = self.metrics.read_text().splitlines() if self.metrics.exists() else []
+        """Drop the lines of epochs after `epochs` (they will be run again); the records that stay.
+
+        Raises:
+            UserError: lines of these epochs are missing or damaged; nothing is changed then
+        """
+        try:
+            content = self.metrics.read_bytes() if self.metrics.exists() else b""
+            lines = content.decode(errors="replace").split("\n")[:-1][:epochs]  # the rest may be torn
+            records = [json.loads(line) for line in lines]
+            wrong = [
+                i for i, one in enumerate(records) if not isinstance(one, dict) or one.get("epoch") != i + 1
+            ]
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.metrics} is damaged: {error}") from None
+        if wrong:
+            raise UserError(
+                f"{self.metrics} is damaged: line {wrong[0] + 1} is not that of epoch {wrong[0] + 1}"
+            )
         if len(lines) < epochs:
             raise UserError(f"{self.metrics} has {len(lines)} lines, but the checkpoint has {epochs} epochs")
-        try:
-            records = [json.loads(line) for line in lines[:epochs]]
-        except ValueError as error:
-            raise UserError(f"{self.metrics} is damaged: {error}") from None
-        write(self.metrics, "".join(f"{line}\n" for line in lines[:epochs]))
+        write(self.metrics, "".join(f"{line}\n" for line in lines))
         return records
 
     def write_json(self, name: str, value: dict[str, Any]) -> None:

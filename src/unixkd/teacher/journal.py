@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from unixkd.errors import UserError
+
 PREFIX, SUFFIX = "asked-since-", ".bin"
 
 
@@ -53,11 +55,18 @@ class Journal:
                 file.write(rows.astype("<i8").tobytes())
 
     def rows_since(self, checkpoint: str) -> NDArray[np.int64]:
-        """The rows noted after a checkpoint, those after later ones included; a torn last number is dropped."""
+        """The rows noted after a checkpoint, those after later ones included; a torn last number is dropped.
+
+        Raises:
+            UserError: a journal cannot be read
+        """
         found = [np.empty(0, np.int64)]
         for path in self.files():
             if tag(path) >= checkpoint:
-                content = path.read_bytes()
+                try:
+                    content = path.read_bytes()
+                except OSError as error:
+                    raise UserError(f"{path} cannot be read: {error.strerror}; remove it to go on") from None
                 found.append(np.frombuffer(content[: len(content) // 8 * 8], "<i8"))
         return np.concatenate(found)
 

@@ -170,13 +170,13 @@ class AnswerStore:
         """Take these rows to be unknown until they are written again; other users of the store still read them.
 
         Args:
-            rows: image × views + view `[m]`
+            rows: image × views + view `[m]`; others than the store has, of a damaged journal, are passed over
         """
         if not len(rows):
             return
         if self._forgotten is None:
             self._forgotten = np.zeros(self.contents.images * self.contents.views, bool)
-        self._forgotten[rows[rows < len(self._forgotten)]] = True
+        self._forgotten[rows[(rows >= 0) & (rows < len(self._forgotten))]] = True
 
     def filled(self) -> int:
         """Answers that have been written; torn ones, which only `read` tells, are counted too."""
