@@ -81,6 +81,8 @@ CONTENDERS = (
     Contender("unix-random", MethodConfig("unix-random")),
     Contender("hard", MethodConfig("hard")),
     Contender("mixup", MethodConfig("mixup")),
+    Contender("mixup, epochs x0.5", MethodConfig("mixup"), 0.5),
+    Contender("mixup, epochs x0.33", MethodConfig("mixup"), 0.33),
     Contender("unix", MethodConfig("unix")),
     Contender("unix, step", MethodConfig("unix", curve="step")),
     Contender("infobatch", MethodConfig("infobatch")),
@@ -97,6 +99,13 @@ CONTENDERS = (
     Contender("infobatch, views", MethodConfig("infobatch"), views=VIEWS, stored=True),
     Contender(
         "mixup, views, mixed answers", MethodConfig("mixup", mixes_answers=True), views=VIEWS, stored=True
+    ),
+    Contender(
+        "mixup, views, mixed answers, epochs x0.75",
+        MethodConfig("mixup", mixes_answers=True),
+        0.75,
+        views=VIEWS,
+        stored=True,
     ),
     Contender("kd, views, small first", SMALL, views=VIEWS, stored=True),
 )
