@@ -147,7 +147,7 @@ def prepare(base: Path) -> None:
 
     small = ["--data.limit", "40", "--train.batch_size", "16", "--train.precision", "fp32"]
     train = ["train", "--model", "resnet8", *small, "--epochs", "2", "--out", str(base / "teacher")]
-    assert in_process(train).code == 0
+    expect_done(in_process(train))
     words = [
         "--teacher",
         str(base / "teacher"),
@@ -160,7 +160,7 @@ def prepare(base: Path) -> None:
         "2",
     ]
     words += ["--train.teacher_precision", "fp32", "--answers.path", str(base / "answers")]
-    assert in_process(["distill", *words, "--out", str(base / "run")]).code == 0
+    expect_done(in_process(["distill", *words, "--out", str(base / "run")]))
     chance = np.random.default_rng(0)
     for part, count in (("train", 4), ("val", 2)):
         for name in ("cat", "dog"):
@@ -172,6 +172,12 @@ def prepare(base: Path) -> None:
                 )
     write_parquet(base / "table" / "train-0.parquet", chance, 12)
     write_parquet(base / "table" / "test-0.parquet", chance, 4)
+
+
+def expect_done(outcome: Outcome) -> None:
+    """Stop where the working set cannot be made."""
+    if outcome.code != 0:
+        raise SystemExit(f"the working set cannot be made: {outcome.fault or outcome.error}")
 
 
 def write_parquet(path: Path, chance: np.random.Generator, count: int) -> None:

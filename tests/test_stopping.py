@@ -233,7 +233,7 @@ def test_a_comparison_stops_in_all_its_processes(teacher, tmp_path):
 # Answers that outlive a kill
 
 
-@pytest.mark.parametrize("fill", ["step", "epoch"])
+@pytest.mark.parametrize("fill", ["lazy", "epoch"])
 def test_a_killed_run_pays_again_for_what_it_asked_after_its_checkpoint(fill, teacher, tmp_path, monkeypatch):
     """Killed without a checkpoint in epochs 1 and 2; the control has no journal."""
     config = distilled(teacher, "kd", epochs=3)
@@ -281,7 +281,7 @@ def test_a_journal_that_cannot_be_read_is_named(tmp_path):
 
 def test_what_another_run_has_asked_stays_free(teacher, tmp_path):
     """Of two runs that share a store, the second is killed and resumed, and pays for nothing."""
-    config = stored(distilled(teacher, "kd"), tmp_path / "answers", fill="step")
+    config = stored(distilled(teacher, "kd"), tmp_path / "answers", fill="lazy")
     run(config, tmp_path / "first")
     with pytest.MonkeyPatch.context() as patch:
         Kill(patch, 2)
@@ -292,7 +292,7 @@ def test_what_another_run_has_asked_stays_free(teacher, tmp_path):
 
 
 def test_journals_of_checkpoints_that_are_gone_are_removed(teacher, tmp_path):
-    config = stored(distilled(teacher, "kd", epochs=4), tmp_path / "answers", fill="step")
+    config = stored(distilled(teacher, "kd", epochs=4), tmp_path / "answers", fill="lazy")
     run(config, tmp_path / "run")
     journals = Journal(tmp_path / "run" / "checkpoints").files()
     assert all("epoch-00003" in path.name or "epoch-00004" in path.name for path in journals)

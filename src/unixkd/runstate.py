@@ -49,7 +49,8 @@ def collect(run: Trainer) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors |= prefixed("average", run.engine.average.state_dict())
     if run.engine.history is not None:
         tensors |= prefixed("history", run.engine.history.state())
-    tensors |= {"times_kept": run.engine.tally.times_kept, "rng": torch.get_rng_state()}
+    tally = run.engine.tally
+    tensors |= {"times_kept": tally.times_kept, "unanswered": tally.unanswered, "rng": torch.get_rng_state()}
     if run.device.type == "cuda":
         tensors["cuda_rng"] = torch.cuda.get_rng_state(run.device)
     state = {
@@ -109,6 +110,8 @@ def restore_engine(run: Trainer, tensors: dict[str, Tensor], state: dict[str, An
         engine.average.load_state_dict(group(tensors, "average"))
     unpack_optimizer(engine.optimizer, group(tensors, "optimizer"), state["optimizer"])
     engine.tally.times_kept.copy_(tensors["times_kept"])
+    if "unanswered" in tensors:
+        engine.tally.unanswered.copy_(tensors["unanswered"])
     if run.done:
         engine.tally.load_state(group(tensors, "tally"), state["tally"])
     if engine.history is not None:

@@ -34,6 +34,8 @@ class Tally:
         self.edges = None if bins is None else bins.edges(times_kept.device)
         self.remembered: tuple[list[int], list[int]] | None = None
         self.before = times_kept.clone()
+        self.unanswered = torch.zeros_like(times_kept)
+        """How often the teacher's answer to each image was not finite, in the whole run `[n]`"""
         self.sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=times_kept.device))
         self.seen = self.kept = self.steps = self.scored = 0
 
@@ -60,6 +62,9 @@ class Tally:
             self.times_kept.index_add_(
                 0, kept_index, torch.ones_like(kept_index, dtype=self.times_kept.dtype)
             )
+            if result.answered is not None:
+                faulty = (~result.answered).to(self.unanswered.dtype)
+                self.unanswered.index_add_(0, kept_index, faulty)
         wrong = None
         if result.scoring_logits is not None and batch.labels is not None:
             wrong = result.scoring_logits.argmax(1) != batch.labels

@@ -38,6 +38,9 @@ NEAR_CHANCE = 0.02
 """A teacher this little better than guessing is warned about."""
 
 
+NAMED = 8
+"""Images that an error names."""
+
 T = TypeVar("T")
 
 
@@ -171,6 +174,7 @@ class Trainer:
                 self.charge_time(started, captured)
                 self.stop()
             if throttle.ready():
+                self.check_answers()
                 if not self.engine.tally.finite():
                     raise self.not_finite()
                 rate = (self.engine.tally.seen - seen) / (time.perf_counter() - started)
@@ -196,10 +200,22 @@ class Trainer:
         )
 
     def check_finite(self) -> None:
-        """Raise where an epoch has broken the weights, before they are saved."""
+        """Raise where an epoch has broken the weights, or the teacher has failed, before anything is saved."""
+        self.check_answers()
         weights = torch.stack([p.detach().isfinite().all() for p in self.parts.student.parameters()]).all()
         if not (self.engine.tally.finite() and weights):
             raise self.not_finite()
+
+    def check_answers(self) -> None:
+        """Raise where the teacher's answers to more images than allowed were not finite; waits for the device."""
+        faulty, allowed = self.engine.tally.unanswered > 0, self.config.answers.max_faulty
+        if int(faulty.sum()) > allowed:
+            named = ", ".join(map(str, faulty.nonzero().flatten()[:NAMED].tolist()))
+            raise UserError(
+                f"epoch {self.epoch + 1}: the teacher's logits are not finite for {int(faulty.sum())} images "
+                f"({named}{', …' if int(faulty.sum()) > NAMED else ''}); are its mean, std and precision right? Up to "
+                f"--answers.max_faulty ({allowed}) are left out of the losses"
+            )
 
     def not_finite(self) -> UserError:
         """The error for a run that has diverged."""
