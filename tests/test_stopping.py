@@ -308,13 +308,18 @@ def test_a_torn_journal_loses_its_last_number_only(tmp_path):
 # One folder, one process
 
 
+HOLD = "import sys, filelock; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print('held', flush=True); input()"
+
+
 def test_a_folder_in_use_is_refused_and_free_afterwards(tmp_path, monkeypatch):
-    monkeypatch.setattr("unixkd.runfolder.LOCK_SECONDS", 0)
-    running = steps(alone(), tmp_path / "run")
-    next(running)
-    with pytest.raises(UserError, match="another process is training here"):
-        run(alone(), tmp_path / "run", mode="resume")
-    running.close()
+    monkeypatch.setattr("unixkd.runfolder.LOCK_SECONDS", 0.1)
+    run(alone(), tmp_path / "run")
+    words = [sys.executable, "-c", HOLD, str(tmp_path / "run" / ".lock")]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match="another process is training here"):
+            run(alone(), tmp_path / "run", mode="resume")
+        holder.kill()
     run(alone(), tmp_path / "run", mode="resume")
 
 

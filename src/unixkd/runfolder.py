@@ -37,7 +37,7 @@ class RunFolder:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
-        self._lock = FileLock(path / ".lock", timeout=LOCK_SECONDS)
+        self._lock = FileLock(path.absolute() / ".lock", timeout=LOCK_SECONDS, is_singleton=True)
 
     def open(self, config: RunConfig, mode: Mode) -> bool:
         """Make the folder ready; True where there is a checkpoint to go on from.
