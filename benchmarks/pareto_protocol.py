@@ -110,6 +110,13 @@ CONTENDERS = (
         views=VIEWS,
         stored=True,
     ),
+    Contender(
+        "mixup, views, mixed answers, epochs x0.6",
+        MethodConfig("mixup", mixes_answers=True),
+        0.6,
+        views=VIEWS,
+        stored=True,
+    ),
     Contender("kd, views, small first", SMALL, views=VIEWS, stored=True),
 )
 
