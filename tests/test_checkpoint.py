@@ -12,6 +12,7 @@ from torch import nn
 
 from slow import TinyNet, images_of, labels_of
 from unixkd.checkpoint import (
+    checkpoint_name,
     checkpoints,
     find_damage,
     load_checkpoint,
@@ -40,7 +41,7 @@ def steps(student: nn.Module, optimizer: torch.optim.Optimizer, numbers: range) 
 
 def save(folder: Path, epoch: int, **state: object) -> Path:
     return save_checkpoint(
-        folder, epoch, {"value": torch.full((3,), float(epoch))}, {"epoch": epoch, **state}
+        folder, checkpoint_name(epoch), {"value": torch.full((3,), float(epoch))}, {"epoch": epoch, **state}
     )
 
 
@@ -51,7 +52,7 @@ def test_continuing_is_bit_identical(name, tmp_path):
     steps(student, optimizer, range(3))
     tensors, state = pack_optimizer(optimizer)
     tensors = {f"optimizer.{key}": value for key, value in tensors.items()}
-    save_checkpoint(tmp_path, 1, {**student.state_dict(), **tensors}, state)
+    save_checkpoint(tmp_path, checkpoint_name(1), {**student.state_dict(), **tensors}, state)
     steps(student, optimizer, range(3, 6))
 
     loaded, state, damaged = load_checkpoint(tmp_path)
@@ -93,7 +94,7 @@ def test_every_type_of_tensor_survives(tmp_path):
         "nan": torch.tensor([float("nan"), float("-inf")]),
     }
     state = {"lr": 0.1, "floats": [1 / 3, 1e-300], "names": ["Ö", None], "none": None}
-    save_checkpoint(tmp_path, 1, tensors, state)
+    save_checkpoint(tmp_path, checkpoint_name(1), tensors, state)
     loaded, loaded_state, _ = load_checkpoint(tmp_path)
     assert loaded_state == state
     assert set(loaded) == set(tensors)
@@ -184,8 +185,9 @@ def test_a_failure_while_saving_leaves_the_previous_checkpoint(moment, tmp_path,
 
     with monkeypatch.context() as patch:
         patch.setattr(f"unixkd.checkpoint.{moment}", fail)
-        with pytest.raises(OSError, match="no space left"):
+        with pytest.raises(UserError, match="no space left on device; epoch-00001 is kept"):
             save(tmp_path, 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["epoch-00001"]
     assert load_checkpoint(tmp_path)[1]["epoch"] == 1
     save(tmp_path, 2)
     assert load_checkpoint(tmp_path)[1]["epoch"] == 2

@@ -207,6 +207,20 @@ def test_a_misspelt_yaml_key_is_answered_with_the_nearest_one(capsys, tmp_path):
     assert "did you mean --train.epochs" in failing(capsys, "train", "--config", tmp_path / "options.yaml")
 
 
+@pytest.mark.parametrize("line", ["data:\n  holdout: null\n", "train:\n  milestones: null\n"])
+def test_a_null_where_there_has_to_be_a_value_is_named(line, capsys, tmp_path):
+    (tmp_path / "options.yaml").write_text(line)
+    group, name = line.replace(":", "").split()[:2]
+    assert f"{group}.{name} is null, but must be" in failing(
+        capsys, "train", "--config", tmp_path / "options.yaml"
+    )
+
+
+def test_a_null_that_leaves_it_to_a_default_is_none(tmp_path):
+    (tmp_path / "options.yaml").write_text("data:\n  views: null\n")
+    assert parsed("train", "--config", str(tmp_path / "options.yaml")).data.views is None
+
+
 # Precedence, shorthands, lists
 
 

@@ -33,7 +33,7 @@ def folder(tmp_path) -> RunFolder:
 
 
 def names(folder: RunFolder) -> list[str]:
-    return sorted(path.name for path in folder.path.iterdir())
+    return sorted(path.name for path in folder.path.iterdir() if path.name != ".lock")
 
 
 @pytest.mark.parametrize("mode", ["new", "resume", "overwrite"])
@@ -181,3 +181,36 @@ def test_every_file_a_run_writes_is_removed_by_overwrite():
     assert set(runfolder.FILES) == {
         *("run.yaml", "metrics.jsonl", "summary.json", "selection.json", "model.safetensors", "config.json")
     }
+
+
+def lines(folder: RunFolder, *epochs: int) -> list[dict[str, int]]:
+    records = [{"epoch": epoch} for epoch in epochs]
+    for record in records:
+        folder.append_metrics(record)
+    return records
+
+
+def test_lines_after_the_checkpoint_are_dropped_torn_or_not(folder):
+    folder.metrics.unlink()
+    records = lines(folder, 1, 2, 3)
+    with folder.metrics.open("ab") as file:
+        file.write(b'{"epoch": \xfa')
+    assert folder.keep_metrics(2) == records[:2]
+    assert folder.metrics.read_text() == '{"epoch": 1}\n{"epoch": 2}\n'
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b'{"epoch": 1}\n{"epoch": 3}\n', "line 2 is not that of epoch 2"),
+        (b'{"epoch": 1}\n[2]\n', "line 2 is not that of epoch 2"),
+        (b'{"epoch": 1}\n', "has 1 lines, but the checkpoint has 2"),
+        (b'{"epoch": 1}\n{"epoch": 2}', "has 1 lines, but the checkpoint has 2"),
+        (b'{"epoch": 1}\n{"epoch": \xfa}\n', "is damaged"),
+    ],
+)
+def test_damaged_lines_of_epochs_that_are_saved_are_an_error(content, told, folder):
+    folder.metrics.write_bytes(content)
+    with pytest.raises(UserError, match=told):
+        folder.keep_metrics(2)
+    assert folder.metrics.read_bytes() == content

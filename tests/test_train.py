@@ -81,7 +81,15 @@ def relative(scored: int, asked: int, trained: int, reference: int) -> dict[str,
 
 
 def test_the_files_of_a_run(unix_run, teacher):
-    names = ["checkpoints", "config.json", "metrics.jsonl", "model.safetensors", "run.yaml", "summary.json"]
+    names = [
+        ".lock",
+        "checkpoints",
+        "config.json",
+        "metrics.jsonl",
+        "model.safetensors",
+        "run.yaml",
+        "summary.json",
+    ]
     assert sorted(p.name for p in teacher.iterdir()) == names
     assert sorted(p.name for p in unix_run.iterdir()) == sorted([*names, "selection.json"])
     assert sorted(p.name for p in (unix_run / "checkpoints").iterdir()) == ["epoch-00001", "epoch-00002"]

@@ -64,6 +64,8 @@ def make_distiller(config: RunConfig, parts: RunParts, note: Callable[[str], Non
         note: shows the user a line
     """
     train = config.train
+    if config.answers.max_faulty < 0:
+        raise UserError(f"answers.max_faulty must be at least 0, got {config.answers.max_faulty}")
     return Distiller(
         parts.student,
         parts.teacher,
@@ -76,6 +78,7 @@ def make_distiller(config: RunConfig, parts: RunParts, note: Callable[[str], Non
         lender=open_store(config, parts, config.answers.lender, note),
         student_dtype=DTYPES[train.precision],
         teacher_dtype=DTYPES[train.teacher_precision],
+        marks_faulty=True,
     )
 
 

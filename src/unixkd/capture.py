@@ -125,10 +125,10 @@ class CapturedStep:
             if random is not None:
                 torch.cuda.set_rng_state(random)
 
-    def load(self, tables: Tables) -> None:
-        """Begin an epoch."""
+    def load(self, tables: Tables, done: int = 0) -> None:
+        """Begin an epoch, or go on with it after so many steps."""
         self.tables.copy_(tables)
-        self.counter.zero_()
+        self.counter.fill_(done)
 
     def body(self) -> None:
         """One step, told by the counter's row of the tables."""

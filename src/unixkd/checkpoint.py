@@ -14,24 +14,52 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from unixkd.errors import UserError
 
 FILES = ("state.safetensors", "state.json")
+KEPT_AND_NEW = 3
 
 
-def save_checkpoint(folder: Path, epoch: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> Path:
-    """Write the checkpoint of an epoch and remove all but the previous one.
+def checkpoint_name(epoch: int, steps: int = 0) -> str:
+    """The name of the checkpoint after so many epochs and steps of the next; later ones sort after it.
+
+    >>> checkpoint_name(3), checkpoint_name(3, 17)
+    ('epoch-00003', 'epoch-00003-step-0000017')
+    """
+    return f"epoch-{epoch:05d}" + (f"-step-{steps:07d}" if steps else "")
+
+
+def save_checkpoint(folder: Path, name: str, tensors: dict[str, Tensor], state: dict[str, Any]) -> Path:
+    """Write a checkpoint and remove all but the previous one.
 
     Args:
         folder: where a run keeps its checkpoints
-        epoch: epochs finished, ≥ 1
+        name: as `checkpoint_name` gives it
         tensors: by name
         state: anything JSON can hold
+
+    Raises:
+        UserError: it cannot be written, for want of space say; those that are there stay
     """
-    final = folder / f"epoch-{epoch:05d}"
+    try:
+        return write_checkpoint(folder, name, tensors, state)
+    except (OSError, SafetensorError) as error:
+        for temporary in unfinished(folder):
+            shutil.rmtree(temporary, ignore_errors=True)
+        kept = checkpoints(folder)
+        raise UserError(
+            f"cannot save a checkpoint in {folder}: {error}; "
+            + (f"{kept[-1].name} is kept, make room and resume" if kept else "none was saved before")
+        ) from None
+
+
+def write_checkpoint(folder: Path, name: str, tensors: dict[str, Tensor], state: dict[str, Any]) -> Path:
+    """As `save_checkpoint`, with the system's own errors."""
+    final = folder / name
     temporary = folder / f".{final.name}.{os.getpid()}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -50,8 +78,32 @@ def save_checkpoint(folder: Path, epoch: int, tensors: dict[str, Tensor], state:
     return final
 
 
+def check_space(folder: Path, size: int) -> None:
+    """Raise where the disk has no room for the checkpoints of a run: two that are kept and one being written.
+
+    Args:
+        folder: where they lie, or will
+        size: bytes of one
+    """
+    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    held = sum(path.stat().st_size for path in folder.glob("epoch-*/*"))
+    need, free = KEPT_AND_NEW * size - held, shutil.disk_usage(there).free
+    if need > free:
+        raise UserError(
+            f"{there} has {free / 1e6:,.0f} MB free, but the checkpoints of this run need {need / 1e6:,.0f} MB: make "
+            "room, or give an --out on another disk"
+        )
+
+
+def unfinished(folder: Path) -> list[Path]:
+    """What a killed process has left of checkpoints it was writing."""
+    return list(folder.glob(".epoch-*.tmp"))
+
+
 def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], list[str]]:
     """The newest checkpoint whose checksums hold: (tensors, state, damaged ones that were passed over).
+
+    Those are removed, as later checkpoints would be counted with them.
 
     Raises:
         UserError: there is none
@@ -60,7 +112,10 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], li
     for path in reversed(checkpoints(folder)):
         problem = find_damage(path)
         if problem is None:
-            return load_file(path / FILES[0]), json.loads((path / FILES[1]).read_text()), damaged
+            loaded = load_file(path / FILES[0]), json.loads((path / FILES[1]).read_text())
+            for later in checkpoints(folder)[::-1][: len(damaged)]:
+                shutil.rmtree(later)
+            return *loaded, damaged
         damaged.append(f"{path}: {problem}")
     detail = "; ".join(damaged) if damaged else "none was saved"
     raise UserError(f"no valid checkpoint in {folder}: {detail}")

@@ -7,6 +7,7 @@ import gc
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import yaml
@@ -15,8 +16,9 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from unixkd import recipes
 from unixkd.errors import UsageError, UserError, unknown_name
 from unixkd.options import COMMANDS, GROUPS, check_names
+from unixkd.stopping import EXIT_CODE
 
-USAGE, STOPPED = 2, 75
+USAGE, STOPPED = 2, EXIT_CODE
 """Exit codes: bad usage; stopped on request and resumable."""
 
 SHORTHANDS = {f"--{group}": f"--{group}.name" for group in ("model", "teacher", "student", "method", "data")}
@@ -50,10 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         sys.stderr.write(f"unixkd: error: {error}\n")
         return error.exit_code
-    except KeyboardInterrupt:
-        sys.stderr.write(
-            "unixkd: stopped; the same command with --resume goes on (compare, demo: as it is)\n"
-        )
+    except KeyboardInterrupt as stop:
+        where = f"{stop}; " if str(stop) else "stopped; "
+        sys.stderr.write(f"unixkd: {where}the same command with --resume goes on (compare, demo: as it is)\n")
         return STOPPED
     return 0
 
@@ -111,11 +112,26 @@ def parse(name: str, arguments: Sequence[str]) -> Namespace:
         if chosen is not None and settings is not None:
             known = {action.dest for action in parser._actions}
             parser.set_defaults({k: v for k, v in settings(chosen).items() if k in known})
-        return parser.instantiate(parser.parse_args(arguments))
+        options = parser.instantiate(parser.parse_args(arguments))
     except UserError:
         raise
     except (ArgumentError, TypeError, ValueError, LookupError, AttributeError, RecursionError) as error:
         raise explain(error, parser) from None  # all but the first: what jsonargparse lets through
+    check_nulls(options)
+    return options
+
+
+def check_nulls(options: Namespace) -> None:
+    """Raise where an option is null that has to have a value: a YAML file can say so, and the parser lets it.
+
+    Raises:
+        UsageError: names the option
+    """
+    for group in GROUPS:
+        for field in fields(GROUPS[group]):
+            value = getattr(options.get(group), field.name, field.default)
+            if value is None and "None" not in str(field.type):
+                raise UsageError(f"{group}.{field.name} is null, but must be {field.type}")
 
 
 def expand(arguments: Sequence[str]) -> list[str]:

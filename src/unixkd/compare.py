@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from unixkd import stopping
 from unixkd.assembly import decide
 from unixkd.build import build_run, pick_device
 from unixkd.config import MethodConfig, RunConfig, TrainConfig
@@ -26,6 +27,7 @@ from unixkd.expected import expected_cost, step_sizes
 from unixkd.methods import Method
 from unixkd.precision import has_native_bf16, recall
 from unixkd.runfolder import RunFolder
+from unixkd.stopping import Stopped, stoppable
 from unixkd.teacher.opening import decided_precision
 from unixkd.train import run, steps
 from unixkd.turns import take_turns
@@ -136,6 +138,12 @@ def run_jobs(jobs: Sequence[Job], display: Display, workers: int) -> list[dict[s
         for job in jobs:
             if job not in todo:
                 display(Finished(job.folder.name))
+    with stoppable():
+        return run_todo(todo, display, workers)
+
+
+def run_todo(todo: Sequence[Job], display: Display, workers: int) -> list[dict[str, Any]]:
+    """Run these, as `run_jobs` does."""
     if workers <= 1 or not todo:
         return [run(job.config, job.folder, mode="resume", display=display) for job in todo]
     device = pick_device(todo[0].config.train)
@@ -148,13 +156,11 @@ def run_jobs(jobs: Sequence[Job], display: Display, workers: int) -> list[dict[s
         try:
             return run_side_by_side(pool, todo, events, display, workers)
         except BrokenProcessPool:
+            if stopping.asked():  # a worker that was not listening yet
+                raise Stopped("stopped before a run had begun") from None
             raise UserError(
                 "a worker process died (out of memory?): the same command goes on, fewer --jobs may help"
             ) from None
-        except KeyboardInterrupt:
-            for process in multiprocessing.active_children():
-                process.terminate()  # checkpoints are whole at any moment
-            raise
 
 
 def run_side_by_side(
@@ -165,8 +171,15 @@ def run_side_by_side(
     futures: list[Future[dict[str, Any]]] = []
     pending: set[Future[dict[str, Any]]] = set()
     failures: list[BaseException] = []
+    told = False
     while True:
-        while len(pending) < workers and not failures and (job := next(waiting, None)) is not None:
+        if stopping.asked() and not told:
+            told = True
+            for process in multiprocessing.active_children():
+                process.terminate()  # asks it to stop
+        while (
+            len(pending) < workers and not failures and not told and (job := next(waiting, None)) is not None
+        ):
             futures.append(pool.submit(run_job, job))
             pending.add(futures[-1])
         if not pending:
@@ -177,6 +190,8 @@ def run_side_by_side(
         failures += [error for future in done if (error := future.exception()) is not None]
     if failures:
         raise failures[0]
+    if told:
+        raise Stopped("stopped between two runs")
     return [future.result() for future in futures]
 
 
@@ -203,7 +218,8 @@ def start_worker(events: SimpleQueue[Event]) -> None:
     """In each worker process: remember where events go; one thread unless a run says otherwise."""
     global _events
     _events = events
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches workers too; the main process ends them
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches workers too; the main process tells them
+    stopping.listen([signal.SIGTERM], say=False)
     torch.set_num_threads(1)
 
 

@@ -173,12 +173,15 @@ class AnswersConfig:
             large batches) | auto (epoch on a GPU)
         lender: folder of a second store, for experiments about cost: an answer it has needs no forward and is
             charged as one; runs that share it pay in their ledgers as if each had asked by itself
+        max_faulty: images to which the teacher's answer may not be finite: they are left out of the losses; with
+            more of them the run stops, and names them
     """
 
     path: str | None = None
     precision: Literal["fp16", "fp32"] = "fp16"
     fill: Literal["auto", "lazy", "epoch"] = "auto"
     lender: str | None = None
+    max_faulty: int = 0
 
 
 @dataclass(frozen=True)

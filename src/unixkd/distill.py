@@ -9,7 +9,7 @@ import contextlib
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from unixkd.batch import Batch, Draws, MixedBatch, Outputs
@@ -37,6 +37,7 @@ class StepResult:
         scoring_logits: the student's logits on all N images, where the step scored them `[N, C]`
         scores: uncertainty of all N images, where the step scored them or knew their scores `[N]`
         row_scores: what is to be remembered of each of the k rows, where the method's choice wants it `[k]`
+        answered: which rows the teacher had a finite answer to, where that was looked at; the others weigh 0 `[k]`
     """
 
     loss: Float[Tensor, ""]
@@ -47,6 +48,7 @@ class StepResult:
     scoring_logits: Float[Tensor, "n classes"] | None = None
     scores: Float[Tensor, " n"] | None = None
     row_scores: Float[Tensor, " k"] | None = None
+    answered: Bool[Tensor, " k"] | None = None
 
 
 def distill_step(
@@ -76,6 +78,8 @@ def distill_step(
         check_finite(scores)
     mixed = select(batch, scores, draws, method, batch_size)
     answers = teacher(batch, mixed) if teacher else None
+    if answers is not None and answers.finite is not None:
+        mixed = replace(mixed, sample_weight=mixed.sample_weight * answers.finite)
     outputs = student(shrink(mixed.images, method.size))
     loss, parts = evaluate_objective(objective, outputs, answers.outputs if answers else None, mixed)
     remembered = remember(method, outputs, answers.outputs if answers else None, mixed)
@@ -89,7 +93,8 @@ def distill_step(
         scored_size=shrunk_size(image_size(batch.images), method.scoring.size),
         trained_size=shrunk_size(image_size(batch.images), method.size),
     )
-    return StepResult(loss, parts, mixed, outputs, counts, logits, scores, remembered)
+    answered = None if answers is None else answers.finite
+    return StepResult(loss, parts, mixed, outputs, counts, logits, scores, remembered, answered)
 
 
 @torch.no_grad()

@@ -39,6 +39,7 @@ class Distiller:
         lender: a second store, that saves forwards of the teacher and yet charges them, see `Teacher`
         student_dtype: precision of the student's forwards by autocast; default: as the caller has it
         teacher_dtype: precision of the teacher's
+        marks_faulty: rows whose answers are not finite weigh 0 in the losses; `StepResult.answered` says which
 
     Raises:
         UserError: a teacher is missing, or a loss needs one the method does not use, or features that
@@ -69,6 +70,7 @@ class Distiller:
         lender: AnswerStore | None = None,
         student_dtype: torch.dtype | None = None,
         teacher_dtype: torch.dtype | None = None,
+        marks_faulty: bool = False,
     ) -> None:
         self.method = method or unix()
         if objective is None:
@@ -93,7 +95,7 @@ class Distiller:
             self._teacher_modules = list(teacher.modules())
             layers = unique(name for loss in features for name in loss.teacher_layers)
             network = Network(teacher, layers, teacher_dtype)
-            self.teacher = Teacher(network, store, lender, self.method.mixes_answers)
+            self.teacher = Teacher(network, store, lender, self.method.mixes_answers, marks_faulty)
         self.batch_size = batch_size
         self.seed, self.rank = seed, rank
         self.steps = 0

@@ -89,5 +89,5 @@ class History:
         return copy
 
     def state(self) -> dict[str, Tensor]:
-        """What has to be saved at an epoch's end, by name."""
-        return {"score": self.score, "age": self.age}
+        """What has to be saved, by name."""
+        return {"score": self.score, "age": self.age, "fresh": self.fresh}

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 import yaml
+from filelock import FileLock, Timeout
 from PIL import Image
 
 from unixkd.config import RunConfig
@@ -25,6 +26,8 @@ FILES = ("run.yaml", "metrics.jsonl", "summary.json", "selection.json", "model.s
 DECIDED = ("train.precision", "train.teacher_precision")
 """Options whose "auto" a run decides at its start; run.yaml holds what was decided."""
 NUM_THUMBNAILS = 16
+LOCK_SECONDS = 10
+"""How long a folder is waited for: the loader processes of a killed run hold on to it for a moment."""
 
 
 class RunFolder:
@@ -34,6 +37,7 @@ class RunFolder:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
+        self._lock = FileLock(path.absolute() / ".lock", timeout=LOCK_SECONDS, is_singleton=True)
 
     def open(self, config: RunConfig, mode: Mode) -> bool:
         """Make the folder ready; True where there is a checkpoint to go on from.
@@ -41,22 +45,62 @@ class RunFolder:
         Raises:
             UserError: it holds a run already (mode new), or one with another configuration (mode resume)
         """
-        holds_run = (self.path / "run.yaml").exists()
-        if holds_run and mode == "new":
-            raise UserError(f"{self.path} already holds a run: give --resume, --overwrite or another --out")
-        if holds_run and mode == "resume":
-            self.check_same(config)
-            return any(self.checkpoints.glob("epoch-*"))
-        if holds_run:
-            for name in FILES:
-                (self.path / name).unlink(missing_ok=True)
-            shutil.rmtree(self.checkpoints, ignore_errors=True)
+        if mode == "new" and self.holds_run():
+            raise self.taken()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            write(self.path / "run.yaml", yaml.safe_dump(to_plain(config), sort_keys=False))
+            self.lock()
+            if mode == "new" and self.holds_run():  # begun while the lock was waited for
+                raise self.taken()
+            if mode == "resume" and self.holds_run():
+                self.check_same(config)
+                self.tidy()
+                return any(self.checkpoints.glob("epoch-*"))
+            self.begin(config)
         except OSError as error:
             raise UserError(f"cannot write to the output folder {self.path}: {error.strerror}") from None
         return False
+
+    def holds_run(self) -> bool:
+        """Whether a run was begun here."""
+        return (self.path / "run.yaml").exists() or any(self.checkpoints.glob("epoch-*"))
+
+    def taken(self) -> UserError:
+        """The error for a folder that holds a run."""
+        return UserError(f"{self.path} already holds a run: give --resume, --overwrite or another --out")
+
+    def begin(self, config: RunConfig) -> None:
+        """Remove an earlier run, what says that there is one last, and write the configuration."""
+        if self.holds_run():
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
+            for name in reversed(FILES):
+                (self.path / name).unlink(missing_ok=True)
+        self.tidy()
+        write(self.path / "run.yaml", yaml.safe_dump(to_plain(config), sort_keys=False))
+
+    def lock(self) -> None:
+        """Keep other processes out until `close`, or the end of this one.
+
+        Raises:
+            UserError: another one is at work in the folder
+        """
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise UserError(
+                f"{self.path}: another process is training here; wait for it, or give another --out"
+            ) from None
+        except NotImplementedError:  # a file system without locks
+            return
+
+    def close(self) -> None:
+        """Let other processes in."""
+        self._lock.release(force=True)
+
+    def tidy(self) -> None:
+        """Remove what a killed process has left half written."""
+        for path in (*self.path.glob(".*.tmp"), *self.checkpoints.glob(".*.tmp")):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def check_same(self, config: RunConfig) -> None:
         """Raise where the saved configuration differs in anything; "auto" is whatever it was decided to be."""
@@ -93,12 +137,28 @@ class RunFolder:
             file.flush()
 
     def keep_metrics(self, epochs: int) -> list[dict[str, Any]]:
-        """Drop the lines of epochs after `epochs` (they will be run again); the records that stay."""
-        lines = self.metrics.read_text().splitlines() if self.metrics.exists() else []
+        """Drop the lines of epochs after `epochs` (they will be run again); the records that stay.
+
+        Raises:
+            UserError: lines of these epochs are missing or damaged; nothing is changed then
+        """
+        try:
+            content = self.metrics.read_bytes() if self.metrics.exists() else b""
+            lines = content.decode(errors="replace").split("\n")[:-1][:epochs]  # the rest may be torn
+            records = [json.loads(line) for line in lines]
+            wrong = [
+                i for i, one in enumerate(records) if not isinstance(one, dict) or one.get("epoch") != i + 1
+            ]
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.metrics} is damaged: {error}") from None
+        if wrong:
+            raise UserError(
+                f"{self.metrics} is damaged: line {wrong[0] + 1} is not that of epoch {wrong[0] + 1}"
+            )
         if len(lines) < epochs:
             raise UserError(f"{self.metrics} has {len(lines)} lines, but the checkpoint has {epochs} epochs")
-        write(self.metrics, "".join(f"{line}\n" for line in lines[:epochs]))
-        return [json.loads(line) for line in lines[:epochs]]
+        write(self.metrics, "".join(f"{line}\n" for line in lines))
+        return records
 
     def write_json(self, name: str, value: dict[str, Any]) -> None:
         """Write a JSON file whole or not at all."""

@@ -21,7 +21,7 @@ from unixkd.mixing import num_kept
 from unixkd.planner import synchronize
 from unixkd.resizing import shrunk_share
 from unixkd.schedules import learning_rate
-from unixkd.scoring_ahead import fill_scores, known_scores, scored_in_groups
+from unixkd.scoring_ahead import batches_at_once, fill_scores, known_scores, scored_in_groups
 from unixkd.teacher.filling import fetch_answers
 
 
@@ -88,11 +88,16 @@ class Stepper:
         """Steps of an epoch, the short last one included."""
         return -(-len(self.split) // self.train.batch_size)
 
-    def epoch(self, number: int) -> Iterator[StepCounts]:
-        """Take an epoch's steps; what each one cost comes out when it has been launched."""
-        plan, done = self.plan(number), 0
-        if (captured := self.capture(plan)) is not None:
-            for step in range(plan.full_steps):
+    def epoch(self, number: int, done: int = 0) -> Iterator[StepCounts]:
+        """Take an epoch's steps; what each one cost comes out when it has been launched.
+
+        Args:
+            number: of the epoch
+            done: how many of its steps an interrupted run has taken already, as `can_stop` allows
+        """
+        plan = self.plan(number)
+        if (captured := self.capture(plan, done)) is not None:
+            for step in range(done, plan.full_steps):
                 fill_scores(self.engine, self.split, captured, number, step, plan.full_steps)
                 captured.replay()
                 done += 1
@@ -100,6 +105,11 @@ class Stepper:
         yield from self.eagerly(plan, done)
         if self.engine.history is not None:
             self.engine.history.end_epoch()
+
+    def can_stop(self, number: int, done: int) -> bool:
+        """Whether an epoch can be left after so many steps: not among batches that were scored at once."""
+        size = batches_at_once(self.engine.distiller.method, number)
+        return not size or done % size == 0 or done >= len(self.split) // self.train.batch_size
 
     def plan(self, number: int) -> EpochPlan:
         """What an epoch's steps are told, step after step."""
@@ -187,8 +197,8 @@ class Stepper:
         ledger.charge_fill(filled)
         return answers
 
-    def capture(self, plan: EpochPlan) -> CapturedStep | None:
-        """The captured step, loaded with the epoch's full batches; None where steps run eagerly."""
+    def capture(self, plan: EpochPlan, done: int) -> CapturedStep | None:
+        """The captured step, loaded with the epoch's full batches, so many of them done; None: steps run eagerly."""
         on_gpu = self.device.type == "cuda" or self.record is not None
         if self.refused or not self.train.graph or not on_gpu or not plan.full_steps:
             return None
@@ -201,7 +211,7 @@ class Stepper:
             try:
                 if self.captured is None:  # no epoch has more steps than one of all images
                     self.captured = self.record_step(self.split, tables.extended(len(self.split) // size))
-                self.captured.load(tables)
+                self.captured.load(tables, done)
                 return self.captured
             except RuntimeError as error:
                 reason = str(error).partition("\n")[0] or type(error).__name__

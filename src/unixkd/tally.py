@@ -7,6 +7,7 @@ that the student got the image wrong at that moment, on its own pure forward.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from unixkd.batch import Batch
 from unixkd.bins import NUM_BINS, ScoreBins
 from unixkd.distill import StepResult
 from unixkd.methods import StepCounts
+
+_NUMBERS = ("seen", "kept", "steps", "scored")
 
 
 class Tally:
@@ -31,6 +34,8 @@ class Tally:
         self.edges = None if bins is None else bins.edges(times_kept.device)
         self.remembered: tuple[list[int], list[int]] | None = None
         self.before = times_kept.clone()
+        self.unanswered = torch.zeros_like(times_kept)
+        """How often the teacher's answer to each image was not finite, in the whole run `[n]`"""
         self.sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=times_kept.device))
         self.seen = self.kept = self.steps = self.scored = 0
 
@@ -57,6 +62,9 @@ class Tally:
             self.times_kept.index_add_(
                 0, kept_index, torch.ones_like(kept_index, dtype=self.times_kept.dtype)
             )
+            if result.answered is not None:
+                faulty = (~result.answered).to(self.unanswered.dtype)
+                self.unanswered.index_add_(0, kept_index, faulty)
         wrong = None
         if result.scoring_logits is not None and batch.labels is not None:
             wrong = result.scoring_logits.argmax(1) != batch.labels
@@ -68,6 +76,21 @@ class Tally:
         if result.scores is not None:
             self._split("score", result.scores, result)
             self._count_scores(result.scores, wrong, result)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, int]]:
+        """What has to be saved in the middle of an epoch: tensors by name, numbers by name."""
+        numbers = {name: getattr(self, name) for name in _NUMBERS}
+        return {"times_kept.before": self.before, **self.sums}, numbers
+
+    def load_state(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, int]) -> None:
+        """Go on in the middle of an epoch with what `state` gave."""
+        for name, value in tensors.items():
+            if name == "times_kept.before":
+                self.before.copy_(value)
+            else:
+                self.sums[name] = value.to(self.times_kept.device)
+        for name in _NUMBERS:
+            setattr(self, name, numbers[name])
 
     def finite(self) -> bool:
         """Whether every loss so far was finite: one that was not stays in the sum. Waits for the device."""

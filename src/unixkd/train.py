@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from unixkd import runstate
+from unixkd import runstate, stopping
 from unixkd.allocator import keep_freed_memory
 from unixkd.assembly import decide, make_distiller, make_stepper
 from unixkd.batchnorm import clean_statistics, has_statistics, sees_clean_images
@@ -26,15 +26,20 @@ from unixkd.display import Display, EpochDone, Finished, Note, Started, Stepped,
 from unixkd.engine import Engine
 from unixkd.errors import UserError
 from unixkd.evaluate import Predictions, predict
+from unixkd.memory import explained
 from unixkd.models import PixelModel
 from unixkd.planner import synchronize
 from unixkd.precision import DTYPES
 from unixkd.runfolder import Mode, RunFolder
+from unixkd.stopping import Stopped, stoppable
 from unixkd.summary import write_results
 
 NEAR_CHANCE = 0.02
 """A teacher this little better than guessing is warned about."""
 
+
+NAMED = 8
+"""Images that an error names."""
 
 T = TypeVar("T")
 
@@ -50,19 +55,24 @@ def run(config: RunConfig, out: Path, *, mode: Mode = "new", display: Display = 
 
     Raises:
         UserError: the configuration, the data or the folder do not allow it
+        Stopped: on SIGTERM or Ctrl-C, saved after the step at work; `mode="resume"` goes on
     """
-    return drain(steps(config, out, mode=mode, display=display))
+    with stoppable():
+        return drain(steps(config, out, mode=mode, display=display))
 
 
 def steps(
     config: RunConfig, out: Path, *, mode: Mode = "new", display: Display = silent
 ) -> Generator[None, None, dict[str, Any]]:
     """The same run as a generator that pauses after every step, so that several can take turns."""
+    folder = RunFolder(out)
     try:
-        trainer = Trainer(config, RunFolder(out), mode, display)
-        yield from trainer.fit()
-        summary = write_results(trainer)
+        with explained(config.train):
+            trainer = Trainer(config, folder, mode, display)
+            yield from trainer.fit()
+            summary = write_results(trainer)
     finally:
+        folder.close()
         torch.set_flush_denormal(False)  # the process is the caller's
         keep_freed_memory(False)
     display(Finished(trainer.name))
@@ -98,13 +108,18 @@ class Trainer:
         distiller = make_distiller(self.config, self.parts, self.note)
         self.stepper = make_stepper(self.config, self.parts, distiller, self.device, self.note)
         self.reference_images = (config.reference_epochs or config.train.epochs) * len(self.parts.data.train)
-        self.epoch = 0
+        self.epoch = self.done = 0
+        """Epochs that are finished, and steps taken of the next."""
         self.records: list[dict[str, Any]] = []
         self.seconds = {"setup": 0.0, "train": 0.0, "evaluate": 0.0}
+        runstate.check_space(self)
         if folder.open(self.config, mode):  # only here, so that a faulty configuration leaves no trace
             runstate.restore(self)
         else:
+            if folder.metrics.exists():
+                self.note("nothing was saved before the run was ended: it begins again")
             folder.keep_metrics(0)
+        runstate.keep_journal(self)
         self.answers = self.ask_teacher()
         self.seconds["setup"] += time.perf_counter() - started
 
@@ -131,15 +146,16 @@ class Trainer:
         train = self.config.train
         self.display(Started(self.name, train.epochs, self.stepper.steps_per_epoch, self.epoch))
         while self.epoch < train.epochs:
-            before = self.seconds["train"]
+            before, seen = self.seconds["train"], self.engine.tally.seen if self.done else 0
             yield from self.epoch_steps()
             self.check_finite()
-            self.epoch += 1
+            self.epoch, self.done = self.epoch + 1, 0
             last = self.epoch == train.epochs
             predictions = None
             if last or self.epoch % train.eval_every == 0:
                 predictions = self.evaluate()
-            self.record_epoch(predictions, self.engine.tally.seen / (self.seconds["train"] - before))
+            rate = (self.engine.tally.seen - seen) / (self.seconds["train"] - before)
+            self.record_epoch(predictions, rate)
             if last or self.epoch % train.checkpoint_every == 0:
                 runstate.save(self)
 
@@ -147,27 +163,59 @@ class Trainer:
         """One pass over the training images; pauses after every step."""
         started, throttle, captured = time.perf_counter(), Throttle(), self.stepper.capture_seconds
         self.parts.student.train()
-        self.engine.tally.start_epoch()
-        for counts in self.stepper.epoch(self.epoch):
+        if not self.done:
+            self.engine.tally.start_epoch()
+        seen = self.engine.tally.seen
+        for counts in self.stepper.epoch(self.epoch, self.done):
             self.engine.distiller.count(counts)
             self.engine.tally.count(counts)
+            self.done += 1
+            if stopping.asked() and self.stepper.can_stop(self.epoch, self.done):
+                self.charge_time(started, captured)
+                self.stop()
             if throttle.ready():
+                self.check_answers()
                 if not self.engine.tally.finite():
                     raise self.not_finite()
-                rate = self.engine.tally.seen / (time.perf_counter() - started)
+                rate = (self.engine.tally.seen - seen) / (time.perf_counter() - started)
                 cost = (self.relative_cost() or {}).get("backward_2x")
                 self.display(Stepped(self.name, self.engine.distiller.steps, rate, cost))
             yield
+        self.charge_time(started, captured)
+
+    def charge_time(self, started: float, captured: float) -> None:
+        """Count the time of an epoch's steps: training, but for what the first capture took."""
         synchronize(self.device)
         setup = self.stepper.capture_seconds - captured
         self.seconds["setup"] += setup
         self.seconds["train"] += time.perf_counter() - started - setup
 
+    def stop(self) -> None:
+        """Save in the middle of an epoch, and raise what ends the process."""
+        self.check_finite()
+        runstate.save(self)
+        raise Stopped(
+            f"{self.folder.path}: stopped in epoch {self.epoch + 1} after step {self.done} of "
+            f"{self.stepper.steps_per_epoch}, and saved"
+        )
+
     def check_finite(self) -> None:
-        """Raise where an epoch has broken the weights, before they are saved."""
+        """Raise where an epoch has broken the weights, or the teacher has failed, before anything is saved."""
+        self.check_answers()
         weights = torch.stack([p.detach().isfinite().all() for p in self.parts.student.parameters()]).all()
         if not (self.engine.tally.finite() and weights):
             raise self.not_finite()
+
+    def check_answers(self) -> None:
+        """Raise where the teacher's answers to more images than allowed were not finite; waits for the device."""
+        faulty, allowed = self.engine.tally.unanswered > 0, self.config.answers.max_faulty
+        if int(faulty.sum()) > allowed:
+            named = ", ".join(map(str, faulty.nonzero().flatten()[:NAMED].tolist()))
+            raise UserError(
+                f"epoch {self.epoch + 1}: the teacher's logits are not finite for {int(faulty.sum())} images "
+                f"({named}{', …' if int(faulty.sum()) > NAMED else ''}); are its mean, std and precision right? Up to "
+                f"--answers.max_faulty ({allowed}) are left out of the losses"
+            )
 
     def not_finite(self) -> UserError:
         """The error for a run that has diverged."""

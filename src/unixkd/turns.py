@@ -41,7 +41,7 @@ def take_turns(
     results: dict[int, T] = {}
     waiting = list(enumerate(begin))
     running: list[tuple[int, Generator[None, None, T], AbstractContextManager[object]]] = []
-    failures: list[Exception] = []
+    failures: list[BaseException] = []
     while running or (waiting and not failures):
         while waiting and len(running) < at_once and not failures:
             number, start = waiting.pop(0)
@@ -54,7 +54,7 @@ def take_turns(
             except StopIteration as end:
                 results[number] = end.value
                 running.remove(turn)
-            except Exception as error:
+            except (Exception, KeyboardInterrupt) as error:  # the others stop at a step of their own
                 failures.append(error)
                 running.remove(turn)
     if failures:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -102,14 +103,26 @@ class DiskSplit(Viewed):
             num_workers=self.workers,
             collate_fn=_collate,
             generator=torch.Generator(),  # a loader draws from the global one otherwise
+            worker_init_fn=_leave_interrupts_alone,
         )
         labels, reading = self.labels, iter(loader)
         for positions in index.split(batch_size):
-            loaded = next(reading)
+            try:
+                loaded = next(reading)
+            except RuntimeError as error:
+                raise UserError(
+                    f"a loader process died ({' '.join(str(error).split())}): if memory ran out, fewer "
+                    "--data.workers or a smaller --train.batch_size may help"
+                ) from error
             if isinstance(loaded, UserError):
                 del reading  # stops the workers now; held by the traceback they would outlive the error
                 raise loaded
             yield Batch(to_pixels(loaded), None if labels is None else labels[positions], positions)
+
+
+def _leave_interrupts_alone(worker: int) -> None:
+    """Ctrl-C reaches loader processes too, but it is the main one that stops."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class _Reader(Dataset[Pixels | UserError]):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from unixkd.batch import Batch, MixedBatch, Outputs
@@ -23,12 +23,24 @@ class Answers:
         forwarded: images that went through the teacher
         cached: answers that came from the store
         filled: of the forwarded, those whose answers were stored
+        finite: which rows the teacher has an answer to; None: not looked at `[k]`
     """
 
     outputs: Outputs
     forwarded: int
     cached: int = 0
     filled: int = 0
+    finite: Bool[Tensor, " k"] | None = None
+
+    def marked(self) -> Answers:
+        """The same with zeros for rows that are not finite, and which these are; nothing is read back."""
+        finite = self.outputs.logits.isfinite().all(dim=1)
+
+        def clean(rows: Tensor) -> Tensor:
+            return torch.where(finite.view(-1, *[1] * (rows.dim() - 1)), rows, 0)
+
+        features = {name: clean(rows) for name, rows in self.outputs.features.items()}
+        return replace(self, outputs=Outputs(clean(self.outputs.logits), features), finite=finite)
 
 
 @dataclass(frozen=True)
@@ -44,15 +56,22 @@ class Teacher:
         store: its stored answers, filled as they are needed
         lender: another store that saves the forward alone: what it answers is charged as if it had been asked
         mixes_answers: mixed rows are not asked: their answer is the mix of the stored ones to both images
+        marks_faulty: answers that are not finite are marked for a caller who leaves them out, and are not stored
     """
 
     network: Network
     store: AnswerStore | None = None
     lender: AnswerStore | None = None
     mixes_answers: bool = False
+    marks_faulty: bool = False
 
     @torch.no_grad()
     def __call__(self, batch: Batch, mixed: MixedBatch) -> Answers:
+        found = self.answer(batch, mixed)
+        return found.marked() if self.marks_faulty else found
+
+    def answer(self, batch: Batch, mixed: MixedBatch) -> Answers:
+        """The answers as they come."""
         pure = len(mixed) if self.mixes_answers and mixed.partner is not None else mixed.num_pure
         if not pure or (batch.answers is None and self.store is None and self.lender is None):
             return Answers(self.network(mixed.images), forwarded=len(mixed))
@@ -96,7 +115,7 @@ class Teacher:
         asked = self.ask(batch.images[position[rows]], index[missing], view[missing], others)
         logits, new = known.to(asked.device, torch.float32), asked[: len(rows)]
         if len(rows):
-            self.store.write(index[missing], view[missing], new)
+            self.keep(self.store, index[missing], view[missing], new)
             # As a later read gives it: whether an answer was stored already cannot change a run.
             logits[rows] = self.store.rounded(new).to(torch.float32)
         logits = torch.cat([logits, asked[len(rows) :]])
@@ -126,9 +145,22 @@ class Teacher:
         asked = self.forward(images[rows], others)
         logits, new = known.to(images.device, torch.float32), asked[: len(rows)]
         if len(rows):
-            self.lender.write(index[missing], view[missing], new)
+            self.keep(self.lender, index[missing], view[missing], new)
             logits[rows] = self.lender.rounded(new).to(torch.float32)
         return torch.cat([logits, asked[len(rows) :]])
+
+    def keep(
+        self,
+        store: AnswerStore,
+        index: Int[Tensor, " p"],
+        view: Int[Tensor, " p"],
+        logits: Float[Tensor, "p classes"],
+    ) -> None:
+        """Store answers, but for those that are not finite where these are marked."""
+        if self.marks_faulty:
+            finite = logits.isfinite().all(dim=1)
+            index, view, logits = index[finite.cpu()], view[finite.cpu()], logits[finite]
+        store.write(index, view, logits)
 
     def forward(
         self, images: Float[Tensor, "p c h w"], others: Float[Tensor, "q c h w"] | None

@@ -33,6 +33,6 @@ def fetch_answers(
     batches = split.train_batches(epoch, order[missing.to(order.device)], FILL_BATCH)
     for batch, rows in zip(batches, missing.split(FILL_BATCH), strict=True):
         logits = teacher.ask(batch.images.to(device), place[rows], views[rows])
-        store.write(place[rows], views[rows], logits)
+        teacher.keep(store, place[rows], views[rows], logits)
         answers[rows] = store.rounded(logits).cpu()
     return answers.to(device), len(missing)

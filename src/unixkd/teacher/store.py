@@ -25,6 +25,7 @@ from torch import Tensor
 from unixkd.errors import UserError
 from unixkd.teacher.checksums import checksum_weights, checksums
 from unixkd.teacher.folder import Contents, open_folder
+from unixkd.teacher.journal import Journal
 
 _DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 _NAMED = 8  # images that an error names
@@ -63,6 +64,9 @@ class AnswerStore:
         self._logits: NDArray[np.floating] = np.asarray(logits)
         self._checks: NDArray[np.uint32] = np.asarray(checks)
         self._weights = checksum_weights(contents.classes)
+        self._forgotten: NDArray[np.bool_] | None = None
+        self.journal: Journal | None = None
+        """Notes what is written, where a run keeps one."""
 
     @classmethod
     def open(
@@ -117,6 +121,8 @@ class AnswerStore:
         logits = self._logits.take(rows, axis=0)
         # Of the copy: another process may be writing to the rows themselves.
         known = checksums(logits, self._weights) == self._checks.take(rows)
+        if self._forgotten is not None:
+            known &= ~self._forgotten[rows]
         logits[~known] = 0
         return torch.from_numpy(logits), torch.from_numpy(known)
 
@@ -149,12 +155,28 @@ class AnswerStore:
         if len(rows) and not torch.stack(rounded.aminmax()).isfinite().all():
             raise _unstorable(index, logits, self.contents.precision)
         values = rounded.numpy()
+        if self.journal is not None:
+            self.journal.append(rows)
         self._logits[rows] = values
         self._checks[rows] = checksums(values, self._weights)
+        if self._forgotten is not None:
+            self._forgotten[rows] = False
 
     def rounded(self, logits: Float[Tensor, "n classes"]) -> Float[Tensor, "n classes"]:
         """What `read` will give where these logits are written; on their own device."""
         return logits.to(_DTYPES[self.contents.precision])
+
+    def forget(self, rows: NDArray[np.int64]) -> None:
+        """Take these rows to be unknown until they are written again; other users of the store still read them.
+
+        Args:
+            rows: image × views + view `[m]`; others than the store has, of a damaged journal, are passed over
+        """
+        if not len(rows):
+            return
+        if self._forgotten is None:
+            self._forgotten = np.zeros(self.contents.images * self.contents.views, bool)
+        self._forgotten[rows[(rows >= 0) & (rows < len(self._forgotten))]] = True
 
     def filled(self) -> int:
         """Answers that have been written; torn ones, which only `read` tells, are counted too."""

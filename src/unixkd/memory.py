@@ -1,0 +1,48 @@
+"""What is said where memory runs out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from unixkd.config import TrainConfig
+from unixkd.errors import UserError
+
+_ON_THE_HOST = ("not enough memory", "can't allocate memory")
+"""What torch's RuntimeError says; on a GPU it has a type of its own."""
+
+
+@contextmanager
+def explained(train: TrainConfig) -> Iterator[None]:
+    """Within, an error of the allocator becomes one that says what to lower.
+
+    Raises:
+        UserError: memory ran out
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out(error):
+            raise
+        raise UserError(
+            f"out of memory with batches of {train.batch_size} images ({first_line(error)}): lower "
+            f"--train.batch_size, or --train.eval_batch_size ({train.eval_batch_size}) if it was in an evaluation"
+        ) from error
+
+
+def ran_out(error: Exception) -> bool:
+    """Whether an error says that memory ran out, on a device or on the host.
+
+    >>> ran_out(MemoryError()), ran_out(RuntimeError("shapes do not match"))
+    (True, False)
+    """
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return any(words in str(error) for words in _ON_THE_HOST)
+
+
+def first_line(error: Exception) -> str:
+    """An error's first line, or its type where it has none."""
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -1,0 +1,86 @@
+"""Which answers a run has asked for since each of its checkpoints, so that one that goes on pays for them again.
+
+An answer outlives the run that asked for it, its charge in the ledger does not outlive a kill. Without a journal a
+resumed run would find what it had not paid for. Files of row numbers, only ever appended to.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unixkd.errors import UserError
+
+PREFIX, SUFFIX = "asked-since-", ".bin"
+
+
+class Journal:
+    """The journals of a run, one for each checkpoint that is kept.
+
+    Args:
+        folder: where they lie, which need not exist yet
+
+    >>> import tempfile
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> journal = Journal(Path(folder.name))
+    >>> journal.begin("epoch-00001")
+    >>> journal.append(np.array([3, 5]))
+    >>> journal.begin("epoch-00002")
+    >>> journal.append(np.array([8]))
+    >>> Journal(Path(folder.name)).rows_since("epoch-00001").tolist()
+    [3, 5, 8]
+    >>> folder.cleanup()
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.current: Path | None = None
+
+    def begin(self, checkpoint: str) -> None:
+        """What is asked from now on was asked after this checkpoint."""
+        self.current = self.folder / f"{PREFIX}{checkpoint}{SUFFIX}"
+        self.current.unlink(missing_ok=True)
+
+    def go_on(self, checkpoint: str) -> None:
+        """As `begin`, after what the journal holds already."""
+        self.current = self.folder / f"{PREFIX}{checkpoint}{SUFFIX}"
+
+    def append(self, rows: NDArray[np.int64]) -> None:
+        """Note rows of a store, before they are written there; a killed process loses none of them."""
+        if self.current is not None and len(rows):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with self.current.open("ab") as file:
+                file.write(rows.astype("<i8").tobytes())
+
+    def rows_since(self, checkpoint: str) -> NDArray[np.int64]:
+        """The rows noted after a checkpoint, those after later ones included; a torn last number is dropped.
+
+        Raises:
+            UserError: a journal cannot be read
+        """
+        found = [np.empty(0, np.int64)]
+        for path in self.files():
+            if tag(path) >= checkpoint:
+                try:
+                    content = path.read_bytes()
+                except OSError as error:
+                    raise UserError(f"{path} cannot be read: {error.strerror}; remove it to go on") from None
+                found.append(np.frombuffer(content[: len(content) // 8 * 8], "<i8"))
+        return np.concatenate(found)
+
+    def prune(self, oldest: str) -> None:
+        """Remove what was noted before the oldest checkpoint that is kept."""
+        for path in self.files():
+            if tag(path) < oldest:
+                path.unlink()
+
+    def files(self) -> list[Path]:
+        """The journals, oldest first."""
+        return sorted(self.folder.glob(f"{PREFIX}*{SUFFIX}"), key=tag)
+
+
+def tag(path: Path) -> str:
+    """The checkpoint after which a journal begins."""
+    return path.name.removeprefix(PREFIX).removesuffix(SUFFIX)
