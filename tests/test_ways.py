@@ -19,8 +19,8 @@ from unixkd.ways import EVIDENCE, Evidence, Way, ways
 
 def test_the_lower_bound_by_hand():
     """Student's t at 90 %, one-sided, with 4 degrees of freedom is 1.533: −0.1 − 1.533 · 0.5 / √5 = −0.4428."""
-    assert Evidence(-0.1, 0.5, 5, "").lower_bound == pytest.approx(-0.4428, abs=1e-4)
-    assert Evidence(0.3, 0.0, 1, "").lower_bound == -math.inf
+    assert Evidence(-0.1, 0.5, 5, 500, "").lower_bound == pytest.approx(-0.4428, abs=1e-4)
+    assert Evidence(0.3, 0.0, 1, 500, "").lower_bound == -math.inf
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_the_lower_bound_by_hand():
     ],
 )
 def test_a_match_needs_a_mean_and_a_bound(difference, sd, n, matches):
-    assert Evidence(difference, sd, n, "").matches is matches
+    assert Evidence(difference, sd, n, 500, "").matches is matches
 
 
 def test_the_catalogue_is_whole():
@@ -47,6 +47,18 @@ def test_the_catalogue_is_whole():
         build_method(each.method)
 
 
+def test_evidence_from_few_images_says_nothing_of_many(monkeypatch):
+    found = Evidence(1.0, 0.1, 5, 500, "here")
+    monkeypatch.setitem(EVIDENCE, "unix", found)
+
+    def unix(images: int) -> Way:
+        return next(each for each in ways(images) if each.name == "unix")
+
+    for images in (1, 500, 1000):
+        assert (unix(images).evidence, unix(images).elsewhere, unix(images).matches) == (found, None, True)
+    assert (unix(1001).evidence, unix(1001).elsewhere, unix(1001).matches) == (None, found, None)
+
+
 def test_epochs_and_views_of_a_way():
     shorter = Way("a", MethodConfig("kd"), views_share=0.14, epochs_share=0.75)
     assert [shorter.epochs(n) for n in (240, 1)] == [180, 1]
@@ -55,7 +67,7 @@ def test_epochs_and_views_of_a_way():
 
 
 def named(name: str, difference: float | None = None, *, exact: bool = False) -> Way:
-    evidence = None if difference is None else Evidence(difference, 0.1, 9, "here")
+    evidence = None if difference is None else Evidence(difference, 0.1, 9, 500, "here")
     return Way(name, MethodConfig("kd"), exact=exact, evidence=evidence)
 
 

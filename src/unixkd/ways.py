@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from unixkd.config import MethodConfig
+
+REACH = 2
+"""Times the images that something was measured with, up to which it is taken to hold."""
 
 LEAST_MEAN, LEAST_BOUND = -0.2, -0.5
 """Points against plain KD that the mean difference, and its one-sided 90 % lower bound, must not fall below."""
@@ -22,16 +25,22 @@ class Evidence:
         difference: its mean in points
         sd: standard deviation of the differences
         n: how many there are
+        images: training images they were measured with
         where: data, pair and epochs they were measured on
 
-    >>> Evidence(difference=-0.1, sd=0.3, n=4, where="…").matches, Evidence(-0.1, 0.3, 2, "…").matches
+    >>> Evidence(difference=-0.1, sd=0.3, n=4, images=500, where="…").matches, Evidence(-0.1, 0.3, 2, 500, "…").matches
     (True, False)
     """
 
     difference: float
     sd: float
     n: int
+    images: int
     where: str
+
+    def speaks_for(self, images: int) -> bool:
+        """Whether it says anything of a training set of so many images: what helps few images may not help many."""
+        return images <= REACH * self.images
 
     @property
     def lower_bound(self) -> float:
@@ -59,6 +68,7 @@ class Way:
         relies_on: what must hold for it to be as accurate as plain KD; empty: nothing
         exact: the same training as plain KD's, but for rounding: nothing has to be shown
         evidence: what was measured; None: nothing yet
+        elsewhere: what was measured with far fewer images than are planned for
     """
 
     name: str
@@ -69,6 +79,7 @@ class Way:
     relies_on: str = ""
     exact: bool = False
     evidence: Evidence | None = None
+    elsewhere: Evidence | None = None
 
     def epochs(self, planned: int) -> int:
         """Its epochs where so many are planned, at least 1."""
@@ -112,6 +123,7 @@ EVIDENCE: dict[str, Evidence | None] = {
     "kd, 50% of the epochs": None,
     "kd, few views": None,
     "kd, few views, small first": None,
+    "mixed answers, 75% epochs": None,
     "random": None,
     "unix": None,
     "unix, half-size scoring": None,
@@ -151,6 +163,13 @@ _WAYS = (
         stored=True,
         relies_on=f"{_VIEWS}; small images teaching early on",
     ),
+    Way(
+        "mixed answers, 75% epochs",
+        MethodConfig("mixup", mixes_answers=True),
+        stored=True,
+        epochs_share=0.75,
+        relies_on="mixes of answers being near enough to answers to mixes; mixing making up for images",
+    ),
     Way("random", MethodConfig("random"), relies_on="a quarter of the images being dispensable"),
     Way("unix", MethodConfig("unix"), relies_on="hard images mattering more; mixing doing good"),
     Way(
@@ -189,9 +208,16 @@ _WAYS = (
 )
 
 
-def ways() -> list[Way]:
-    """Every way with its evidence, plain KD first."""
-    return [Way(**{**vars(each), "evidence": EVIDENCE.get(each.name)}) for each in _WAYS]
+def ways(images: int = 0) -> list[Way]:
+    """Every way with the evidence that speaks for so many training images, plain KD first."""
+    found = []
+    for each in _WAYS:
+        evidence = EVIDENCE.get(each.name)
+        speaks = evidence is not None and evidence.speaks_for(images)
+        found.append(
+            replace(each, evidence=evidence if speaks else None, elsewhere=None if speaks else evidence)
+        )
+    return found
 
 
 def way(name: str) -> Way:

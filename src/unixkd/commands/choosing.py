@@ -18,7 +18,7 @@ from unixkd.models import PixelModel
 from unixkd.recipes import PAIRS
 from unixkd.targets import Budget, Group, MatchKD
 from unixkd.teacher.folder import Contents
-from unixkd.ways import Way, ways
+from unixkd.ways import Evidence, Way, ways
 
 
 def choose(
@@ -31,7 +31,7 @@ def choose(
     batch: Batch,
 ) -> None:
     """Rank the ways, say what each relies on, print the command of the first that reaches the target."""
-    known = ways()
+    known = ways(setting.images)
     forecasts = {
         each.way.name: each
         for each in make_forecasts(known, teacher, student, batch, setting, options.rounds)
@@ -43,7 +43,7 @@ def choose(
     cost = {name: each.relative["backward_2x"] for name, each in forecasts.items()}
     groups = target.groups([each.way for each in forecasts.values()], cost)
     console.print(ranking(groups, forecasts))
-    for line in notes(known, forecasts):
+    for line in notes(known, forecasts, setting.images):
         say(line)
     best = next((group.ways[0] for group in groups if group.eligible), None)
     if best is None:
@@ -121,11 +121,20 @@ def shown(way: Way) -> str:
     if way.exact:
         return "the same run" if way.stored else "itself"
     found = way.evidence
-    return "not measured" if found is None else f"{found.difference:+.2f} ± {found.sd:.2f} ({found.n})"
+    return "not measured" if found is None else points(found)
 
 
-def notes(known: list[Way], forecasts: dict[str, Forecast]) -> list[str]:
-    """What is to be said of the table."""
+def points(found: Evidence) -> str:
+    """A measured difference, its spread and the number of seeds.
+
+    >>> points(Evidence(difference=-0.1, sd=0.25, n=5, images=500, where="…"))
+    '-0.10 ± 0.25 (5)'
+    """
+    return f"{found.difference:+.2f} ± {found.sd:.2f} ({found.n})"
+
+
+def notes(known: list[Way], forecasts: dict[str, Forecast], images: int) -> list[str]:
+    """What is to be said of the table, for a training set of so many images."""
     lines = [
         "Costs are shares of plain KD's, with the backward pass counted as 1 or 2 forwards; ×2 counts here."
     ]
@@ -135,6 +144,12 @@ def notes(known: list[Way], forecasts: dict[str, Forecast]) -> list[str]:
         )
     shown_ways = [each.way for each in forecasts.values()]
     lines += [f"{way.name} was measured on {way.evidence.where}." for way in shown_ways if way.evidence]
+    lines += [
+        f"{way.name} was measured with {way.elsewhere.images:,} images only ({points(way.elsewhere)}, "
+        f"{way.elsewhere.where}): that says nothing of {images:,}."
+        for way in shown_ways
+        if way.elsewhere
+    ]
     if any(way.matches is None for way in shown_ways):
         lines.append("Not measured: whether it is as accurate is not known; compare it with plain KD.")
     missing = [way.name for way in known if way.name not in forecasts]
