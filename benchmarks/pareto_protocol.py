@@ -123,9 +123,9 @@ CONTENDERS = (
 )
 
 RECIPE = "mixup, views, mixed answers, epochs x0.6"
-"""The candidate, to be frozen before the confirmation: so far what the search has found best."""
+"""The candidate, frozen on 2026-11-25 after the search and before any run of the confirmation."""
 RIVALS = ("kd, views, epochs x0.6", "random-epoch, views", "kd, epochs x0.33", "mixup, epochs x0.33")
-"""What it has to beat."""
+"""What it has to beat, at about its cost."""
 
 
 def data(root: str, scale: Scale, limit: int | None, evaluate_on: str = "auto") -> DataConfig:
