@@ -25,7 +25,7 @@ import sys
 import tempfile
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -206,10 +206,9 @@ def main() -> int:
     options = parser.parse_args()
     if options.quick:
         options.cases, options.commands = 40, 2
-    print_failures: Callable[..., None] = print
     with tempfile.TemporaryDirectory(prefix="unixkd-bad-inputs-") as name:
         os.environ["XDG_CACHE_HOME"] = str(Path(name) / "cache")
-        figures = run_cases(options, Path(name), print_failures)
+        figures = run_cases(options, Path(name))
     passed = not figures["failures"] and (options.quick or figures["cases"] >= 1000)
     target = "no traceback, hang or damaged run in at least 1,000 cases, 50 of them real commands"
     return finish(
@@ -217,8 +216,8 @@ def main() -> int:
     )
 
 
-def run_cases(options: argparse.Namespace, base: Path, say: Callable[..., None]) -> dict[str, Any]:
-    """Run the cases that the options ask for; how many there were of each kind and how they ended."""
+def run_cases(options: argparse.Namespace, base: Path) -> dict[str, Any]:
+    """Run the cases that the options ask for, showing failures; how many of each kind there were and how they ended."""
     prepare(base)
     kinds: Counter[str] = Counter()
     codes: Counter[str] = Counter()
@@ -235,7 +234,7 @@ def run_cases(options: argparse.Namespace, base: Path, say: Callable[..., None])
             failures.append(
                 {"number": number, "kind": case.kind, "words": case.words, "fault": outcome.fault}
             )
-            say(
+            print(
                 f"case {number} (seed {options.seed}, {case.kind}): {' '.join(case.words)}\n{case.what}\n"
                 f"{outcome.fault}"
             )

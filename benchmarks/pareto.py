@@ -46,6 +46,7 @@ from unixkd.compare import Job, run_jobs
 from unixkd.train import run
 
 KEPT = RESULTS / "pareto"
+NAME_WIDTH = max(len(contender.name) for contender in CONTENDERS) + 1
 
 
 def run_all(jobs: list[Job], workers: int) -> None:
@@ -107,11 +108,13 @@ def report(stage: str) -> dict[str, Any]:
     """The tables of a stage, printed."""
     tables = {pair: rows(KEPT / pair / stage) for pair in PAIRS}
     for pair, lines in tables.items():
-        print(f"{pair}, {stage}\n{'':<26}{'accuracy %':>18}{'against kd':>16}{'cost x1 %':>11}{'x2 %':>8}")
+        print(
+            f"{pair}, {stage}\n{'':<{NAME_WIDTH}}{'accuracy %':>18}{'against kd':>16}{'cost x1 %':>11}{'x2 %':>8}"
+        )
         for line in lines:
             against = line["against_kd"] or {"mean": float("nan"), "sd": None}
             print(
-                f"{line['contender']:<26}{spread(line['accuracy']):>18}{spread(against):>16}"
+                f"{line['contender']:<{NAME_WIDTH}}{spread(line['accuracy']):>18}{spread(against):>16}"
                 f"{100 * line['cost']['backward_1x']:>11.1f}{100 * line['cost']['backward_2x']:>8.1f}"
             )
         if (said := verdict(KEPT / pair / stage, RECIPE, RIVALS)) is not None:
