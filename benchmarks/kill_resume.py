@@ -20,7 +20,6 @@ import random
 import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -31,9 +30,9 @@ from common import finish
 from kill_resume_child import MOMENTS
 
 CHILD = Path(__file__).with_name("kill_resume_child.py")
-EPOCHS_PER_KILL = 3
-LONGEST = 0.6
-"""Seconds from a part's first step to its kill, at most."""
+EPOCHS_PER_KILL = 12
+LONGEST = 0.3
+"""Seconds from a part's first step to its kill, at most; a moment of saving is waited for twice as long."""
 CLOCKS = ("seconds", "time", "train_seconds")
 
 
@@ -54,28 +53,34 @@ def finish_run(folder: Path, **plan: Any) -> None:
         raise SystemExit(f"the run in {folder} failed:\n{error}")
 
 
-def kill_once(folder: Path, chance: random.Random, moment: str | None, plan: dict[str, Any]) -> str | None:
+def kill_once(
+    folder: Path, chance: random.Random, moment: str | None, number: int, plan: dict[str, Any]
+) -> str | None:
     """Kill a part of the run; where. None: it came to its end before.
 
     Args:
         folder: of the run
         chance: decides when
         moment: of saving; None: at any time
+        number: how many times it comes to that moment
         plan: of the run
     """
-    number = chance.randint(1, 4)
     process = start(folder, moment=moment, number=number, **plan)
     assert process.stdout is not None
     begun = process.stdout.readline()
-    if moment is None and begun:
-        time.sleep(chance.uniform(0, LONGEST))
-        process.kill()
+    where = moment
+    if begun:
+        try:
+            process.wait(chance.uniform(0, LONGEST) if moment is None else 2 * LONGEST)
+        except subprocess.TimeoutExpired:  # some moments do not come any more: all answers are stored, say
+            process.kill()
+            where = "at a random moment"
     _, error = process.communicate()
     if process.returncode == 0:
         return None
     if process.returncode != -9:
         raise SystemExit(f"the run in {folder} failed:\n{error}")
-    return moment or "at a random moment"
+    return where or "at a random moment"
 
 
 def state(folder: Path) -> dict[str, Any]:
@@ -120,7 +125,7 @@ def torture(out: Path, kills: int, seed: int) -> dict[str, Any]:
     while sum(where.values()) < kills:
         number = sum(where.values())
         moment = moments[number // 2 % len(moments)] if number % 2 else None
-        killed = kill_once(out / "parts", chance, moment, plan)
+        killed = kill_once(out / "parts", chance, moment, chance.randint(1, 3), plan)
         if killed is None:
             raise SystemExit(f"the run came to its end after {number} kills: it is too short")
         where[killed] += 1
@@ -131,7 +136,7 @@ def torture(out: Path, kills: int, seed: int) -> dict[str, Any]:
 def control(out: Path, seed: int) -> list[str]:
     """What differs where the optimiser is not restored after one kill."""
     plan = {"teacher": str(out / "teacher"), "epochs": 6, "forget": True}
-    kill_once(out / "forgetful", random.Random(seed), "between a line and its checkpoint", plan)
+    kill_once(out / "forgetful", random.Random(seed), "between a line and its checkpoint", 3, plan)
     finish_run(out / "forgetful", **plan)
     finish_run(out / "whole-short", **{**plan, "forget": False})
     return differences(state(out / "forgetful"), state(out / "whole-short"))
