@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from unixkd.bins import score_bins
@@ -20,7 +21,9 @@ from unixkd.feature_losses import FeatureLoss
 from unixkd.history import History
 from unixkd.methods import pure_rows
 from unixkd.models import PixelModel
+from unixkd.parallel import World
 from unixkd.precision import DTYPES, recall, settle
+from unixkd.shares import own_batch_size
 from unixkd.stepper import Stepper
 from unixkd.tally import Tally
 from unixkd.teacher.opening import decided_precision, open_answers
@@ -55,24 +58,33 @@ def decide(
     return replace(config, train=train)
 
 
-def make_distiller(config: RunConfig, parts: RunParts, note: Callable[[str], None]) -> Distiller:
+def make_distiller(
+    config: RunConfig,
+    parts: RunParts,
+    note: Callable[[str], None],
+    student: nn.Module,
+    world: World,
+) -> Distiller:
     """Student, teacher, method and losses, with an open ledger and the store of answers.
 
     Args:
         config: with both precisions decided
         parts: built from it
         note: shows the user a line
+        student: the parts' own, wrapped where several processes train it
+        world: the processes
     """
     train = config.train
     if config.answers.max_faulty < 0:
         raise UserError(f"answers.max_faulty must be at least 0, got {config.answers.max_faulty}")
     return Distiller(
-        parts.student,
+        student,
         parts.teacher,
         parts.method,
         parts.objective,
-        batch_size=train.batch_size,
+        batch_size=own_batch_size(train.batch_size, world),
         seed=train.seed,
+        rank=world.rank,
         ledger=Ledger.of(parts.student, parts.teacher, parts.data.image_shape),
         store=open_store(config, parts, config.answers.path, note),
         lender=open_store(config, parts, config.answers.lender, note),
@@ -112,6 +124,7 @@ def make_stepper(
     distiller: Distiller,
     device: torch.device,
     note: Callable[[str], None],
+    world: World,
 ) -> Stepper:
     """The optimiser, the sums and what takes the steps."""
     train, answers = config.train, config.answers
@@ -126,6 +139,7 @@ def make_stepper(
         moving_average(parts.student, train.ema_decay),
         train.channels_last,
         History(len(parts.data.train), device) if distiller.method.remembers else None,
+        world,
     )
     ahead = answers.fill == "epoch" or (answers.fill == "auto" and device.type != "cpu")
     return Stepper(engine, parts.data.train, train, device, ahead, note)

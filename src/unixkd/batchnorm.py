@@ -12,6 +12,7 @@ from torch.optim.swa_utils import update_bn
 from unixkd.batch import Batch
 from unixkd.methods import Method
 from unixkd.network import Network
+from unixkd.parallel import ALONE, World
 
 
 def sees_clean_images(method: Method, epoch: int) -> bool:
@@ -35,7 +36,12 @@ def has_statistics(module: nn.Module) -> bool:
 
 @contextlib.contextmanager
 def clean_statistics(
-    module: nn.Module, batches: Iterable[Batch], dtype: torch.dtype | None, *, keep: bool
+    module: nn.Module,
+    batches: Iterable[Batch],
+    dtype: torch.dtype | None,
+    *,
+    keep: bool,
+    world: World = ALONE,
 ) -> Iterator[None]:
     """Inside, running statistics are the plain mean over these batches; afterwards what they were, or kept.
 
@@ -44,11 +50,13 @@ def clean_statistics(
         batches: clean images, on the network's device
         dtype: precision by autocast
         keep: leave the new statistics in place
+        world: its leader has the batches
     """
     before = {name: buffer.clone() for name, buffer in module.named_buffers()}
     device = next(module.parameters()).device
     with torch.no_grad(), Network(module, dtype=dtype).autocast(device.type):
         update_bn((batch.images for batch in batches), module, device)
+    world.take_from_leader(list(module.buffers()))
     try:
         yield
     finally:

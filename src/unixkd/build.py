@@ -153,8 +153,8 @@ def build_optimizer(
     )
 
 
-def pick_device(config: TrainConfig) -> torch.device:
-    """The configured device.
+def pick_device(config: TrainConfig, number: int | None = None) -> torch.device:
+    """The configured device; of several GPUs the one with this number.
 
     Raises:
         UserError: it is not there
@@ -167,7 +167,8 @@ def pick_device(config: TrainConfig) -> torch.device:
     }
     if not named("device", config.device, available)():
         raise UserError(f"device {config.device} is not available here; give --train.device auto or cpu")
-    return default_device() if config.device == "auto" else torch.device(config.device)
+    device = default_device() if config.device == "auto" else torch.device(config.device)
+    return torch.device(device.type, number) if device.type == "cuda" and number is not None else device
 
 
 def default_device() -> torch.device:

@@ -15,6 +15,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from unixkd import recipes
 from unixkd.errors import UsageError, UserError, unknown_name
+from unixkd.launched import LeaderError, processes, rank
 from unixkd.options import COMMANDS, GROUPS, check_names
 from unixkd.stopping import EXIT_CODE
 
@@ -45,18 +46,42 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise unknown_name("command", name, COMMANDS)
         options = parse(name, arguments)
         check_names(options)
+        check_alone(name)
         gc.set_threshold(*RARELY)
         from unixkd import commands  # imports torch: only once the options are known to be right
 
         commands.HANDLERS[name](options)
     except UserError as error:
-        sys.stderr.write(f"unixkd: error: {error}\n")
+        tell(error)
         return error.exit_code
     except KeyboardInterrupt as stop:
         where = f"{stop}; " if str(stop) else "stopped; "
-        sys.stderr.write(f"unixkd: {where}the same command with --resume goes on (compare, demo: as it is)\n")
+        if rank() == 0:
+            sys.stderr.write(
+                f"unixkd: {where}the same command with --resume goes on (compare, demo: as it is)\n"
+            )
         return STOPPED
     return 0
+
+
+def tell(error: UserError) -> None:
+    """Print an error; what all processes of a run find wrong, or the first has told, only once."""
+    if rank() == 0:
+        sys.stderr.write(f"unixkd: error: {error}\n")
+    elif not isinstance(error, LeaderError | UsageError):
+        sys.stderr.write(f"unixkd: error in process {rank()}: {error}\n")
+
+
+def check_alone(name: str) -> None:
+    """Raise where several processes were started for a command that one has to do.
+
+    Raises:
+        UsageError: names the command
+    """
+    if processes() > 1 and not COMMANDS[name].shared:
+        raise UsageError(
+            f"{name} is for one process, not for {processes()} (WORLD_SIZE): start it without torchrun"
+        )
 
 
 def overview() -> str:

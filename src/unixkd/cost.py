@@ -207,6 +207,18 @@ class Ledger:
             }
         )
 
+    def add(self, state: Mapping[str, object]) -> None:
+        """Add what another ledger of the same networks has charged, as its `state_dict` says."""
+        other = self.emptied()
+        other.load_state_dict(state)
+        sums = {
+            f.name: getattr(self.images, f.name) + getattr(other.images, f.name) for f in fields(ImageCounts)
+        }
+        self.images = ImageCounts(**sums)
+        self.seen += other.seen
+        self.teacher_evaluated += other.teacher_evaluated
+        self.spent = {name: flops + other.spent[name] for name, flops in self.spent.items()}
+
     def __str__(self) -> str:
         cost = self.relative_to_kd()
         count = self.images

@@ -13,6 +13,7 @@ from unixkd.batch import Batch, Draws
 from unixkd.distill import StepResult, check_finite, score
 from unixkd.distiller import Distiller
 from unixkd.history import History
+from unixkd.parallel import ALONE, World
 from unixkd.resizing import image_size, shrunk_size
 from unixkd.scoring import score_logits
 from unixkd.tally import Tally
@@ -30,6 +31,7 @@ class Engine:
         average: moving average of the weights
         channels_last: memory layout of the images; False: contiguous
         history: gets what the method's choice wants remembered of each image
+        world: the processes that train together, each with a part of every batch
     """
 
     distiller: Distiller
@@ -39,22 +41,30 @@ class Engine:
     average: AveragedModel | None = None
     channels_last: bool = True
     history: History | None = None
+    world: World = ALONE
 
     @property
     def student(self) -> nn.Module:
         """The module that is trained."""
         return self.distiller.student.module
 
-    def step(self, batch: Batch, draws: Draws) -> StepResult:
-        """One step on one batch; nothing is read back from the device."""
+    def step(self, batch: Batch, draws: Draws, weight: float = 1.0) -> StepResult:
+        """One step on one batch; nothing is read back from the device.
+
+        Args:
+            batch: this process's rows
+            draws: for them
+            weight: what its loss counts for beside those of other processes
+        """
         if not self.channels_last:
             batch = replace(batch, images=batch.images.contiguous())
         result = self.distiller.run(batch, draws)
         self.optimizer.zero_grad()
-        result.loss.backward()
+        (result.loss if weight == 1 else result.loss * weight).backward()
         if self.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.clip_norm)
         self.optimizer.step()
+        self.world.take_from_leader(list(self.student.buffers()))
         if self.average is not None:
             self.average.update_parameters(self.student)
         self.tally.add(batch, result)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,11 +17,19 @@ CALIBRATION_BINS = 15
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a network says about a split: classes `[n]`, confidences `[n]` in [0, 1], labels `[n]` or None."""
+    """What a network says about a split.
+
+    Args:
+        classes: the most probable one `[n]`
+        confidence: its probability in [0, 1] `[n]`
+        labels: the right one `[n]`, or None
+        index: position of each image in the split `[n]`, or None
+    """
 
     classes: Int[Tensor, " n"]
     confidence: Float[Tensor, " n"]
     labels: Int[Tensor, " n"] | None
+    index: Int[Tensor, " n"] | None = None
 
     def __len__(self) -> int:
         return len(self.classes)
@@ -51,7 +59,7 @@ def predict(
 ) -> Predictions:
     """Run a model in eval mode over a split's batches, each image once; dtype: precision by autocast."""
     network = Network(model, dtype=dtype)
-    classes, confidence, labels = [], [], []
+    classes, confidence, labels, index = [], [], [], []
     with torch.no_grad(), evaluating(model):
         for batch in batches:
             probabilities = torch.softmax(network(batch.images.to(device)).logits.float(), dim=1)
@@ -60,8 +68,25 @@ def predict(
             confidence.append(top.values)
             if batch.labels is not None:
                 labels.append(batch.labels)
+            if batch.index is not None:
+                index.append(batch.index)
+    if not classes:
+        return Predictions(torch.empty(0, dtype=torch.int64), torch.empty(0), None)
+    found, place = (torch.cat(rows).cpu() if rows else None for rows in (labels, index))
+    return Predictions(torch.cat(classes).cpu(), torch.cat(confidence).cpu(), found, place)
+
+
+def join_predictions(parts: Sequence[Predictions]) -> Predictions:
+    """Answers about parts of a split, of which some may be empty, in the split's own order."""
+    parts = [part for part in parts if len(part)]
+    if len(parts) == 1:
+        return parts[0]
+    place = torch.cat([part.index for part in parts if part.index is not None]).argsort()
+    labels = [part.labels for part in parts if part.labels is not None]
     return Predictions(
-        torch.cat(classes).cpu(), torch.cat(confidence).cpu(), torch.cat(labels).cpu() if labels else None
+        torch.cat([part.classes for part in parts])[place],
+        torch.cat([part.confidence for part in parts])[place],
+        torch.cat(labels)[place] if labels else None,
     )
 
 

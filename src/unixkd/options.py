@@ -31,12 +31,13 @@ GROUPS: dict[str, type] = {
 
 @dataclass(frozen=True)
 class Command:
-    """A command: what it does, the groups of options it takes, and further options."""
+    """A command: what it does, the groups of options it takes, further options, whether many processes can share it."""
 
     summary: str
     groups: tuple[str, ...] = ()
     options: Callable[[ArgumentParser], None] = lambda parser: None
     recipe: Callable[[str], dict[str, Any]] | None = None
+    shared: bool = False
 
 
 def run_options(parser: ArgumentParser) -> None:
@@ -166,13 +167,18 @@ COMMANDS = {
         "train a teacher on handwritten digits, distil it in four ways, compare", (), demo_options
     ),
     "train": Command(
-        "train a model on labels, a teacher say", ("model", *_RUN), run_options, recipes.teacher_recipe
+        "train a model on labels, a teacher say",
+        ("model", *_RUN),
+        run_options,
+        recipes.teacher_recipe,
+        shared=True,
     ),
     "distill": Command(
         "distil a teacher into a student",
         (*_PAIR, "method", "loss", "answers", *_RUN),
         distill_options,
         recipes.recipe,
+        shared=True,
     ),
     "evaluate": Command("accuracy and calibration of a trained model", ("data",), evaluate_options),
     "predict": Command("images in, class names out", (), predict_options),

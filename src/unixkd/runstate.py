@@ -18,6 +18,7 @@ from unixkd.checkpoint import (
     sync,
     unpack_optimizer,
 )
+from unixkd.cost import Ledger
 from unixkd.errors import UserError
 from unixkd.teacher.journal import Journal
 from unixkd.teacher.store import AnswerStore
@@ -27,22 +28,33 @@ if TYPE_CHECKING:
 
 
 def save(run: Trainer) -> None:
-    """Save a checkpoint. Learning rate, order, views and draws are functions of epoch and step: not saved."""
-    tensors, state = collect(run)
+    """Save a checkpoint. Learning rate, order, views and draws are functions of epoch and step: not saved.
+
+    Every process has to call it, the first one writes.
+    """
     store = answer_store(run)
     if store is not None:
         store.flush()
-    if run.folder.metrics.exists():
-        sync(run.folder.metrics)  # a checkpoint counts on the lines of its epochs
+    tensors, state = collect(run)
     name = checkpoint_name(run.epoch, run.done)
-    save_checkpoint(run.folder.checkpoints, name, tensors, state)
+
+    def write() -> None:
+        if run.folder.metrics.exists():
+            sync(run.folder.metrics)  # a checkpoint counts on the lines of its epochs
+        save_checkpoint(run.folder.checkpoints, name, tensors, state)
+
+    run.world.once(write)
     if store is not None and store.journal is not None:
         store.journal.begin(name)
         store.journal.prune(checkpoints(run.folder.checkpoints)[0].name)
 
 
 def collect(run: Trainer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Everything that a run cannot compute again: tensors by name, and the rest."""
+    """Everything that a run cannot compute again: tensors by name, and the rest.
+
+    Weights, optimiser and what is known of each image are the same in all processes once `share` was called.
+    """
+    share(run)
     optimizer, values = pack_optimizer(run.engine.optimizer)
     tensors = prefixed("optimizer", optimizer) | prefixed("student", run.parts.student.net.state_dict())
     if run.engine.average is not None:
@@ -50,22 +62,59 @@ def collect(run: Trainer) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if run.engine.history is not None:
         tensors |= prefixed("history", run.engine.history.state())
     tally = run.engine.tally
-    tensors |= {"times_kept": tally.times_kept, "unanswered": tally.unanswered, "rng": torch.get_rng_state()}
-    if run.device.type == "cuda":
-        tensors["cuda_rng"] = torch.cuda.get_rng_state(run.device)
+    tensors |= {"times_kept": tally.times_kept, "unanswered": tally.unanswered}
     state = {
         "epoch": run.epoch,
         "done": run.done,
         "steps": run.engine.distiller.steps,
         "optimizer": values,
-        "ledger": run.ledger.state_dict(),
+        "processes": run.world.size,
+        "ledger": total_ledger(run).state_dict(),
         "seconds": run.seconds,
         "data": run.parts.data.fingerprint,
     }
-    if run.done:
-        sums, state["tally"] = run.engine.tally.state()
-        tensors |= prefixed("tally", sums)
+    for rank, (own, numbers) in enumerate(run.world.gather(own_state(run))):
+        tensors |= {of_process(rank, name): tensor for name, tensor in own.items()}
+        if run.done:
+            state[of_process(rank, "tally")] = numbers
     return tensors, state
+
+
+def own_state(run: Trainer) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """What each process has for itself: random generators, and the sums of an epoch in its midst."""
+    tensors = {"rng": torch.get_rng_state()}
+    numbers: dict[str, int] = {}
+    if run.device.type == "cuda":
+        tensors["cuda_rng"] = torch.cuda.get_rng_state(run.device)
+    if run.done:
+        sums, numbers = run.engine.tally.state()
+        tensors |= {name: tensor.cpu() for name, tensor in prefixed("tally", sums).items()}
+    return tensors, numbers
+
+
+def share(run: Trainer) -> None:
+    """Make what is known of each image the same in all processes; each image was visited by one of them."""
+    run.engine.tally.share(run.world)
+    if run.engine.history is not None:
+        run.world.reduce([run.engine.history.fresh], "min")
+    store = answer_store(run)
+    if store is not None:
+        store.share_forgotten(run.world)
+
+
+def total_ledger(run: Trainer) -> Ledger:
+    """What all processes were charged."""
+    if run.world.size == 1:
+        return run.ledger
+    total = run.ledger.emptied()
+    for charged in run.world.gather(run.ledger.state_dict()):
+        total.add(charged)
+    return total
+
+
+def of_process(rank: int, name: str) -> str:
+    """The name of what a process has for itself; the first one's is that of a run of one process."""
+    return f"process{rank}.{name}" if rank else name
 
 
 def check_space(run: Trainer) -> None:
@@ -79,32 +128,37 @@ def check_space(run: Trainer) -> None:
     saved = sum(
         t.numel() * t.element_size() for name, t in tensors.items() if not name.startswith("optimizer.")
     )
-    checkpoint.check_space(run.folder.checkpoints, saved + moments * weights)
+    run.world.once(lambda: checkpoint.check_space(run.folder.checkpoints, saved + moments * weights))
 
 
 def restore(run: Trainer) -> None:
     """Go on from the newest valid checkpoint.
 
     Raises:
-        UserError: none is valid, or the training data is not what it was
+        UserError: none is valid, or the training data or the number of processes is not what it was
     """
-    tensors, state, damaged = load_checkpoint(run.folder.checkpoints)
+    tensors, state, damaged = run.world.once(lambda: load_checkpoint(run.folder.checkpoints))
     for problem in damaged:
         run.note(f"passed over a damaged checkpoint: {problem}")
     if state["data"] != run.parts.data.fingerprint:
         raise UserError(f"cannot resume {run.folder.path}: the training data has changed since")
+    if (processes := state.get("processes", 1)) != run.world.size:
+        raise UserError(
+            f"cannot resume {run.folder.path}: {processes} processes trained it, now there are {run.world.size}"
+        )
     run.epoch, run.done, run.seconds = state["epoch"], state.get("done", 0), state["seconds"]
     restore_engine(run, tensors, state)
-    run.ledger.load_state_dict(state["ledger"])
+    if run.world.leads:  # what was charged is the sum over all processes
+        run.ledger.load_state_dict(state["ledger"])
     run.engine.distiller.steps = state.get("steps", run.epoch * run.stepper.steps_per_epoch)
-    run.records = run.folder.keep_metrics(run.epoch)
+    run.records = run.world.once(lambda: run.folder.keep_metrics(run.epoch))
     steps = f" and {run.done} steps of the next" if run.done else ""
     run.note(f"resumed after epoch {run.epoch}{steps}")
 
 
 def restore_engine(run: Trainer, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
     """Put back what a step changes."""
-    engine = run.engine
+    engine, rank = run.engine, run.world.rank
     run.parts.student.net.load_state_dict(group(tensors, "student"))
     if engine.average is not None:
         engine.average.load_state_dict(group(tensors, "average"))
@@ -113,14 +167,14 @@ def restore_engine(run: Trainer, tensors: dict[str, Tensor], state: dict[str, An
     if "unanswered" in tensors:
         engine.tally.unanswered.copy_(tensors["unanswered"])
     if run.done:
-        engine.tally.load_state(group(tensors, "tally"), state["tally"])
+        engine.tally.load_state(group(tensors, of_process(rank, "tally")), state[of_process(rank, "tally")])
     if engine.history is not None:
         for name, tensor in engine.history.state().items():
             if f"history.{name}" in tensors:
                 tensor.copy_(tensors[f"history.{name}"])
-    torch.set_rng_state(tensors["rng"])
-    if "cuda_rng" in tensors and run.device.type == "cuda":
-        torch.cuda.set_rng_state(tensors["cuda_rng"], run.device)
+    torch.set_rng_state(tensors[of_process(rank, "rng")])
+    if of_process(rank, "cuda_rng") in tensors and run.device.type == "cuda":
+        torch.cuda.set_rng_state(tensors[of_process(rank, "cuda_rng")], run.device)
 
 
 def keep_journal(run: Trainer) -> None:
@@ -128,8 +182,8 @@ def keep_journal(run: Trainer) -> None:
     store = answer_store(run)
     if store is None:
         return
-    journal, name = Journal(run.folder.checkpoints), checkpoint_name(run.epoch, run.done)
-    store.forget(journal.rows_since(name))
+    journal, name = Journal(run.folder.checkpoints, run.world.rank), checkpoint_name(run.epoch, run.done)
+    store.forget(run.world.once(lambda: journal.rows_since(name)))
     journal.go_on(name)
     store.journal = journal
 

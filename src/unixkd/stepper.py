@@ -22,6 +22,7 @@ from unixkd.planner import synchronize
 from unixkd.resizing import shrunk_share
 from unixkd.schedules import learning_rate
 from unixkd.scoring_ahead import batches_at_once, fill_scores, known_scores, scored_in_groups
+from unixkd.shares import num_steps, own_batch_size, share_out
 from unixkd.teacher.filling import fetch_answers
 
 
@@ -37,6 +38,7 @@ class EpochPlan:
         answers: the teacher's stored logits `[m, classes]`, or None
         weight: of each image in the losses `[m]`, or None
         full_steps: how many batches are full
+        last: what the loss of a short last batch is multiplied by (`Shares`)
         scores: of each image, where they are not of the steps' own making `[m]`; what is scored ahead is filled in
     """
 
@@ -47,6 +49,7 @@ class EpochPlan:
     answers: Float[Tensor, "m classes"] | None
     weight: Float[Tensor, " m"] | None
     full_steps: int
+    last: float = 1.0
     scores: Float[Tensor, " m"] | None = None
 
 
@@ -84,9 +87,14 @@ class Stepper:
         self.method = self.engine.distiller.method
 
     @property
+    def batch_size(self) -> int:
+        """Rows of a full batch that this process has: all of them but among several."""
+        return own_batch_size(self.train.batch_size, self.engine.world)
+
+    @property
     def steps_per_epoch(self) -> int:
         """Steps of an epoch, the short last one included."""
-        return -(-len(self.split) // self.train.batch_size)
+        return num_steps(len(self.split), self.train.batch_size, self.engine.world)
 
     def epoch(self, number: int, done: int = 0) -> Iterator[StepCounts]:
         """Take an epoch's steps; what each one cost comes out when it has been launched.
@@ -104,35 +112,38 @@ class Stepper:
                 yield captured.counts
         yield from self.eagerly(plan, done)
         if self.engine.history is not None:
+            self.engine.world.reduce([self.engine.history.fresh], "min")  # inf: no score
             self.engine.history.end_epoch()
 
     def can_stop(self, number: int, done: int) -> bool:
         """Whether an epoch can be left after so many steps: not among batches that were scored at once."""
         size = batches_at_once(self.engine.distiller.method, number)
-        return not size or done % size == 0 or done >= len(self.split) // self.train.batch_size
+        return not size or done % size == 0 or done == self.steps_per_epoch
 
     def plan(self, number: int) -> EpochPlan:
         """What an epoch's steps are told, step after step."""
         self.change_method(number)
         order = epoch_order(len(self.split), self.train.seed, number)
-        order, weight = self.choose(number, order)
-        size = self.train.batch_size
+        order, weights = self.choose(number, order)
+        shares, size = share_out(order, self.train.batch_size, self.engine.world), self.batch_size
+        order = shares.order
         draws = epoch_draws(
             len(order),
             size,
             seed=self.train.seed,
             first_step=number * self.steps_per_epoch,
+            rank=self.engine.world.rank,
             per_sample_lambda=self.engine.distiller.method.per_sample_lambda,
             device=self.device,
         )
-        steps, full = -(-len(order) // size), len(order) // size
-        rates = [self.rate(number, i, steps) for i in range(steps)]
+        rates = [self.rate(number, i, shares.steps) for i in range(shares.steps)]
         answers, scores = self.fetch(number, order), known_scores(self.engine, number, order.to(self.device))
-        return EpochPlan(number, order, draws, rates, answers, weight, full, scores)
+        weight = None if weights is None else weights[order].to(self.device)
+        return EpochPlan(number, order, draws, rates, answers, weight, shares.full, shares.last, scores)
 
     def change_method(self, number: int) -> None:
         """Set the method of an epoch; where it is another one than before, a captured step is of no use."""
-        distiller, size = self.engine.distiller, self.train.batch_size
+        distiller, size = self.engine.distiller, self.batch_size
         method = self.method.at(number / self.train.epochs)
         if method is not self.method:  # epochs that keep as many, as large, are alike
             keep, share = num_kept(method.keep, size, size) / size, method.size
@@ -147,8 +158,8 @@ class Stepper:
 
     def choose(
         self, number: int, order: Int[Tensor, " n"]
-    ) -> tuple[Int[Tensor, " m"], Float[Tensor, " m"] | None]:
-        """Those of an epoch's images, in their order, that the method chooses, and their weights.
+    ) -> tuple[Int[Tensor, " m"], Float[Tensor, " n"] | None]:
+        """Those of an epoch's images, in their order, that the method chooses, and the weight of every image.
 
         A last batch of one image, which BatchNorm may not be able to train on, is left out.
         """
@@ -162,7 +173,7 @@ class Stepper:
         if len(order) > 1 and len(order) % self.train.batch_size == 1:
             order = order[:-1]
         self.engine.tally.choose(history.score, order)
-        return order, None if chosen.weight is None else chosen.weight[order].to(self.device)
+        return order, chosen.weight
 
     def rate(self, number: int, step: int, steps: int) -> float:
         """The learning rate of a step of an epoch; one of fewer steps passes through the same schedule."""
@@ -171,19 +182,20 @@ class Stepper:
 
     def eagerly(self, plan: EpochPlan, done: int) -> Iterator[StepCounts]:
         """The steps of an epoch that are left, one batch at a time."""
-        start = done * self.train.batch_size
-        batches = self.split.train_batches(plan.number, plan.order[start:], self.train.batch_size)
+        start = done * self.batch_size
+        batches = self.split.train_batches(plan.number, plan.order[start:], self.batch_size)
         on_device = (batch.to(self.device) for batch in batches)
         groups = scored_in_groups(self.engine, plan.number, on_device)
-        for batch, rate in zip(groups, plan.rates[done:], strict=True):
+        for step, batch in enumerate(groups, done):
             stop = start + len(batch)
-            self.engine.set_learning_rate(rate)
+            self.engine.set_learning_rate(plan.rates[step])
             told = {name: getattr(plan, name) for name in ("answers", "weight", "scores")}
             known = {name: t[start:stop] for name, t in told.items() if t is not None}
             if batch.scores is not None:
                 known["scores"] = batch.scores
             batch = replace(batch, **known).to(self.device)
-            yield self.engine.step(batch, plan.draws.part(start, stop)).counts
+            weight = 1.0 if step < plan.full_steps else plan.last
+            yield self.engine.step(batch, plan.draws.part(start, stop), weight).counts
             start = stop
 
     def fetch(self, number: int, order: Int[Tensor, " m"]) -> Float[Tensor, "m classes"] | None:
@@ -191,7 +203,7 @@ class Stepper:
         teacher, ledger = self.engine.distiller.teacher, self.engine.distiller.ledger
         if not self.fill_ahead or teacher is None or teacher.store is None:
             return None
-        if not pure_rows(self.engine.distiller.method, self.train.batch_size):
+        if not pure_rows(self.engine.distiller.method, self.batch_size):
             return None  # an epoch of a ramp that mixes every image it keeps
         answers, filled = fetch_answers(teacher, self.split, number, order)
         ledger.charge_fill(filled)
@@ -231,6 +243,8 @@ class Stepper:
     def obstacle(self) -> str | None:
         """Why a graph cannot do this run's step, or None."""
         teacher = self.engine.distiller.teacher
+        if self.engine.world.size > 1:
+            return "several processes train together"
         if not isinstance(self.split, MemorySplit):
             return "the images are decoded from disk"
         if not self.train.fused:

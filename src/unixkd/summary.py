@@ -54,8 +54,8 @@ def summarise(run: Trainer) -> dict[str, Any]:
         "agreement": last["agreement"],
         "calibration_error": last["calibration_error"],
         "cost": {
-            "images": asdict(run.ledger.images),
-            "flops": run.ledger.flops(),
+            "images": asdict(run.total.images),
+            "flops": run.total.flops(),
             "reference": {
                 "epochs": run.config.reference_epochs or train.epochs,
                 "images": len(run.parts.data.train),
@@ -63,7 +63,7 @@ def summarise(run: Trainer) -> dict[str, Any]:
             "relative_to_kd": run.relative_cost(),
         },
         "time": {f"{name}_seconds": round(seconds, 3) for name, seconds in run.seconds.items()},
-        "environment": environment(run.device, precision_of(run)),
+        "environment": environment(run.device, precision_of(run)) | {"processes": run.world.size},
     }
 
 

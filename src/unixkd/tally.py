@@ -17,6 +17,7 @@ from unixkd.batch import Batch
 from unixkd.bins import NUM_BINS, ScoreBins
 from unixkd.distill import StepResult
 from unixkd.methods import StepCounts
+from unixkd.parallel import World
 
 _NUMBERS = ("seen", "kept", "steps", "scored")
 
@@ -138,6 +139,27 @@ class Tally:
             torch.bincount(cell[which & known], minlength=NUM_BINS).tolist() for which in (visited, ~visited)
         )
         self.remembered = inside, outside
+
+    def share(self, world: World) -> None:
+        """Take over what other processes have counted of images, each of which one of them has visited."""
+        world.reduce([self.times_kept, self.unanswered], "max")
+
+    def joined(self, world: World) -> Tally:
+        """The sums over all processes, once images are shared; of one process its own."""
+        if world.size == 1:
+            return self
+        total = Tally(self.times_kept, self.bins)
+        total.before, total.remembered = self.before, self.remembered
+        own = (
+            {name: value.cpu() for name, value in self.sums.items()},
+            {n: getattr(self, n) for n in _NUMBERS},
+        )
+        for sums, numbers in world.gather(own):
+            for name, value in sums.items():
+                total.sums[name] = total.sums[name] + value.to(self.times_kept.device)
+            for name, number in numbers.items():
+                setattr(total, name, getattr(total, name) + number)
+        return total
 
     def losses(self) -> dict[str, Any]:
         """Mean loss and mean of each part."""

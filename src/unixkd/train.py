@@ -5,7 +5,6 @@ One run is a pure function of its configuration: order, views and draws come fro
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import asdict
@@ -17,29 +16,26 @@ import torch
 from unixkd import runstate, stopping
 from unixkd.allocator import keep_freed_memory
 from unixkd.assembly import decide, make_distiller, make_stepper
-from unixkd.batchnorm import clean_statistics, has_statistics, sees_clean_images
 from unixkd.build import build_run, pick_device
 from unixkd.config import RunConfig
 from unixkd.cost import Ledger
-from unixkd.data import epoch_order
-from unixkd.display import Display, EpochDone, Finished, Note, Started, Stepped, Throttle, percent, silent
+from unixkd.display import Display, EpochDone, Finished, Note, Started, Stepped, Throttle, silent
 from unixkd.engine import Engine
 from unixkd.errors import UserError
-from unixkd.evaluate import Predictions, predict
+from unixkd.evaluate import Predictions
+from unixkd.evaluation import evaluate_student, evaluate_teacher
 from unixkd.memory import explained
 from unixkd.models import PixelModel
+from unixkd.parallel import ALONE, Agreement, World, together
 from unixkd.planner import synchronize
-from unixkd.precision import DTYPES
 from unixkd.runfolder import Mode, RunFolder
 from unixkd.stopping import Stopped, stoppable
 from unixkd.summary import write_results
 
-NEAR_CHANCE = 0.02
-"""A teacher this little better than guessing is warned about."""
-
-
 NAMED = 8
 """Images that an error names."""
+STRIDE = 1_000_003
+"""Between the seeds of processes."""
 
 T = TypeVar("T")
 
@@ -67,15 +63,15 @@ def steps(
     """The same run as a generator that pauses after every step, so that several can take turns."""
     folder = RunFolder(out)
     try:
-        with explained(config.train):
-            trainer = Trainer(config, folder, mode, display)
+        with together() as world, explained(config.train):
+            trainer = Trainer(config, folder, mode, display if world.leads else silent, world)
             yield from trainer.fit()
-            summary = write_results(trainer)
+            summary = world.once(lambda: write_results(trainer))
     finally:
         folder.close()
         torch.set_flush_denormal(False)  # the process is the caller's
         keep_freed_memory(False)
-    display(Finished(trainer.name))
+    trainer.display(Finished(trainer.name))
     return summary
 
 
@@ -92,36 +88,56 @@ def drain(running: Generator[None, None, T]) -> T:
 class Trainer:
     """One run: what it is made of and where it stands."""
 
-    def __init__(self, config: RunConfig, folder: RunFolder, mode: Mode, display: Display) -> None:
+    def __init__(
+        self, config: RunConfig, folder: RunFolder, mode: Mode, display: Display, world: World = ALONE
+    ) -> None:
         started = time.perf_counter()
-        self.folder, self.display, self.name = folder, display, folder.path.name
-        self.device = pick_device(config.train)
+        self.folder, self.display, self.name, self.world = folder, display, folder.path.name, world
+        self.device = pick_device(config.train, world.local if world.size > 1 else None)
         torch.set_flush_denormal(config.train.flush_denormal)  # first, as threads to come inherit it
         if config.train.keep_memory and self.device.type == "cpu":
             keep_freed_memory(True)
-        self.parts = build_run(config, self.device)
+        self.parts = world.leader_first(lambda: build_run(config, self.device))
+        if not world.leads:  # dropout, the same in all processes, would be less of it
+            torch.manual_seed(config.train.seed + STRIDE * world.rank)
         if config.train.threads is not None:
             torch.set_num_threads(config.train.threads)
-        self.config = decide(
-            config, self.parts, self.device, folder.decided() if mode == "resume" else {}, self.note
+        self.config = world.once(lambda: self.decided(config, mode))
+        student = world.wrapped(self.parts.student, self.device)
+        distiller = world.leader_first(
+            lambda: make_distiller(self.config, self.parts, self.note, student, world)
         )
-        distiller = make_distiller(self.config, self.parts, self.note)
-        self.stepper = make_stepper(self.config, self.parts, distiller, self.device, self.note)
+        self.stepper = make_stepper(self.config, self.parts, distiller, self.device, self.note, world)
+        self.agreement = Agreement(world)
         self.reference_images = (config.reference_epochs or config.train.epochs) * len(self.parts.data.train)
         self.epoch = self.done = 0
         """Epochs that are finished, and steps taken of the next."""
         self.records: list[dict[str, Any]] = []
         self.seconds = {"setup": 0.0, "train": 0.0, "evaluate": 0.0}
         runstate.check_space(self)
-        if folder.open(self.config, mode):  # only here, so that a faulty configuration leaves no trace
+        if world.once(
+            lambda: self.open_folder(mode)
+        ):  # only here, so that a faulty configuration leaves no trace
             runstate.restore(self)
-        else:
-            if folder.metrics.exists():
-                self.note("nothing was saved before the run was ended: it begins again")
-            folder.keep_metrics(0)
+        self.total = self.ledger
+        """What all processes were charged, of several as of the end of the last epoch."""
         runstate.keep_journal(self)
-        self.answers = self.ask_teacher()
+        self.answers = evaluate_teacher(self)
         self.seconds["setup"] += time.perf_counter() - started
+
+    def decided(self, config: RunConfig, mode: Mode) -> RunConfig:
+        """The configuration with nothing left for this machine to decide."""
+        saved = self.folder.decided() if mode == "resume" else {}
+        return decide(config, self.parts, self.device, saved, self.note)
+
+    def open_folder(self, mode: Mode) -> bool:
+        """Make the run's folder ready; True where there is a checkpoint to go on from."""
+        if self.folder.open(self.config, mode):
+            return True
+        if self.folder.metrics.exists():
+            self.note("nothing was saved before the run was ended: it begins again")
+        self.folder.keep_metrics(0)
+        return False
 
     @property
     def engine(self) -> Engine:
@@ -153,8 +169,8 @@ class Trainer:
             last = self.epoch == train.epochs
             predictions = None
             if last or self.epoch % train.eval_every == 0:
-                predictions = self.evaluate()
-            rate = (self.engine.tally.seen - seen) / (self.seconds["train"] - before)
+                predictions = evaluate_student(self)
+            rate = self.world.size * (self.engine.tally.seen - seen) / (self.seconds["train"] - before)
             self.record_epoch(predictions, rate)
             if last or self.epoch % train.checkpoint_every == 0:
                 runstate.save(self)
@@ -170,14 +186,14 @@ class Trainer:
             self.engine.distiller.count(counts)
             self.engine.tally.count(counts)
             self.done += 1
-            if stopping.asked() and self.stepper.can_stop(self.epoch, self.done):
+            if self.agreement.ask(stopping.asked()) and self.stepper.can_stop(self.epoch, self.done):
                 self.charge_time(started, captured)
                 self.stop()
             if throttle.ready():
                 self.check_answers()
                 if not self.engine.tally.finite():
                     raise self.not_finite()
-                rate = (self.engine.tally.seen - seen) / (time.perf_counter() - started)
+                rate = self.world.size * (self.engine.tally.seen - seen) / (time.perf_counter() - started)
                 cost = (self.relative_cost() or {}).get("backward_2x")
                 self.display(Stepped(self.name, self.engine.distiller.steps, rate, cost))
             yield
@@ -201,9 +217,10 @@ class Trainer:
 
     def check_finite(self) -> None:
         """Raise where an epoch has broken the weights, or the teacher has failed, before anything is saved."""
+        runstate.share(self)
         self.check_answers()
         weights = torch.stack([p.detach().isfinite().all() for p in self.parts.student.parameters()]).all()
-        if not (self.engine.tally.finite() and weights):
+        if not all(self.world.gather(bool(self.engine.tally.finite() and weights))):
             raise self.not_finite()
 
     def check_answers(self) -> None:
@@ -224,60 +241,10 @@ class Trainer:
             "--train.clip_norm (nothing of this epoch was saved)"
         )
 
-    def evaluate(self) -> Predictions | None:
-        """The student on the evaluation split, where there is one."""
-        started = time.perf_counter()
-        with self.clean_statistics():
-            predictions = self.predict(self.student, self.config.train.precision)
-        if predictions is not None:
-            self.ledger.charge_evaluation(len(predictions))
-        self.seconds["evaluate"] += time.perf_counter() - started
-        return predictions
-
-    def clean_statistics(self) -> contextlib.AbstractContextManager[None]:
-        """BatchNorm's statistics on clean images, where the epoch showed none; the last ones stay and are charged."""
-        train, split = self.config.train, self.parts.data.train
-        count, epoch, last = min(train.bn_images, len(split)), self.epoch - 1, self.epoch == train.epochs
-        method = self.engine.distiller.method
-        if not count or sees_clean_images(method, epoch) or not has_statistics(self.student):
-            return contextlib.nullcontext()
-        if last:
-            self.ledger.charge_refresh(count)
-        else:
-            self.ledger.charge_evaluation(count)
-        order = epoch_order(len(split), train.seed, epoch)[:count]
-        batches = split.train_batches(epoch, order, train.eval_batch_size)
-        return clean_statistics(self.student, batches, DTYPES[train.precision], keep=last)
-
-    def predict(self, model: PixelModel, precision: str) -> Predictions | None:
-        """A network's answers on the evaluation split."""
-        test = self.parts.data.test
-        if test is None:
-            return None
-        batches = test.eval_batches(self.config.train.eval_batch_size)
-        return predict(model, batches, self.device, DTYPES[precision])
-
-    def ask_teacher(self) -> Predictions | None:
-        """The teacher's answers on the evaluation split; its accuracy is shown before training starts."""
-        teacher = self.parts.teacher
-        answers = None if teacher is None else self.predict(teacher, self.config.train.teacher_precision)
-        if teacher is None or answers is None:
-            return None
-        if not self.ledger.teacher_evaluated:  # a resumed run has paid for it before
-            self.ledger.charge_evaluation(len(answers), teacher=True)
-        if answers.accuracy is not None:
-            self.note(f"teacher {teacher.card.name}: accuracy {percent(answers.accuracy)}", shared=True)
-            if answers.accuracy < 1 / teacher.card.num_classes + NEAR_CHANCE:
-                self.note(
-                    "WARNING: the teacher is hardly better than chance on these images: are its classes in "
-                    "the data's order, and its mean, std and size right?",
-                    shared=True,
-                )
-        return answers
-
     def record_epoch(self, predictions: Predictions | None, rate: float) -> None:
         """Add the epoch's line to metrics.jsonl and show it."""
         steps, step = self.engine.tally.steps, self.engine.distiller.steps
+        tally, self.total = self.engine.tally.joined(self.world), runstate.total_ledger(self)
         agreement = None
         if predictions is not None and self.answers is not None:
             agreement = predictions.agreement(self.answers)
@@ -285,17 +252,18 @@ class Trainer:
             "epoch": self.epoch,
             "step": step,
             "lr": self.stepper.rate(self.epoch - 1, steps - 1, steps),
-            **self.engine.tally.losses(),
+            **tally.losses(),
             "accuracy": predictions and predictions.accuracy,
             "agreement": agreement,
             "calibration_error": predictions and predictions.calibration_error,
-            "images": asdict(self.ledger.images),
+            "images": asdict(self.total.images),
             "cost": self.relative_cost(),
             "seconds": {key: round(self.seconds[key], 3) for key in ("train", "evaluate")},
-            "selection": self.engine.tally.selection() if self.parts.method.selects else None,
+            "selection": tally.selection() if self.parts.method.selects else None,
         }
         self.records.append(record)
-        self.folder.append_metrics(record)
+        if self.world.leads:
+            self.folder.append_metrics(record)
         per_epoch = (self.seconds["train"] + self.seconds["evaluate"]) / self.epoch
         epochs = self.config.train.epochs
         left = (epochs - self.epoch) * per_epoch
@@ -303,7 +271,7 @@ class Trainer:
 
     def relative_cost(self) -> dict[str, float] | None:
         """Training cost so far over that of plain KD's whole run; None without a teacher to compare with."""
-        return None if self.parts.teacher is None else self.ledger.relative_to_kd(self.reference_images)
+        return None if self.parts.teacher is None else self.total.relative_to_kd(self.reference_images)
 
     def note(self, text: str, *, shared: bool = False) -> None:
         """Show the user a line; once where it is true of all runs of a comparison."""

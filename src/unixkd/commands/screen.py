@@ -8,13 +8,15 @@ from contextlib import contextmanager
 from rich.console import Console
 
 from unixkd.display import BarDisplay, Display, LineDisplay
+from unixkd.launched import rank
 
 console = Console()
 
 
 def say(text: str, style: str | None = None) -> None:
     """Print a line as it is: no markup, no wrapping, so that it can be read by programs too."""
-    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+    if rank() == 0:
+        console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager

@@ -80,13 +80,16 @@ class DiskSplit(Viewed):
         for batch, view in zip(batches, views.split(batch_size), strict=True):
             yield replace(batch, view=view)
 
-    def eval_batches(self, batch_size: int) -> Iterator[Batch]:
+    def eval_batches(self, batch_size: int, first: int = 0, every: int = 1) -> Iterator[Batch]:
         """All images in their own order; see `Split`.
 
         Raises:
             UserError: an image is unreadable; it is named.
         """
-        positions = torch.arange(len(self))
+        parts = torch.arange(len(self)).split(batch_size)[first::every]
+        if not parts:
+            return
+        positions = torch.cat(parts)
         yield from self._batches(positions, torch.full_like(positions, _NO_VIEW), batch_size)
 
     def image(self, i: int) -> NDArray[np.uint8]:

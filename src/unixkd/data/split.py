@@ -54,8 +54,14 @@ class Split(Protocol):
             batch_size: images per batch
         """
 
-    def eval_batches(self, batch_size: int) -> Iterator[Batch]:
-        """All images in their own order, not augmented, with `index`; the last batch may be short."""
+    def eval_batches(self, batch_size: int, first: int = 0, every: int = 1) -> Iterator[Batch]:
+        """All images in their own order, not augmented, with `index`; the last batch may be short.
+
+        Args:
+            batch_size: images per batch
+            first: number of the first batch that is wanted
+            every: how many batches on the next one is
+        """
 
     def image(self, i: int) -> NDArray[np.uint8]:
         """Image i as in evaluation `[H, W, C]`, uint8."""
@@ -126,10 +132,10 @@ class MemorySplit(Viewed):
         labels = None if self.labels is None else self.labels.index_select(0, index)
         return Batch(to_pixels(cut), labels, index, view)
 
-    def eval_batches(self, batch_size: int) -> Iterator[Batch]:
+    def eval_batches(self, batch_size: int, first: int = 0, every: int = 1) -> Iterator[Batch]:
         """All images in their own order; see `Split`."""
         positions = torch.arange(len(self), device=self.device)
-        for start in range(0, len(self), batch_size):
+        for start in range(first * batch_size, len(self), every * batch_size):
             part = slice(start, start + batch_size)
             labels = None if self.labels is None else self.labels[part]
             yield Batch(to_pixels(self.images[part]), labels, positions[part])

@@ -21,6 +21,7 @@ class Journal:
 
     Args:
         folder: where they lie, which need not exist yet
+        process: number of the process that asks; each has files of its own, and reads all
 
     >>> import tempfile
     >>> folder = tempfile.TemporaryDirectory()
@@ -34,18 +35,20 @@ class Journal:
     >>> folder.cleanup()
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, process: int = 0) -> None:
+        self.folder, self.process = folder, process
         self.current: Path | None = None
 
     def begin(self, checkpoint: str) -> None:
         """What is asked from now on was asked after this checkpoint."""
-        self.current = self.folder / f"{PREFIX}{checkpoint}{SUFFIX}"
+        self.go_on(checkpoint)
+        assert self.current is not None
         self.current.unlink(missing_ok=True)
 
     def go_on(self, checkpoint: str) -> None:
         """As `begin`, after what the journal holds already."""
-        self.current = self.folder / f"{PREFIX}{checkpoint}{SUFFIX}"
+        process = f".{self.process}" if self.process else ""
+        self.current = self.folder / f"{PREFIX}{checkpoint}{process}{SUFFIX}"
 
     def append(self, rows: NDArray[np.int64]) -> None:
         """Note rows of a store, before they are written there; a killed process loses none of them."""
@@ -74,7 +77,7 @@ class Journal:
         """Remove what was noted before the oldest checkpoint that is kept."""
         for path in self.files():
             if tag(path) < oldest:
-                path.unlink()
+                path.unlink(missing_ok=True)  # another process does the same
 
     def files(self) -> list[Path]:
         """The journals, oldest first."""
@@ -83,4 +86,4 @@ class Journal:
 
 def tag(path: Path) -> str:
     """The checkpoint after which a journal begins."""
-    return path.name.removeprefix(PREFIX).removesuffix(SUFFIX)
+    return path.name.removeprefix(PREFIX).partition(".")[0]

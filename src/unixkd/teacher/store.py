@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unixkd.errors import UserError
+from unixkd.parallel import World
 from unixkd.teacher.checksums import checksum_weights, checksums
 from unixkd.teacher.folder import Contents, open_folder
 from unixkd.teacher.journal import Journal
@@ -177,6 +178,11 @@ class AnswerStore:
         if self._forgotten is None:
             self._forgotten = np.zeros(self.contents.images * self.contents.views, bool)
         self._forgotten[rows[(rows >= 0) & (rows < len(self._forgotten))]] = True
+
+    def share_forgotten(self, world: World) -> None:
+        """Take rows to be known that another process has written since all of them forgot the same ones."""
+        if self._forgotten is not None:
+            world.reduce([torch.from_numpy(self._forgotten.view(np.uint8))], "min")
 
     def filled(self) -> int:
         """Answers that have been written; torn ones, which only `read` tells, are counted too."""

@@ -1,0 +1,73 @@
+"""What a run finds out about its networks on the way: student and teacher on the evaluation split."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import TYPE_CHECKING
+
+from unixkd.batchnorm import clean_statistics, has_statistics, sees_clean_images
+from unixkd.data import epoch_order
+from unixkd.display import percent
+from unixkd.evaluate import Predictions, join_predictions, predict
+from unixkd.models import PixelModel
+from unixkd.precision import DTYPES
+
+if TYPE_CHECKING:
+    from unixkd.train import Trainer
+
+NEAR_CHANCE = 0.02
+"""A teacher this little better than guessing is warned about."""
+
+
+def evaluate_student(run: Trainer) -> Predictions | None:
+    """The student on the evaluation split, where there is one."""
+    started = time.perf_counter()
+    with statistics_for_evaluation(run):
+        predictions = answers_of(run, run.student, run.config.train.precision)
+    if predictions is not None and run.world.leads:
+        run.ledger.charge_evaluation(len(predictions))
+    run.seconds["evaluate"] += time.perf_counter() - started
+    return predictions
+
+
+def evaluate_teacher(run: Trainer) -> Predictions | None:
+    """The teacher's answers on the evaluation split; its accuracy is shown before training starts."""
+    teacher = run.parts.teacher
+    answers = None if teacher is None else answers_of(run, teacher, run.config.train.teacher_precision)
+    if teacher is None or answers is None:
+        return None
+    if run.world.leads and not run.ledger.teacher_evaluated:  # a resumed run has paid for it before
+        run.ledger.charge_evaluation(len(answers), teacher=True)
+    if answers.accuracy is not None:
+        run.note(f"teacher {teacher.card.name}: accuracy {percent(answers.accuracy)}", shared=True)
+        if answers.accuracy < 1 / teacher.card.num_classes + NEAR_CHANCE:
+            run.note(
+                "WARNING: the teacher is hardly better than chance on these images: are its classes in "
+                "the data's order, and its mean, std and size right?",
+                shared=True,
+            )
+    return answers
+
+
+def answers_of(run: Trainer, network: PixelModel, precision: str) -> Predictions | None:
+    """A network's answers on the evaluation split, each image asked about by one process."""
+    test, world = run.parts.data.test, run.world
+    if test is None:
+        return None
+    batches = test.eval_batches(run.config.train.eval_batch_size, world.rank, world.size)
+    return join_predictions(world.gather(predict(network, batches, run.device, DTYPES[precision])))
+
+
+def statistics_for_evaluation(run: Trainer) -> contextlib.AbstractContextManager[None]:
+    """BatchNorm's statistics on clean images, where the epoch showed none; the last ones stay and are charged."""
+    train, split = run.config.train, run.parts.data.train
+    count, epoch, last = min(train.bn_images, len(split)), run.epoch - 1, run.epoch == train.epochs
+    if not count or sees_clean_images(run.engine.distiller.method, epoch) or not has_statistics(run.student):
+        return contextlib.nullcontext()
+    if run.world.leads:
+        charge = run.ledger.charge_refresh if last else run.ledger.charge_evaluation
+        charge(count)
+    order = epoch_order(len(split), train.seed, epoch)[: count if run.world.leads else 0]
+    batches = split.train_batches(epoch, order, train.eval_batch_size)
+    return clean_statistics(run.student, batches, DTYPES[train.precision], keep=last, world=run.world)
