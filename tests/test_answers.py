@@ -180,6 +180,8 @@ def test_mixed_answers_need_a_store_to_mix_from(tmp_path):
     config = distilled(tmp_path, MethodConfig("mixup", mixes_answers=True))
     with pytest.raises(UserError, match=r"mixes stored answers: give --answers\.path"):
         run(config, tmp_path / "run")
+    with pytest.raises(UserError, match="give the Distiller a store"):
+        Teacher(Network(Knowing()), mixes_answers=True)(PICTURES, kept(4, 2, pure=2))
 
 
 def test_where_all_is_known_the_teacher_is_not_run(tmp_path):

@@ -22,6 +22,7 @@ from unixkd.display import (
     epoch_line,
     percent,
     silent,
+    unfailing,
 )
 
 
@@ -202,3 +203,29 @@ def test_a_throttle_lets_through_once_in_a_while(monkeypatch):
     monkeypatch.setattr(display.time, "monotonic", lambda: next(clock))
     throttle = Throttle(0.25)
     assert [throttle.ready() for _ in range(6)] == [True, False, False, True, False, True]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no server"), OSError(32, "Broken pipe"), SystemExit(1)])
+def test_a_display_that_fails_is_a_warning_once_and_shown_nothing_more(error, capsys):
+    seen: list[Event] = []
+
+    def failing(event: Event) -> None:
+        seen.append(event)
+        if isinstance(event, Stepped):
+            raise error
+
+    show = unfailing(failing)
+    for event in events():
+        show(event)
+    assert len(seen) == 3
+    told = capsys.readouterr().err
+    assert told.count("warning: what shows the run has failed") == 1
+    assert ("its output is closed" if isinstance(error, SystemExit) else str(error)) in told
+
+
+def test_ctrl_c_within_a_display_is_no_failure_of_it():
+    def stopped(event: Event) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        unfailing(stopped)(Finished("run"))

@@ -27,7 +27,7 @@ from unixkd.draws import epoch_draws, make_draws
 from unixkd.engine import Engine
 from unixkd.feature_losses import AttentionTransfer, SimilarityPreserving
 from unixkd.losses import DIST, DKD, KD, CrossEntropy, Loss
-from unixkd.methods import METHODS, Method, kd, student_alone, unix
+from unixkd.methods import METHODS, Method, kd, mixup, student_alone, unix
 from unixkd.mixing import StepCurve, num_kept, num_pure
 from unixkd.objective import Term
 from unixkd.scoring import least_confidence, margin
@@ -49,6 +49,7 @@ CASES: dict[str, Method] = {
     "unix, step curve": replace(unix(), curve=StepCurve(0.5)),
     "unix, eval scoring": unix(scoring_mode="eval", scorer=margin),
     "unix, lambda per sample": replace(unix(scorer=least_confidence), per_sample_lambda=True),
+    "remix": mixup(),  # with what it stores: below
     "unix, half pure": replace(unix(keep=0.5), curve=StepCurve(0.5)),
 }
 

@@ -55,7 +55,7 @@ def measured(way: Way, teacher: Path, folder: Path, setting: Setting) -> dict[st
     return {name: sum(cost[name] for cost in costs) / len(costs) for name in costs[0]}
 
 
-MIXED = "mixed answers, 75% epochs"
+MIXED = "remix, 60% of the epochs"
 SMALL_FIRST = Way("s", MethodConfig("kd", size=0.5, size_end=1.0), views_share=0.5, stored=True)
 FEW_STEP = Way("u", MethodConfig("unix", curve="step", scoring_size=0.5), views_share=0.25, stored=True)
 

@@ -8,7 +8,18 @@ import torch
 from unixkd.build_methods import build_method
 from unixkd.config import MethodConfig
 from unixkd.errors import UserError
-from unixkd.methods import METHODS, Method, StepCounts, kd, mixup, random, student_alone, unix, unix_random
+from unixkd.methods import (
+    METHODS,
+    Method,
+    StepCounts,
+    kd,
+    mixup,
+    random,
+    remix,
+    student_alone,
+    unix,
+    unix_random,
+)
 from unixkd.mixing import SigmoidCurve, full_curve
 from unixkd.scoring import entropy, margin
 from unixkd.scoring_pass import Scoring
@@ -22,6 +33,7 @@ COUNTS = {
     "random": ((64, 0, 48, 48), (16, 0, 16, 16)),
     "hard": ((64, 64, 48, 48), (16, 16, 16, 16)),
     "mixup": ((64, 0, 64, 64), (16, 0, 16, 16)),
+    "remix": ((64, 0, 64, 64), (16, 0, 16, 16)),
     "selective-backprop": ((64, 64, 48, 48), (16, 16, 16, 16)),
     "random-epoch": ((64, 0, 64, 64), (16, 0, 16, 16)),
     "stale": ((64, 0, 64, 64), (16, 0, 16, 16)),
@@ -52,6 +64,7 @@ def test_controls_differ_from_unix_in_one_thing():
     assert unix_random() == Method("unix-random", unix().keep, None, unix().curve)
     assert random() == Method("random", unix().keep, None, None)
     assert mixup() == Method("mixup", 1.0, None, full_curve)
+    assert remix() == Method("remix", 1.0, None, full_curve, mixes_answers=True)
     assert not student_alone().teacher
 
 

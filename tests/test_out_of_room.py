@@ -89,7 +89,8 @@ def test_out_of_memory_says_what_to_lower(error, tmp_path, monkeypatch, capsys):
     assert call("train", "--model", "resnet8", *SMALL, "--out", tmp_path / "run") == 1
     told = capsys.readouterr().err
     assert "out of memory with batches of 32 images" in told
-    assert "lower --train.batch_size, or --train.eval_batch_size (256)" in told
+    assert "--train.micro_batch 16 to train on fewer at once, or lower --train.batch_size" in told
+    assert "--train.eval_batch_size (256)" in told
 
 
 def test_another_runtime_error_is_not_taken_for_it(tmp_path, monkeypatch):

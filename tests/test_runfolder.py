@@ -179,7 +179,8 @@ def test_a_thumbnail_is_the_image(channels):
 
 def test_every_file_a_run_writes_is_removed_by_overwrite():
     assert set(runfolder.FILES) == {
-        *("run.yaml", "metrics.jsonl", "summary.json", "selection.json", "model.safetensors", "config.json")
+        *("run.yaml", "metrics.jsonl", "summary.json", "selection.json", "left_out.json"),
+        *("model.safetensors", "config.json"),
     }
 
 

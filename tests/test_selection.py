@@ -254,9 +254,9 @@ def test_a_stale_run_visits_and_charges_what_it_keeps(teacher, tmp_path, monkeyp
     visited = []
     original = Engine.step
 
-    def step(engine, batch, draws):
+    def step(engine, batch, draws, weight=1.0):
         visited.append(batch.index.tolist())
-        return original(engine, batch, draws)
+        return original(engine, batch, draws, weight)
 
     monkeypatch.setattr(Engine, "step", step)
     run(distilled(teacher, MethodConfig("stale", keep=0.6), epochs=3), tmp_path / "run")
@@ -284,8 +284,8 @@ def test_a_run_chooses_by_what_the_student_said(teacher, tmp_path, monkeypatch):
     said, order = {}, []
     original = Engine.step
 
-    def step(engine, batch, draws):
-        result = original(engine, batch, draws)
+    def step(engine, batch, draws, weight=1.0):
+        result = original(engine, batch, draws, weight)
         values = entropy(result.outputs.logits.detach()).tolist()
         said.update(zip(batch.index[result.mixed.position].tolist(), values, strict=True))
         order.append(set(batch.index.tolist()))
@@ -317,8 +317,8 @@ def test_infobatch_weighs_up_what_stands_for_others(teacher, tmp_path, monkeypat
     weights = []
     original = Engine.step
 
-    def step(engine, batch, draws):
-        result = original(engine, batch, draws)
+    def step(engine, batch, draws, weight=1.0):
+        result = original(engine, batch, draws, weight)
         weights.append(set(result.mixed.sample_weight.tolist()))
         return result
 

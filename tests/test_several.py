@@ -61,6 +61,7 @@ def test_every_image_has_one_process_and_every_process_as_many_steps(images, own
 
 def test_batches_that_cannot_be_shared_out():
     assert own_batch_size(8, World(1, 4)) == 2
+    assert own_batch_size(1, World()) == 1
     for batch in (9, 4):
         with pytest.raises(UserError, match=f"batches of {batch} images cannot be shared out among 4"):
             own_batch_size(batch, World(0, 4))

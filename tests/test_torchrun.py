@@ -18,9 +18,36 @@ PATIENCE = 120
 
 
 def start(teacher: Path, out: Path, *more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "unixkd"]
-    command += ["distill", "--teacher", str(teacher), "--student", "resnet8", "--data", "digits", "--epochs", "6"]
-    command += ["--train.precision", "fp32", "--train.teacher_precision", "fp32", "--out", str(out), "--resume"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "unixkd",
+    ]
+    command += [
+        "distill",
+        "--teacher",
+        str(teacher),
+        "--student",
+        "resnet8",
+        "--data",
+        "digits",
+        "--epochs",
+        "6",
+    ]
+    command += [
+        "--train.precision",
+        "fp32",
+        "--train.teacher_precision",
+        "fp32",
+        "--out",
+        str(out),
+        "--resume",
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [*command, *more], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment

@@ -123,6 +123,7 @@ def test_the_summary_has_exactly_the_documented_fields(unix_run):
         "environment": {
             **dict.fromkeys(("torch", "device", "precision", "python", "processor"), str),
             "threads": int,
+            "processes": int,
         },
     }
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from unixkd.methods import kd as kd
     from unixkd.methods import mixup as mixup
     from unixkd.methods import random as random
+    from unixkd.methods import remix as remix
     from unixkd.methods import student_alone as student_alone
     from unixkd.methods import unix as unix
     from unixkd.methods import unix_random as unix_random
@@ -52,7 +53,7 @@ _HOME = {
     "errors": ("UserError",),
     "feature_losses": ("AttentionTransfer", "SimilarityPreserving"),
     "losses": ("DIST", "DKD", "KD", "CrossEntropy"),
-    "methods": ("Method", "hard", "kd", "mixup", "random", "student_alone", "unix", "unix_random"),
+    "methods": ("Method", "hard", "kd", "mixup", "random", "remix", "student_alone", "unix", "unix_random"),
     "mixing": ("SigmoidCurve", "StepCurve"),
     "models": ("create_model", "load_student", "load_weights"),
     "objective": ("Term",),

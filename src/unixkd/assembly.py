@@ -140,6 +140,7 @@ def make_stepper(
         train.channels_last,
         History(len(parts.data.train), device) if distiller.method.remembers else None,
         world,
+        train.micro_batch,
     )
     ahead = answers.fill == "epoch" or (answers.fill == "auto" and device.type != "cpu")
     return Stepper(engine, parts.data.train, train, device, ahead, note)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -93,6 +93,11 @@ class MixedBatch:
     def __len__(self) -> int:
         return len(self.images)
 
+    def part(self, start: int, stop: int) -> MixedBatch:
+        """Rows start to stop."""
+        rows = {f.name: t[start:stop] for f in fields(self) if isinstance(t := getattr(self, f.name), Tensor)}
+        return replace(self, **rows, num_pure=min(max(self.num_pure - start, 0), stop - start))
+
 
 @dataclass(frozen=True)
 class Outputs:
@@ -100,3 +105,7 @@ class Outputs:
 
     logits: Float[Tensor, "k classes"]
     features: dict[str, Tensor] = field(default_factory=dict)
+
+    def part(self, start: int, stop: int) -> Outputs:
+        """Rows start to stop."""
+        return Outputs(self.logits[start:stop], {name: t[start:stop] for name, t in self.features.items()})

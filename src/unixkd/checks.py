@@ -12,6 +12,7 @@ from unixkd.config import RunConfig, TrainConfig
 from unixkd.data import Data
 from unixkd.errors import UserError
 from unixkd.flops import forward_flops
+from unixkd.memory import LEAST_ROWS
 from unixkd.methods import Method
 from unixkd.mixing import num_kept
 from unixkd.models import PixelModel
@@ -37,6 +38,11 @@ def check_train(config: TrainConfig) -> None:
             value = getattr(config, name)
             if value is not None and not low <= value <= high:
                 raise UserError(f"train.{name} must {wanted}, got {value}")
+    if config.micro_batch is not None and config.micro_batch < LEAST_ROWS:
+        raise UserError(
+            f"train.micro_batch must be at least {LEAST_ROWS}, got {config.micro_batch}: BatchNorm may not be able to "
+            "train on one image"
+        )
     if not all(0 <= point <= 1 for point in config.milestones):
         raise UserError(f"train.milestones are shares of the run in [0, 1], got {config.milestones}")
     if config.optimizer == "sgd" and config.nesterov and config.momentum == 0:

@@ -223,7 +223,15 @@ def start_worker(events: SimpleQueue[Event]) -> None:
     torch.set_num_threads(1)
 
 
+def tell(event: Event) -> None:
+    """Hand an event to the main process; where that one is gone, stop."""
+    assert _events is not None
+    try:
+        _events.put(event)
+    except OSError:
+        raise Stopped("the comparison's main process is gone") from None
+
+
 def run_job(job: Job) -> dict[str, Any]:
     """One run inside a worker process."""
-    assert _events is not None
-    return run(job.config, job.folder, mode="resume", display=_events.put)
+    return run(job.config, job.folder, mode="resume", display=tell)

@@ -34,6 +34,8 @@ class DataConfig:
         label_column: column that holds the label (parquet:, hub:; default: the first class column)
         in_memory: decode once and keep uint8 in memory (default: for images of at most 64 pixels)
         workers: loader processes for images that are not kept in memory
+        max_unreadable: leave out up to so many training images that cannot be read, and list them; with any, all are
+            read once before training
     """
 
     name: str = "digits"
@@ -52,6 +54,7 @@ class DataConfig:
     label_column: str | None = None
     in_memory: bool | None = None
     workers: int = 2
+    max_unreadable: int = 0
 
 
 @dataclass(frozen=True)
@@ -78,8 +81,8 @@ class MethodConfig:
     """How samples are scored, kept and mixed; unset fields keep the named method's own value.
 
     Args:
-        name: kd | unix | unix-random | random | hard | mixup | selective-backprop | random-epoch | stale |
-            infobatch | student-alone
+        name: kd | unix | unix-random | random | hard | mixup | remix | selective-backprop | random-epoch |
+            stale | infobatch | student-alone
         keep: share of the batch that is kept, k/N; of each epoch's images for random-epoch and stale
         mix_from: rank, as a share of the batch, from which samples are mixed strongly, b/N
         steepness: steepness w of the sigmoid mixing curve
@@ -191,6 +194,7 @@ class TrainConfig:
     Args:
         epochs: passes over the training images
         batch_size: images per step before selection, N
+        micro_batch: train on so many of a step's images at once at most, adding up gradients: less memory
         optimizer: sgd | adamw
         lr: peak learning rate
         momentum: SGD momentum
@@ -223,6 +227,7 @@ class TrainConfig:
 
     epochs: int = 30
     batch_size: int = 64
+    micro_batch: int | None = None
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = 0.05
     momentum: float = 0.9

@@ -6,6 +6,8 @@ terminal, in a log file, or to a comparison that draws many runs at once.
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -68,6 +70,31 @@ Display = Callable[[Event], None]
 
 def silent(event: Event) -> None:
     """Shows nothing."""
+
+
+def unfailing(display: Display) -> Display:
+    """The same display, whose first error is a warning and its end: no run depends on being watched.
+
+    SystemExit is one of them, as rich makes it of a closed pipe.
+    """
+    failed = False
+
+    def show(event: Event) -> None:
+        nonlocal failed
+        if failed:
+            return
+        try:
+            display(event)
+        except (Exception, SystemExit) as error:
+            failed = True
+            closed = isinstance(error, SystemExit)
+            reason = "its output is closed" if closed else f"{type(error).__name__}: {error}"
+            with contextlib.suppress(Exception):  # stderr may be gone as well
+                sys.stderr.write(
+                    f"unixkd: warning: what shows the run has failed ({reason}); it goes on unseen\n"
+                )
+
+    return show
 
 
 def percent(value: float | None) -> str:

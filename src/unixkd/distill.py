@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -51,6 +53,29 @@ class StepResult:
     answered: Bool[Tensor, " k"] | None = None
 
 
+@dataclass(frozen=True)
+class Parts:
+    """How the kept rows are trained on in parts, for want of memory.
+
+    Args:
+        rows: of a part at most; parts are as even as it goes
+        backward: called with each part's share of the loss
+    """
+
+    rows: int
+    backward: Callable[[Tensor], None]
+
+    def bounds(self, k: int) -> list[tuple[int, int]]:
+        """First row of each part, and the first after it.
+
+        >>> Parts(4, torch.Tensor.backward).bounds(10)
+        [(0, 4), (4, 7), (7, 10)]
+        """
+        sizes = [len(part) for part in torch.arange(k).tensor_split(-(-k // self.rows))]
+        stops = list(itertools.accumulate(sizes))
+        return list(zip([0, *stops], stops, strict=False))
+
+
 def distill_step(
     student: Network,
     teacher: Teacher | None,
@@ -59,6 +84,7 @@ def distill_step(
     method: Method,
     objective: Objective,
     batch_size: int,
+    parts: Parts | None = None,
 ) -> StepResult:
     """One step on one batch; every random choice is in `draws`.
 
@@ -70,6 +96,7 @@ def distill_step(
         method: whom to score, how many to keep, how to mix
         objective: weighted losses
         batch_size: the configured N that fractions of the method refer to
+        parts: train on the kept rows in parts, whose gradients are added up here; None: on all at once
     """
     logits, scores = None, batch.scores
     if method.scorer is not None and scores is None:
@@ -80,9 +107,13 @@ def distill_step(
     answers = teacher(batch, mixed) if teacher else None
     if answers is not None and answers.finite is not None:
         mixed = replace(mixed, sample_weight=mixed.sample_weight * answers.finite)
-    outputs = student(shrink(mixed.images, method.size))
-    loss, parts = evaluate_objective(objective, outputs, answers.outputs if answers else None, mixed)
-    remembered = remember(method, outputs, answers.outputs if answers else None, mixed)
+    told = answers.outputs if answers else None
+    if parts is None:
+        outputs = student(shrink(mixed.images, method.size))
+        loss, values = evaluate_objective(objective, outputs, told, mixed)
+    else:
+        outputs, loss, values = learn_in_parts(student, told, mixed, method, objective, parts)
+    remembered = remember(method, outputs, told, mixed)
     counts = StepCounts(
         seen=len(batch),
         scored=0 if logits is None else len(batch),
@@ -94,7 +125,37 @@ def distill_step(
         trained_size=shrunk_size(image_size(batch.images), method.size),
     )
     answered = None if answers is None else answers.finite
-    return StepResult(loss, parts, mixed, outputs, counts, logits, scores, remembered, answered)
+    return StepResult(loss, values, mixed, outputs, counts, logits, scores, remembered, answered)
+
+
+def learn_in_parts(
+    student: Network,
+    told: Outputs | None,
+    mixed: MixedBatch,
+    method: Method,
+    objective: Objective,
+    parts: Parts,
+) -> tuple[Outputs, Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
+    """The student's outputs and its losses on all rows, detached; a part's activations go before the next one's come.
+
+    Losses are means over rows, so the gradient is that of all rows at once, but for what looks across rows: BatchNorm,
+    DIST and similarity see one part at a time.
+    """
+    said, losses, values = [], [], []
+    for start, stop in parts.bounds(len(mixed)):
+        rows, share = mixed.part(start, stop), (stop - start) / len(mixed)
+        wait = getattr(student.module, "no_sync", None) if stop < len(mixed) else None  # of DDP
+        with contextlib.nullcontext() if wait is None else wait():
+            outputs = student(shrink(rows.images, method.size))
+            loss, each = evaluate_objective(
+                objective, outputs, None if told is None else told.part(start, stop), rows
+            )
+            parts.backward(loss * share)
+        said.append(outputs.logits.detach())
+        losses.append(loss.detach() * share)
+        values.append({name: value * share for name, value in each.items()})
+    total = {name: torch.stack([each[name] for each in values]).sum() for name in values[0]}
+    return Outputs(torch.cat(said)), torch.stack(losses).sum(), total
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from unixkd.batch import Batch, Draws
 from unixkd.cost import Ledger
-from unixkd.distill import StepResult, distill_step
+from unixkd.distill import Parts, StepResult, distill_step
 from unixkd.draws import make_draws
 from unixkd.errors import UserError
 from unixkd.feature_losses import FeatureLoss
@@ -149,12 +149,12 @@ class Distiller:
         self.count(result.counts)
         return result
 
-    def run(self, batch: Batch, draws: Draws) -> StepResult:
+    def run(self, batch: Batch, draws: Draws, parts: Parts | None = None) -> StepResult:
         """The step alone, a pure function of its arguments and the weights: nothing is counted."""
         if self.batch_size is None:
             self.batch_size = len(batch)
         return distill_step(
-            self.student, self.teacher, batch, draws, self.method, self.objective, self.batch_size
+            self.student, self.teacher, batch, draws, self.method, self.objective, self.batch_size, parts
         )
 
     def count(self, counts: StepCounts) -> None:

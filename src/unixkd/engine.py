@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from unixkd.batch import Batch, Draws
-from unixkd.distill import StepResult, check_finite, score
+from unixkd.distill import Parts, StepResult, check_finite, score
 from unixkd.distiller import Distiller
 from unixkd.history import History
 from unixkd.parallel import ALONE, World
@@ -32,6 +32,7 @@ class Engine:
         channels_last: memory layout of the images; False: contiguous
         history: gets what the method's choice wants remembered of each image
         world: the processes that train together, each with a part of every batch
+        micro_batch: train on so many rows at once at most, adding up gradients; None: on all
     """
 
     distiller: Distiller
@@ -42,6 +43,7 @@ class Engine:
     channels_last: bool = True
     history: History | None = None
     world: World = ALONE
+    micro_batch: int | None = None
 
     @property
     def student(self) -> nn.Module:
@@ -58,9 +60,17 @@ class Engine:
         """
         if not self.channels_last:
             batch = replace(batch, images=batch.images.contiguous())
-        result = self.distiller.run(batch, draws)
-        self.optimizer.zero_grad()
-        (result.loss if weight == 1 else result.loss * weight).backward()
+
+        def backward(loss: Tensor) -> None:
+            (loss if weight == 1 else loss * weight).backward()
+
+        if self.micro_batch is None:
+            result = self.distiller.run(batch, draws)
+            self.optimizer.zero_grad()
+            backward(result.loss)
+        else:
+            self.optimizer.zero_grad()
+            result = self.distiller.run(batch, draws, Parts(self.micro_batch, backward))
         if self.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.clip_norm)
         self.optimizer.step()

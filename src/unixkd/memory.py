@@ -10,6 +10,8 @@ import torch
 from unixkd.config import TrainConfig
 from unixkd.errors import UserError
 
+LEAST_ROWS = 4
+"""Of a micro-batch: batches are cut evenly, so that from 3 on no part is of one row where the batch is not."""
 _ON_THE_HOST = ("not enough memory", "can't allocate memory")
 """What torch's RuntimeError says; on a GPU it has a type of its own."""
 
@@ -27,9 +29,15 @@ def explained(train: TrainConfig) -> Iterator[None]:
         if not ran_out(error):
             raise
         raise UserError(
-            f"out of memory with batches of {train.batch_size} images ({first_line(error)}): lower "
-            f"--train.batch_size, or --train.eval_batch_size ({train.eval_batch_size}) if it was in an evaluation"
+            f"out of memory with batches of {train.batch_size} images ({first_line(error)}): give --train.micro_batch "
+            f"{half(train)} to train on fewer at once, or lower --train.batch_size; --train.eval_batch_size "
+            f"({train.eval_batch_size}) if it was in an evaluation"
         ) from error
+
+
+def half(train: TrainConfig) -> int:
+    """Half of what is trained on at once."""
+    return max((train.micro_batch or train.batch_size) // 2, LEAST_ROWS)
 
 
 def ran_out(error: Exception) -> bool:

@@ -208,6 +208,11 @@ def mixup() -> Method:
     return Method("mixup", curve=full_curve)
 
 
+def remix() -> Method:
+    """All N images, all mixed, and the teacher's stored answers to both mixed alike: it is asked about no mix."""
+    return Method("remix", curve=full_curve, mixes_answers=True)
+
+
 def selective_backprop(keep: float = 0.75, beta: float = 1.0) -> Method:
     """Draw k of each batch, likelier the larger their loss (Jiang et al., arXiv 1910.00762)."""
     return Method("selective-backprop", keep, TrueLoss(), sampling=beta)
@@ -240,6 +245,7 @@ METHODS = {
     "random": random,
     "hard": hard,
     "mixup": mixup,
+    "remix": remix,
     "selective-backprop": selective_backprop,
     "random-epoch": random_epoch,
     "stale": stale,

@@ -130,7 +130,7 @@ MODELS = (
     *("MobileNetV2", "ShuffleV1", "ShuffleV2", "ResNet50"),
 )
 METHODS = (
-    *("kd", "unix", "unix-random", "random", "hard", "mixup", "selective-backprop"),
+    *("kd", "unix", "unix-random", "random", "hard", "mixup", "remix", "selective-backprop"),
     *("random-epoch", "stale", "infobatch", "student-alone"),
 )
 DATA = ("digits", "cifar10", "cifar100", "folder:PATH", "parquet:PATH", "hub:ID")

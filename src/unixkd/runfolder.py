@@ -22,7 +22,10 @@ from unixkd.errors import UserError
 Mode = Literal["new", "resume", "overwrite"]
 """new: refuse a folder that holds a run; resume: go on from its checkpoint; overwrite: remove it first."""
 
-FILES = ("run.yaml", "metrics.jsonl", "summary.json", "selection.json", "model.safetensors", "config.json")
+FILES = (
+    *("run.yaml", "metrics.jsonl", "summary.json", "selection.json", "left_out.json"),
+    *("model.safetensors", "config.json"),
+)
 DECIDED = ("train.precision", "train.teacher_precision")
 """Options whose "auto" a run decides at its start; run.yaml holds what was decided."""
 NUM_THUMBNAILS = 16

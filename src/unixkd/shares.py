@@ -74,7 +74,7 @@ def own_batch_size(batch_size: int, world: World) -> int:
     Raises:
         UserError: they cannot all have as many, or have too few
     """
-    if batch_size % world.size or batch_size < PER_PROCESS * world.size:
+    if world.size > 1 and (batch_size % world.size or batch_size < PER_PROCESS * world.size):
         raise UserError(
             f"batches of {batch_size} images cannot be shared out among {world.size} processes: give a "
             f"--train.batch_size that is a multiple of {world.size} and at least {PER_PROCESS * world.size}"

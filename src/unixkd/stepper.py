@@ -245,6 +245,8 @@ class Stepper:
         teacher = self.engine.distiller.teacher
         if self.engine.world.size > 1:
             return "several processes train together"
+        if self.train.micro_batch is not None:
+            return "a step is taken in parts (micro_batch)"
         if not isinstance(self.split, MemorySplit):
             return "the images are decoded from disk"
         if not self.train.fused:

@@ -19,7 +19,7 @@ from unixkd.assembly import decide, make_distiller, make_stepper
 from unixkd.build import build_run, pick_device
 from unixkd.config import RunConfig
 from unixkd.cost import Ledger
-from unixkd.display import Display, EpochDone, Finished, Note, Started, Stepped, Throttle, silent
+from unixkd.display import Display, EpochDone, Finished, Note, Started, Stepped, Throttle, silent, unfailing
 from unixkd.engine import Engine
 from unixkd.errors import UserError
 from unixkd.evaluate import Predictions
@@ -47,7 +47,7 @@ def run(config: RunConfig, out: Path, *, mode: Mode = "new", display: Display = 
         config: everything that decides the result
         out: the run folder
         mode: what to do with a folder that holds a run
-        display: gets the run's events
+        display: gets the run's events; where it fails, the run goes on without
 
     Raises:
         UserError: the configuration, the data or the folder do not allow it
@@ -64,7 +64,8 @@ def steps(
     folder = RunFolder(out)
     try:
         with together() as world, explained(config.train):
-            trainer = Trainer(config, folder, mode, display if world.leads else silent, world)
+            shown = unfailing(display) if world.leads else silent
+            trainer = Trainer(config, folder, mode, shown, world)
             yield from trainer.fit()
             summary = world.once(lambda: write_results(trainer))
     finally:
@@ -132,12 +133,22 @@ class Trainer:
 
     def open_folder(self, mode: Mode) -> bool:
         """Make the run's folder ready; True where there is a checkpoint to go on from."""
-        if self.folder.open(self.config, mode):
+        resumed = self.folder.open(self.config, mode)
+        self.list_left_out()
+        if resumed:
             return True
         if self.folder.metrics.exists():
             self.note("nothing was saved before the run was ended: it begins again")
         self.folder.keep_metrics(0)
         return False
+
+    def list_left_out(self) -> None:
+        """Leave a list of the training images that could not be read."""
+        if wrong := self.parts.data.left_out:
+            self.folder.write_json("left_out.json", {"unreadable": list(wrong)})
+            self.note(
+                f"{len(wrong)} training images cannot be read and are left out: {self.folder.path}/left_out.json"
+            )
 
     @property
     def engine(self) -> Engine:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +26,7 @@ class _Listing:
     names: tuple[str, ...] | None
 
 
-def load_folder(folder: Path) -> Source:
+def load_folder(folder: Path, most_unreadable: int = 0) -> Source:
     """A folder of images as a source.
 
     Class folders are classes in alphabetical order and are searched recursively; without any, the
@@ -48,12 +47,13 @@ def load_folder(folder: Path) -> Source:
         test = next((each for each in listings if each.labels is not None), None)
     origin = str(folder)
     records = _records(train, origin)
-    size, channels = inspect([records] if test is None else [records, _records(test, origin)])
+    evaluated = None if test is None else _records(test, origin)
+    size, channels = inspect(records, evaluated, most_unreadable)
     mean, std = normalization(channels)
     names = train.names or (None if test is None else test.names)
     return Source(
         train=records,
-        test=None if test is None else _records(test, origin),
+        test=evaluated,
         class_names=names,
         num_classes=None if names is None else len(names),
         channels=channels,
@@ -94,22 +94,31 @@ def _list(folder: Path, names: tuple[str, ...] | None = None) -> _Listing:
     return _Listing([file for found in files for file in found], labels, known)
 
 
-def inspect(parts: Sequence[Encoded]) -> tuple[int, int]:
+def inspect(train: Encoded, test: Encoded | None, most_unreadable: int = 0) -> tuple[int, int]:
     """Size and channels that suit the images, from their headers.
 
     The size is the common one where all images are square and alike, else 224; there is 1 channel
     where all images are grey, else 3. Of more than 10,000 images that many evenly spaced ones count.
+
+    Args:
+        train: training images
+        test: test images
+        most_unreadable: so many training images may be left out
 
     Raises:
         UserError: a header is unreadable.
     """
     sizes: set[tuple[int, int]] = set()
     grey = True
-    for part in parts:
+    for part in (train, test) if test is not None else (train,):
         count = min(len(part), _INSPECT_ALL)
         for i in np.linspace(0, len(part) - 1, count).round().astype(int):
-            with part.header(int(i)) as image:
-                sizes.add(image.size)
-                grey = grey and image.mode in GREY_MODES
+            try:
+                with part.header(int(i)) as image:
+                    sizes.add(image.size)
+                    grey = grey and image.mode in GREY_MODES
+            except UserError:
+                if part is test or not most_unreadable:  # else they are counted later
+                    raise
     width, height = next(iter(sizes), (0, 1))
     return width if len(sizes) == 1 and width == height else _DEFAULT_SIZE, 1 if grey else 3

@@ -36,7 +36,9 @@ class Column:
         raise UserError(f"{self.origin}: image {position} is empty")
 
 
-def load_parquet(path: Path, image_column: str | None, label_column: str | None) -> Source:
+def load_parquet(
+    path: Path, image_column: str | None, label_column: str | None, most_unreadable: int = 0
+) -> Source:
     """A Parquet file, or a folder of them (or of them in `data/`), as a source.
 
     Files whose names begin with test, val, valid or validation are the test set, all others are for training.
@@ -54,10 +56,12 @@ def load_parquet(path: Path, image_column: str | None, label_column: str | None)
         part = file.name.replace(".", "-").split("-")[0]
         shards.setdefault(part if part in TEST_NAMES and path.is_dir() else "train", []).append(str(file))
     parts = _load(library, str(path), "parquet", data_files=shards)
-    return _source(library, parts, str(path), image_column, label_column)
+    return _source(library, parts, str(path), image_column, label_column, most_unreadable)
 
 
-def load_hub(identifier: str, image_column: str | None, label_column: str | None) -> Source:
+def load_hub(
+    identifier: str, image_column: str | None, label_column: str | None, most_unreadable: int = 0
+) -> Source:
     """A data set of the Hub (or a local folder that `datasets` can load) as a source.
 
     Raises:
@@ -65,7 +69,7 @@ def load_hub(identifier: str, image_column: str | None, label_column: str | None
     """
     library = _library()
     parts = _load(library, f"hub:{identifier}", identifier)
-    return _source(library, parts, f"hub:{identifier}", image_column, label_column)
+    return _source(library, parts, f"hub:{identifier}", image_column, label_column, most_unreadable)
 
 
 def _library() -> ModuleType:
@@ -92,6 +96,7 @@ def _source(
     origin: str,
     image_column: str | None,
     label_column: str | None,
+    most_unreadable: int,
 ) -> Source:
     train = parts.get("train") or (next(iter(parts.values())) if len(parts) == 1 else None)
     if train is None or not len(train):
@@ -110,7 +115,7 @@ def _source(
             test = (
                 None if known is None else _records(library, parts[name], column, known, f"{origin}: {name}")
             )
-    size, channels = inspect([records] if test is None else [records, test])
+    size, channels = inspect(records, test, most_unreadable)
     mean, std = normalization(channels)
     return Source(records, test, names, num_classes, channels, size, mean, std)
 

@@ -20,6 +20,7 @@ from unixkd.data.images import fit, fit_all, to_channels
 from unixkd.data.records import Decoded, Records, Source
 from unixkd.data.split import MemorySplit
 from unixkd.data.splits import hold_out, subset
+from unixkd.data.unreadable import leave_out
 from unixkd.errors import UserError, unknown_name
 
 _MEMORY_SIZE = 64  # side up to which images are kept in memory
@@ -29,11 +30,13 @@ _NAMED: dict[str, Callable[[DataConfig], Source]] = {
     "cifar100": lambda config: load_cifar("cifar100", config.root),
 }
 _PREFIXED: dict[str, Callable[[str, DataConfig], Source]] = {
-    "folder": lambda place, config: load_folder(Path(place).expanduser()),
+    "folder": lambda place, config: load_folder(Path(place).expanduser(), config.max_unreadable),
     "parquet": lambda place, config: load_parquet(
-        Path(place).expanduser(), config.image_column, config.label_column
+        Path(place).expanduser(), config.image_column, config.label_column, config.max_unreadable
     ),
-    "hub": lambda place, config: load_hub(place, config.image_column, config.label_column),
+    "hub": lambda place, config: load_hub(
+        place, config.image_column, config.label_column, config.max_unreadable
+    ),
 }
 
 
@@ -53,6 +56,7 @@ class Data:
         mean: per-channel mean of pixels in [0, 1]
         std: per-channel standard deviation
         fingerprint: SHA-256 that tells this data from any other, see `load_data`
+        left_out: what is wrong with each training image that could not be read
     """
 
     name: str
@@ -65,6 +69,7 @@ class Data:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     fingerprint: str
+    left_out: tuple[str, ...] = ()
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -131,6 +136,7 @@ def load_data(config: DataConfig) -> Data:
         train = train.select(kept)
     if config.limit is not None:
         train = train.select(subset(train.labels, len(train), config.limit, config.split_seed))
+    train, left_out = leave_out(train, config.max_unreadable, config.workers)
     if not config.labels:
         train = replace(train, labels=None)
     size = source.size if config.size is None else config.size
@@ -146,6 +152,7 @@ def load_data(config: DataConfig) -> Data:
         mean=source.mean,
         std=source.std,
         fingerprint=_fingerprint(splits, source.class_names),
+        left_out=left_out,
     )
 
 
@@ -160,6 +167,8 @@ def _check_numbers(config: DataConfig) -> None:
         raise UserError(f"data.crop_padding must be at least 0 pixels, not {config.crop_padding}")
     if config.views is not None and config.views < 1:
         raise UserError(f"data.views must be at least 1, not {config.views}; leave it out for all views")
+    if config.max_unreadable < 0:
+        raise UserError(f"data.max_unreadable must be at least 0, not {config.max_unreadable}")
     if config.workers < 0:
         raise UserError(f"data.workers must be at least 0, not {config.workers}")
 

@@ -16,6 +16,7 @@ _EXPLAINED = {
     "random": "keeps random images of each batch, unmixed: the control for training on less",
     "hard": "keeps the images of each batch that the student is least sure of, unmixed",
     "mixup": "knowledge distillation on mixed images, nothing dropped",
+    "remix": "mixes all images, and the stored answers to them instead of asking the teacher about mixes",
     "selective-backprop": "draws images of each batch, likelier the larger their loss, unmixed",
     "random-epoch": "visits random images in each epoch: the control for the choice of an epoch's images",
     "stale": "visits the images that the student was least sure of when it last saw them",

@@ -73,7 +73,10 @@ class Teacher:
     def answer(self, batch: Batch, mixed: MixedBatch) -> Answers:
         """The answers as they come."""
         pure = len(mixed) if self.mixes_answers and mixed.partner is not None else mixed.num_pure
-        if not pure or (batch.answers is None and self.store is None and self.lender is None):
+        known = batch.answers is not None or self.store is not None or self.lender is not None
+        if self.mixes_answers and not known:
+            raise UserError("this method mixes stored answers: give the Distiller a store")
+        if not pure or not known:
             return Answers(self.network(mixed.images), forwarded=len(mixed))
         if pure > mixed.num_pure:
             return self.mixed_answers(batch, mixed)
