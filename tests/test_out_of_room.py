@@ -156,3 +156,14 @@ def test_ctrl_c_in_a_terminal_reaches_loader_processes_and_the_run_still_saves(t
     assert told.count("stopping after this step") == 1
     assert "and saved" in told
     assert "Traceback" not in told
+
+
+def test_results_that_cannot_be_written_are_an_error_and_the_checkpoints_stay(tmp_path, capsys):
+    words = ("train", "--model", "resnet8", *SMALL, "--out", tmp_path / "run")
+    (tmp_path / "run" / "config.json").mkdir(parents=True)
+    assert call(*words) == 1
+    told = capsys.readouterr().err
+    assert f"cannot write to the run folder {tmp_path / 'run'}" in told
+    assert (tmp_path / "run" / "checkpoints" / "epoch-00001").exists()
+    (tmp_path / "run" / "config.json").rmdir()
+    assert call(*words, "--resume") == 0

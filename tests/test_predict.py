@@ -252,3 +252,8 @@ def test_class_names_of_a_folder_are_printed(tmp_path, capsys):
     text = capsys.readouterr().out
     assert "[cat]" in text
     assert "dog " in text
+
+
+def test_a_name_that_no_system_takes(trained, capsys):
+    assert call("predict", trained, "x" * 5000) == 1
+    assert "no such file or folder" in capsys.readouterr().err

@@ -194,7 +194,6 @@ class TrainConfig:
     Args:
         epochs: passes over the training images
         batch_size: images per step before selection, N
-        micro_batch: train on so many of a step's images at once at most, adding up gradients: less memory
         optimizer: sgd | adamw
         lr: peak learning rate
         momentum: SGD momentum
@@ -223,11 +222,11 @@ class TrainConfig:
         bn_images: images on which BatchNorm's statistics are estimated anew before each evaluation where training
             has seen only mixed or shrunk ones; 0: never
         checkpoint_every: save a checkpoint every so many epochs (the last one always)
+        micro_batch: train on so many of a step's images at once at most, adding up gradients: less memory
     """
 
     epochs: int = 30
     batch_size: int = 64
-    micro_batch: int | None = None
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = 0.05
     momentum: float = 0.9
@@ -255,6 +254,7 @@ class TrainConfig:
     eval_batch_size: int = 256
     bn_images: int = 2048
     checkpoint_every: int = 1
+    micro_batch: int | None = None
 
 
 @dataclass(frozen=True)

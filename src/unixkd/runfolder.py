@@ -7,6 +7,8 @@ import io
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -135,9 +137,21 @@ class RunFolder:
 
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Add an epoch's line to metrics.jsonl."""
-        with self.metrics.open("a") as file:
+        with self.writing(), self.metrics.open("a") as file:
             file.write(json.dumps(record) + "\n")
             file.flush()
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Within, an error of the system is one that says where; the run's checkpoints are whole.
+
+        Raises:
+            UserError: something cannot be written
+        """
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"cannot write to the run folder {self.path}: {error}") from None
 
     def keep_metrics(self, epochs: int) -> list[dict[str, Any]]:
         """Drop the lines of epochs after `epochs` (they will be run again); the records that stay.

@@ -22,16 +22,17 @@ SCHEMA = 1
 
 def write_results(run: Trainer) -> dict[str, Any]:
     """Write model, selection and, last, the summary whose presence says that the run is finished."""
-    student = run.student
-    if student.card.size is None:  # from now on it wants images as large as it was trained on
-        student = PixelModel(student.net, replace(student.card, size=run.parts.data.size))
-    save_model(student, run.folder.path)
-    if run.parts.method.selects:
-        run.folder.write_json(
-            "selection.json", selection(run.engine.tally.times_kept, run.epoch, run.parts.data)
-        )
-    summary = summarise(run)
-    run.folder.write_json("summary.json", summary)
+    with run.folder.writing():
+        student = run.student
+        if student.card.size is None:  # from now on it wants images as large as it was trained on
+            student = PixelModel(student.net, replace(student.card, size=run.parts.data.size))
+        save_model(student, run.folder.path)
+        if run.parts.method.selects:
+            run.folder.write_json(
+                "selection.json", selection(run.engine.tally.times_kept, run.epoch, run.parts.data)
+            )
+        summary = summarise(run)
+        run.folder.write_json("summary.json", summary)
     return summary
 
 

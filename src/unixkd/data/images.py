@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -158,7 +159,7 @@ def list_images(paths: Iterable[Path]) -> list[Path]:
     """
     files: list[Path] = []
     for path in paths:
-        if not path.exists():
+        if not os.path.exists(path):  # noqa: PTH110 - the method raises for a name that no system takes
             raise UserError(f"{path}: no such file or folder")
         found = find_images(path) if path.is_dir() else [path]
         if not found:
