@@ -151,7 +151,8 @@ def restore(run: Trainer) -> None:
     if run.world.leads:  # what was charged is the sum over all processes
         run.ledger.load_state_dict(state["ledger"])
     run.engine.distiller.steps = state.get("steps", run.epoch * run.stepper.steps_per_epoch)
-    run.records = run.world.once(lambda: run.folder.keep_metrics(run.epoch))
+    for record in run.world.once(lambda: run.folder.keep_metrics(run.epoch)):
+        run.remember(record)
     steps = f" and {run.done} steps of the next" if run.done else ""
     run.note(f"resumed after epoch {run.epoch}{steps}")
 

@@ -38,8 +38,7 @@ def write_results(run: Trainer) -> dict[str, Any]:
 
 def summarise(run: Trainer) -> dict[str, Any]:
     """The run in figures; accuracies and costs are shares in [0, 1], FLOPs totals of the run."""
-    last = run.records[-1]
-    accuracies = [record["accuracy"] for record in run.records if record["accuracy"] is not None]
+    last = run.last_record
     train = run.config.train
     return {
         "schema": SCHEMA,
@@ -49,7 +48,7 @@ def summarise(run: Trainer) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in run.parts.student.parameters()),
         "accuracy": {
             "last": last["accuracy"],
-            "best": max(accuracies, default=None),
+            "best": run.best_accuracy,
             "teacher": run.answers and run.answers.accuracy,
         },
         "agreement": last["agreement"],

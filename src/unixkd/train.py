@@ -113,7 +113,8 @@ class Trainer:
         self.reference_images = (config.reference_epochs or config.train.epochs) * len(self.parts.data.train)
         self.epoch = self.done = 0
         """Epochs that are finished, and steps taken of the next."""
-        self.records: list[dict[str, Any]] = []
+        self.last_record: dict[str, Any] = {}
+        self.best_accuracy: float | None = None
         self.seconds = {"setup": 0.0, "train": 0.0, "evaluate": 0.0}
         runstate.check_space(self)
         if world.once(
@@ -272,13 +273,19 @@ class Trainer:
             "seconds": {key: round(self.seconds[key], 3) for key in ("train", "evaluate")},
             "selection": tally.selection() if self.parts.method.selects else None,
         }
-        self.records.append(record)
+        self.remember(record)
         if self.world.leads:
             self.folder.append_metrics(record)
         per_epoch = (self.seconds["train"] + self.seconds["evaluate"]) / self.epoch
         epochs = self.config.train.epochs
         left = (epochs - self.epoch) * per_epoch
         self.display(EpochDone(self.name, epochs, record, rate, left))
+
+    def remember(self, record: dict[str, Any]) -> None:
+        """What of an epoch's line the summary wants; all lines would add up in a long run."""
+        self.last_record = record
+        if record["accuracy"] is not None:
+            self.best_accuracy = max(record["accuracy"], self.best_accuracy or 0.0)
 
     def relative_cost(self) -> dict[str, float] | None:
         """Training cost so far over that of plain KD's whole run; None without a teacher to compare with."""
