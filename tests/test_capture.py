@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from running import alone, distilled, untimed
+from running import alone, distilled, metrics, untimed
 from unixkd import assembly
 from unixkd.build import build_optimizer
 from unixkd.capture import WARM_UPS, CapturedStep, Tables
@@ -100,7 +100,7 @@ class Run:
     def outcome(self) -> tuple[dict[str, Tensor], tuple[Any, ...]]:
         """All tensors that training has changed, and all figures."""
         state = {name: tensor.detach().clone() for name, tensor in self.engine.state().items()}
-        records = [untimed(record) for record in self.trainer.records]
+        records = [untimed(line) for line in metrics(self.trainer.folder.path)]
         return state, (records, self.trainer.ledger.state_dict(), self.engine.distiller.steps)
 
 
@@ -208,7 +208,10 @@ def test_a_captured_run_is_the_eager_one(name, teacher, tmp_path):
     assert differences(captured, eager) == []
     twice = ("unix, ramp", "unix, scored every second epoch", "kd, smaller at first")
     assert captured.record.recordings == (EPOCHS if name in twice else 1)
-    visited = [line["selection"]["visited"] if line["selection"] else 1 for line in captured.trainer.records]
+    visited = [
+        line["selection"]["visited"] if line["selection"] else 1
+        for line in metrics(captured.trainer.folder.path)
+    ]
     assert captured.record.replays == sum(round(share * IMAGES) // BATCH for share in visited)
     assert captured.notes == eager.notes == []
     if "answers" in name:

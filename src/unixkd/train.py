@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from unixkd import runstate, stopping
+from unixkd import health, runstate, stopping
 from unixkd.allocator import keep_freed_memory
 from unixkd.assembly import decide, make_distiller, make_stepper
 from unixkd.build import build_run, pick_device
@@ -21,7 +21,6 @@ from unixkd.config import RunConfig
 from unixkd.cost import Ledger
 from unixkd.display import Display, EpochDone, Finished, Note, Started, Stepped, Throttle, silent, unfailing
 from unixkd.engine import Engine
-from unixkd.errors import UserError
 from unixkd.evaluate import Predictions
 from unixkd.evaluation import evaluate_student, evaluate_teacher
 from unixkd.memory import explained
@@ -32,8 +31,6 @@ from unixkd.runfolder import Mode, RunFolder
 from unixkd.stopping import Stopped, stoppable
 from unixkd.summary import write_results
 
-NAMED = 8
-"""Images that an error names."""
 STRIDE = 1_000_003
 """Between the seeds of processes."""
 
@@ -176,7 +173,7 @@ class Trainer:
         while self.epoch < train.epochs:
             before, seen = self.seconds["train"], self.engine.tally.seen if self.done else 0
             yield from self.epoch_steps()
-            self.check_finite()
+            health.check(self)
             self.epoch, self.done = self.epoch + 1, 0
             last = self.epoch == train.epochs
             predictions = None
@@ -202,9 +199,7 @@ class Trainer:
                 self.charge_time(started, captured)
                 self.stop()
             if throttle.ready():
-                self.check_answers()
-                if not self.engine.tally.finite():
-                    raise self.not_finite()
+                health.look(self)
                 rate = self.world.size * (self.engine.tally.seen - seen) / (time.perf_counter() - started)
                 cost = (self.relative_cost() or {}).get("backward_2x")
                 self.display(Stepped(self.name, self.engine.distiller.steps, rate, cost))
@@ -220,37 +215,11 @@ class Trainer:
 
     def stop(self) -> None:
         """Save in the middle of an epoch, and raise what ends the process."""
-        self.check_finite()
+        health.check(self)
         runstate.save(self)
         raise Stopped(
             f"{self.folder.path}: stopped in epoch {self.epoch + 1} after step {self.done} of "
             f"{self.stepper.steps_per_epoch}, and saved"
-        )
-
-    def check_finite(self) -> None:
-        """Raise where an epoch has broken the weights, or the teacher has failed, before anything is saved."""
-        runstate.share(self)
-        self.check_answers()
-        weights = torch.stack([p.detach().isfinite().all() for p in self.parts.student.parameters()]).all()
-        if not all(self.world.gather(bool(self.engine.tally.finite() and weights))):
-            raise self.not_finite()
-
-    def check_answers(self) -> None:
-        """Raise where the teacher's answers to more images than allowed were not finite; waits for the device."""
-        faulty, allowed = self.engine.tally.unanswered > 0, self.config.answers.max_faulty
-        if int(faulty.sum()) > allowed:
-            named = ", ".join(map(str, faulty.nonzero().flatten()[:NAMED].tolist()))
-            raise UserError(
-                f"epoch {self.epoch + 1}: the teacher's logits are not finite for {int(faulty.sum())} images "
-                f"({named}{', …' if int(faulty.sum()) > NAMED else ''}); are its mean, std and precision right? Up to "
-                f"--answers.max_faulty ({allowed}) are left out of the losses"
-            )
-
-    def not_finite(self) -> UserError:
-        """The error for a run that has diverged."""
-        return UserError(
-            f"epoch {self.epoch + 1}: the loss or the weights are no longer finite; lower --lr or give "
-            "--train.clip_norm (nothing of this epoch was saved)"
         )
 
     def record_epoch(self, predictions: Predictions | None, rate: float) -> None:
