@@ -10,7 +10,6 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from bad_inputs import in_process, run_cases
-
 from unixkd import commands
 
 

@@ -177,7 +177,7 @@ def test_the_printed_command_runs_what_was_predicted(capsys):
     assert options.method == chosen.method
     assert options.data == DataConfig("digits", limit=500, views=chosen.views(20, 9))
     assert options.answers == AnswersConfig("answers")
-    assert options.train.epochs == 20
+    assert (options.train.epochs, options.reference_epochs) == (chosen.epochs(20), 20)
     setting = Setting(500, 64, 20, runs=3, views=9)
     assert f"{100 * predicted(chosen, setting)['backward_2x']:.1f}" in row.split()
 

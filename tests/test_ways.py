@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+from pareto_evidence import load, paired, points
 from unixkd.build_methods import build_method
 from unixkd.config import MethodConfig
 from unixkd.data.views import view_codes
@@ -136,3 +140,28 @@ def test_distinct_answers_are_those_of_the_drawn_views():
     shown = torch.stack([view_codes(0, epoch, torch.arange(5000), 9) for epoch in range(6)])
     distinct = sum(len(column.unique()) for column in shown.T) / 5000
     assert distinct_answers([1.0] * 6, 9, 3, in_turn=False) == pytest.approx(distinct, abs=0.05)
+
+
+WAYS = {
+    "remix, 60% of the epochs": "mixup, views, mixed answers, epochs x0.6",
+    "mixup, 33% of the epochs": "mixup, epochs x0.33",
+    "kd, 50% of the epochs": "kd, epochs x0.5",
+    "random": "random",
+    "unix": "unix",
+}
+"""Ways by the contenders of benchmarks/pareto.py that they are."""
+
+
+@pytest.mark.parametrize("name", EVIDENCE)
+def test_evidence_is_what_the_confirmation_found_with_the_worse_pair(name):
+    found = EVIDENCE[name]
+    if found is None:
+        return
+    against_kd = []
+    for pair in ("vgg13-vgg8", "wrn_40_2-wrn_16_1"):
+        runs = load(Path(__file__).parents[1] / "benchmarks" / "results" / "pareto" / pair / "confirm")
+        against_kd.append(paired(points(runs[WAYS[name]]), points(runs["kd"])))
+    worse = min(against_kd, key=lambda one: one["mean"])
+    assert found.difference == pytest.approx(worse["mean"], abs=0.005)
+    assert found.sd == pytest.approx(worse["sd"], abs=0.005)
+    assert {one["n"] for one in against_kd} == {found.n}

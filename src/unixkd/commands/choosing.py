@@ -83,7 +83,7 @@ def ranking(groups: list[Group], forecasts: dict[str, Forecast]) -> Table:
     table = Table(
         "",
         "way",
-        *("cost %\n×1", "cost %\n×2", "seconds\nper run", "time %\nof kd"),
+        *("cost\n×1 %", "cost\n×2 %", "s per\nrun", "time %\nof kd"),
         "against kd,\npoints",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
