@@ -26,7 +26,7 @@ from unixkd.evaluate import join_predictions, predict
 from unixkd.launched import LeaderError
 from unixkd.models import PixelModel, load_model
 from unixkd.parallel import World
-from unixkd.shares import num_steps, own_batch_size, share_out
+from unixkd.shares import check_kept, num_steps, own_batch_size, share_out
 from unixkd.stopping import Stopped
 from unixkd.tally import Tally
 from unixkd.train import run
@@ -62,6 +62,10 @@ def test_every_image_has_one_process_and_every_process_as_many_steps(images, own
 def test_batches_that_cannot_be_shared_out():
     assert own_batch_size(8, World(1, 4)) == 2
     assert own_batch_size(1, World()) == 1
+    check_kept(0.5, 8, World(0, 2))
+    check_kept(0.1, 8, World())
+    with pytest.raises(UserError, match=r"keep 0\.3 of the 4 images that each of 2 processes has"):
+        check_kept(0.3, 8, World(0, 2))
     for batch in (9, 4):
         with pytest.raises(UserError, match=f"batches of {batch} images cannot be shared out among 4"):
             own_batch_size(batch, World(0, 4))
@@ -241,3 +245,11 @@ def test_commands_of_many_runs_want_one_process(monkeypatch, capsys, teacher, tm
     code = call("compare", "--teacher", teacher, "--student", "resnet8", "--methods", "kd", "--out", tmp_path)
     assert code == 2
     assert "compare is for one process" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", ["two", "0", "-1", ""])
+def test_a_number_of_processes_that_is_none(size, monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", size)
+    assert call("train", "--model", "resnet8", "--out", tmp_path / "run") == 1
+    assert "WORLD_SIZE" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

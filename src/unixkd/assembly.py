@@ -23,7 +23,7 @@ from unixkd.methods import pure_rows
 from unixkd.models import PixelModel
 from unixkd.parallel import World
 from unixkd.precision import DTYPES, recall, settle
-from unixkd.shares import own_batch_size
+from unixkd.shares import check_kept, own_batch_size
 from unixkd.stepper import Stepper
 from unixkd.tally import Tally
 from unixkd.teacher.opening import decided_precision, open_answers
@@ -128,6 +128,8 @@ def make_stepper(
 ) -> Stepper:
     """The optimiser, the sums and what takes the steps."""
     train, answers = config.train, config.answers
+    for epoch in range(train.epochs):
+        check_kept(distiller.method.at(epoch / train.epochs).keep, train.batch_size, world)
     engine = Engine(
         distiller,
         build_optimizer(train, parts.student.parameters(), device),

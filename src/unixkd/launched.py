@@ -12,10 +12,18 @@ class LeaderError(UserError):
 
 
 def processes() -> int:
-    """How many were started together."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """How many were started together.
+
+    Raises:
+        UserError: WORLD_SIZE is no number
+    """
+    given = os.environ.get("WORLD_SIZE", "1")
+    if not given.isdecimal() or int(given) < 1:
+        raise UserError(f"the environment variable WORLD_SIZE is {given!r}, which is no number of processes")
+    return int(given)
 
 
 def rank() -> int:
     """This process's number among them; 0 leads, and alone speaks for all."""
-    return int(os.environ.get("RANK", "0")) if processes() > 1 else 0
+    given = os.environ.get("RANK", "0")
+    return int(given) if given.isdecimal() and os.environ.get("WORLD_SIZE", "1") != "1" else 0

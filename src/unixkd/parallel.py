@@ -154,6 +154,12 @@ class Agreement:
         return heard
 
 
+def leave() -> None:
+    """End this process's part in the group, unless its caller has."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 @contextmanager
 def together() -> Iterator[World]:
     """Inside, this process's place among those that were started with it.
@@ -173,7 +179,7 @@ def together() -> Iterator[World]:
     if not dist.is_initialized():
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
         # only at the end: a second group of the same processes may meet the first one's store, and wait for ever
-        atexit.register(dist.destroy_process_group)
+        atexit.register(leave)
     world = World(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", "0")))
     try:
         yield world

@@ -68,6 +68,20 @@ def num_steps(images: int, batch_size: int, world: World) -> int:
     return full + (rest >= (1 if world.size == 1 else PER_PROCESS * world.size))
 
 
+def check_kept(keep: float, batch_size: int, world: World) -> None:
+    """Raise where a process would train on less than two of the images it has of each batch.
+
+    Raises:
+        UserError: with the numbers
+    """
+    own = own_batch_size(batch_size, world)
+    if world.size > 1 and round(keep * own) < PER_PROCESS:
+        raise UserError(
+            f"keep {keep:g} of the {own} images that each of {world.size} processes has of a batch are fewer than "
+            f"{PER_PROCESS}: raise --train.batch_size or keep more"
+        )
+
+
 def own_batch_size(batch_size: int, world: World) -> int:
     """Rows of a full batch that each process has.
 
