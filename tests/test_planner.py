@@ -210,3 +210,13 @@ def test_the_known_data_are_as_they_are():
     assert planning.planned_shape(held_out).views == train.num_views == 50
     # a crop of 16 pixels has a padding of 2
     assert planning.planned_shape(DataConfig("cifar100", limit=500, size=16)) == (3, 16, 100, 500, 50)
+
+
+def test_the_cost_of_mixed_answers_depends_on_the_store(capsys):
+    """`remix` is not among the methods of a plan, and one that is named points to what counts stores."""
+    words = ("--teacher", "resnet14", "--student", "resnet8", "--data", "digits", "--rounds", "1")
+    assert call("plan", *words) == 0
+    assert "remix" not in capsys.readouterr().out
+    for named in (("--method", "remix"), ("--method", "mixup", "--method.mixes_answers", "true")):
+        assert call("plan", *words, *named) == 1
+        assert "depends on its stored answers: give --match-kd or --budget" in capsys.readouterr().err

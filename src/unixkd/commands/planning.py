@@ -19,8 +19,9 @@ from unixkd.commands.screen import console, say
 from unixkd.commands.single import check_named, data_of_run
 from unixkd.config import DataConfig, MethodConfig
 from unixkd.data import load_data, num_views
+from unixkd.errors import UserError
 from unixkd.forecast import Setting
-from unixkd.methods import METHODS
+from unixkd.methods import METHODS, Method
 from unixkd.models import PixelModel, build_model
 from unixkd.planner import MethodPlan, Plan, make_plan
 from unixkd.targets import parse_target
@@ -61,17 +62,33 @@ def plan(options: Namespace) -> None:
     if (target := parse_target(options.budget, options.match_kd)) is not None:
         choose(options, target, data, setting_of(options, data, shape, batch), teacher, student, batch)
         return
-    configs = [options.method] if options.method.name else [MethodConfig(name) for name in METHODS]
     result = make_plan(
         teacher,
         student,
-        [build_method(config) for config in configs],
+        planned_methods(options.method),
         batch,
         epoch_images=shape.images,
         epochs=options.train.epochs,
         rounds=options.rounds,
     )
     print_plan(result, options.teacher.name, options.student.name)
+
+
+def planned_methods(config: MethodConfig) -> list[Method]:
+    """The method named, or else all whose cost does not depend on what is stored.
+
+    Raises:
+        UserError: the one named mixes stored answers
+    """
+    if not config.name:
+        return [method for make in METHODS.values() if not (method := make()).mixes_answers]
+    method = build_method(config)
+    if method.mixes_answers:
+        raise UserError(
+            f"what {method.name} costs depends on its stored answers: give --match-kd or --budget, which count them "
+            "for all ways to distil"
+        )
+    return [method]
 
 
 def planned_step(options: Namespace, shape: Shape) -> tuple[PixelModel, PixelModel, Batch]:
