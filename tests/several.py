@@ -11,7 +11,7 @@ from queue import Empty
 from typing import Any
 
 SECONDS = 120
-"""How long their answers are waited for, in pieces."""
+"""How long the next answer is waited for."""
 
 
 def together(size: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:

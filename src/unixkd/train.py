@@ -114,9 +114,7 @@ class Trainer:
         self.best_accuracy: float | None = None
         self.seconds = {"setup": 0.0, "train": 0.0, "evaluate": 0.0}
         runstate.check_space(self)
-        if world.once(
-            lambda: self.open_folder(mode)
-        ):  # only here, so that a faulty configuration leaves no trace
+        if world.once(lambda: self.open_folder(mode)):  # not before: a faulty configuration leaves no trace
             runstate.restore(self)
         self.total = self.ledger
         """What all processes were charged, of several as of the end of the last epoch."""
