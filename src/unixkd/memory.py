@@ -36,7 +36,7 @@ def explained(train: TrainConfig) -> Iterator[None]:
 
 
 def half(train: TrainConfig) -> int:
-    """Half of what is trained on at once."""
+    """Half of what is trained on at once, but no fewer than a part may have."""
     return max((train.micro_batch or train.batch_size) // 2, LEAST_ROWS)
 
 
