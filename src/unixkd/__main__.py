@@ -3,6 +3,13 @@
 import sys
 
 from unixkd.cli import main
+from unixkd.launched import end
+
+
+def run() -> None:
+    """Run the command that the command line names, and end the process with its exit code."""
+    end(main(sys.argv[1:]))
+
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()
