@@ -6,7 +6,7 @@ once on the test set, with other seeds. Everything goes on where it stopped; eve
 
     python benchmarks/pareto.py teachers --root CIFAR100 --out runs/pareto      # an hour on two cores
     python benchmarks/pareto.py search   --root CIFAR100 --out runs/pareto      # ten minutes a run and core
-    python benchmarks/pareto.py seconds  --root CIFAR100 --out runs/pareto      # alone on the machine, half an hour
+    python benchmarks/pareto.py seconds  --root CIFAR100 --out runs/pareto      # alone on the machine, under an hour
     python benchmarks/pareto.py report --of confirm                             # tables, tests, docs/pareto-confirm.svg
     python benchmarks/pareto.py search --quick --root CIFAR100                  # a few steps of everything; no results
 """
@@ -34,6 +34,7 @@ from pareto_protocol import (
     RECIPE,
     RIVALS,
     STAGES,
+    TIMED,
     Contender,
     Scale,
     folder,
@@ -171,6 +172,8 @@ def main() -> int:
             parser.error("give --root or set UNIXKD_CIFAR100")
         scale, pairs = (QUICK, options.pairs[:1]) if options.quick else (Scale(), options.pairs)
         out = Path(tempfile.mkdtemp(prefix="unixkd-pareto-")) if options.quick else options.out
+        if options.stage == "seconds" and not options.quick:
+            scale, out = TIMED, out / "timed"
         train_teachers(pairs, options.root, out, scale, options.jobs)
         if options.stage in STAGES:
             seeds = options.seeds or list(STAGES[options.stage][1])
