@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -237,3 +238,12 @@ def test_a_ledger_of_ones_own_goes_on_being_charged():
     distiller.step(images_of(8))
     assert distiller.ledger is ledger
     assert ledger.images == ImageCounts(scored=8, teacher_forwarded=14, trained=14)
+
+
+def test_attention_is_counted_where_torch_would_fuse_it():
+    """torch's fast path of a transformer's layers is one kernel that the counter does not know."""
+    net = torchvision.models.VisionTransformer(8, 4, 1, 2, 16, 32, num_classes=5)
+    length, width, hidden = 5, 16, 32
+    layer = 4 * length * width**2 + 2 * length**2 * width + 2 * length * width * hidden
+    assert forward_flops(net, (3, 8, 8)) == 2 * (layer + 4 * 3 * 16 * width + width * 5)
+    assert torch.backends.mha.get_fastpath_enabled()

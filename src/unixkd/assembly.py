@@ -51,7 +51,7 @@ def decide(
         recall(config.train, {**decided_precision(config.answers.path), **saved}),
         parts.student,
         parts.teacher,
-        lambda: next(split.train_batches(0, torch.arange(size), size)).images.to(device),
+        lambda: next(split.train_batches(0, torch.arange(size), size)).pixels.to(device),
     )
     for line in notes:
         note(line)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
+
+from unixkd.inputs import Named, concat
 
 
 @dataclass(frozen=True)
@@ -15,7 +18,7 @@ class Batch:
     """N images as they come from the data.
 
     Args:
-        images: pixels in [0, 1], `[N, C, H, W]` (an own loop may pass normalised images)
+        images: pixels in [0, 1], `[N, C, H, W]` (an own loop may pass normalised images, or named tensors)
         labels: class numbers `[N]`, or None
         index: position of each image in its data set `[N]`, or None
         view: number of each image's view (augmentation) `[N]`, or None
@@ -24,7 +27,7 @@ class Batch:
         scores: of each image, where they are known before the step `[N]`, or None
     """
 
-    images: Float[Tensor, "n c h w"]
+    images: Shaped[Tensor, "n ..."] | Named
     labels: Int[Tensor, " n"] | None = None
     index: Int[Tensor, " n"] | None = None
     view: Int[Tensor, " n"] | None = None
@@ -35,6 +38,12 @@ class Batch:
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def pixels(self) -> Tensor:
+        """The images, where they are images `[N, C, H, W]`, as from every data set of `unixkd.data`."""
+        assert isinstance(self.images, Tensor)
+        return self.images
+
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on a device; what is there already is not copied."""
         values = (getattr(self, field.name) for field in fields(self))
@@ -44,7 +53,7 @@ class Batch:
 def join(batches: Sequence[Batch]) -> Batch:
     """One batch of several, which all know the same things."""
     columns = ([getattr(batch, field.name) for batch in batches] for field in fields(Batch))
-    return Batch(*(None if column[0] is None else torch.cat(column) for column in columns))  # type: ignore[arg-type]
+    return Batch(*(None if column[0] is None else concat(column) for column in columns))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -71,7 +80,7 @@ class MixedBatch:
     """The k kept rows, mixed; row r is rank r of the batch, most uncertain first.
 
     Args:
-        images: mixed pixels `[k, C, H, W]`
+        images: mixed pixels `[k, C, H, W]`, or named tensors of the mixed samples
         label_a: label of the ranked image `[k]`, or None
         label_b: label of its partner `[k]`, or None
         weight: mixing weight m of the partner, 0 = pure, `[k]`
@@ -81,7 +90,7 @@ class MixedBatch:
         partner: position in the batch of each row's partner `[k]`, None where no row is mixed
     """
 
-    images: Float[Tensor, "k c h w"]
+    images: Shaped[Tensor, "k ..."] | Named
     label_a: Int[Tensor, " k"] | None
     label_b: Int[Tensor, " k"] | None
     weight: Float[Tensor, " k"]
@@ -95,8 +104,9 @@ class MixedBatch:
 
     def part(self, start: int, stop: int) -> MixedBatch:
         """Rows start to stop."""
-        rows = {f.name: t[start:stop] for f in fields(self) if isinstance(t := getattr(self, f.name), Tensor)}
-        return replace(self, **rows, num_pure=min(max(self.num_pure - start, 0), stop - start))
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        part: dict[str, Any] = {n: v[start:stop] for n, v in values.items() if isinstance(v, Tensor | Named)}
+        return replace(self, **part, num_pure=min(max(self.num_pure - start, 0), stop - start))
 
 
 @dataclass(frozen=True)

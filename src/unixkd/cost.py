@@ -72,9 +72,11 @@ class Ledger:
         images: images that passed through each forward
         seen: images offered to the method; plain KD on these is what a cost is compared with by default
         teacher_evaluated: images the teacher answered for evaluation only
-        spent: FLOPs of the student's forwards by purpose, as the size of the images was
+        spent: FLOPs of forwards by purpose, as the size of the images was; the teacher's, and those of plain KD,
+            where sizes change from batch to batch
         image_size: height and width of the images; None: nothing is shrunk
         student_at: forward FLOPs of the student per image of another size (`flops_by_size`)
+        noun: what is counted
 
     >>> ledger = Ledger(student_flops=1, teacher_flops=8)
     >>> from unixkd.methods import unix
@@ -91,6 +93,7 @@ class Ledger:
     spent: dict[str, int] = field(default_factory=lambda: {"scoring": 0, "student_forward": 0})
     image_size: Size | None = None
     student_at: Callable[[Size], int] | None = field(default=None, repr=False, compare=False)
+    noun: str = "images"
 
     @classmethod
     def of(cls, student: nn.Module, teacher: nn.Module | None, image_shape: tuple[int, int, int]) -> Ledger:
@@ -109,16 +112,33 @@ class Ledger:
             self, images=ImageCounts(), seen=0, teacher_evaluated=0, spent=dict.fromkeys(self.spent, 0)
         )
 
-    def charge(self, counts: StepCounts) -> None:
-        """Add one training step."""
+    def charge(self, counts: StepCounts, each: tuple[int, int] | None = None) -> None:
+        """Add one training step.
+
+        Args:
+            counts: images that went through each forward
+            each: forward FLOPs of student and teacher on one of this batch's samples, where a batch's are not another's
+        """
         self.seen += counts.seen
         self.images.scored += counts.scored
         self.images.teacher_forwarded += counts.teacher_forwarded
         self.images.teacher_cached += counts.teacher_cached
         self.images.teacher_filled += counts.teacher_filled
         self.images.trained += counts.trained
-        self.spent["scoring"] += counts.scored * self.flops_at(counts.scored_size)
-        self.spent["student_forward"] += counts.trained * self.flops_at(counts.trained_size)
+        if each is None:
+            self.spend("scoring", counts.scored * self.flops_at(counts.scored_size))
+            self.spend("student_forward", counts.trained * self.flops_at(counts.trained_size))
+            return
+        student, teacher = each
+        self.spend("scoring", counts.scored * student)
+        self.spend("student_forward", counts.trained * student)
+        self.spend("teacher", counts.teacher_forwarded * teacher)
+        self.spend("kd_teacher", counts.seen * teacher)
+        self.spend("kd_student", counts.seen * student)
+
+    def spend(self, purpose: str, flops: int) -> None:
+        """Add FLOPs to those of a purpose."""
+        self.spent[purpose] = self.spent.get(purpose, 0) + flops
 
     def flops_at(self, size: Size | None) -> int:
         """Forward FLOPs of the student per image of a size; None: as large as they come."""
@@ -131,7 +151,7 @@ class Ledger:
     def charge_scoring(self, images: int, size: Size | None = None) -> None:
         """Add forwards of the student without gradient that are no part of a step."""
         self.images.scored += images
-        self.spent["scoring"] += images * self.flops_at(size)
+        self.spend("scoring", images * self.flops_at(size))
 
     def charge_refresh(self, images: int) -> None:
         """Add forwards of the student that estimate BatchNorm's statistics anew."""
@@ -154,7 +174,7 @@ class Ledger:
         return {
             "scoring": self.spent["scoring"],
             "refresh": self.images.refreshed * self.student_flops,
-            "teacher": self.images.teacher_forwarded * self.teacher_flops,
+            "teacher": self.spent.get("teacher", self.images.teacher_forwarded * self.teacher_flops),
             "student_forward": self.spent["student_forward"],
             "evaluation": self.images.evaluated * self.student_flops
             + self.teacher_evaluated * self.teacher_flops,
@@ -173,6 +193,8 @@ class Ledger:
         relative = {}
         for name, backward in CONVENTIONS.items():
             kd = images * (self.teacher_flops + (1 + backward) * self.student_flops)
+            if reference_images is None and "kd_teacher" in self.spent:
+                kd = self.spent["kd_teacher"] + (1 + backward) * self.spent["kd_student"]
             relative[name] = self.training_flops(backward) / kd if kd else 0.0
         return relative
 
@@ -224,7 +246,7 @@ class Ledger:
         count = self.images
         stored = f", {count.teacher_cached:,} answered from the store" if count.teacher_cached else ""
         return (
-            f"{self.seen:,} images seen: {count.scored:,} scored, {count.teacher_forwarded:,} asked of the "
+            f"{self.seen:,} {self.noun} seen: {count.scored:,} scored, {count.teacher_forwarded:,} asked of the "
             f"teacher{stored}, {count.trained:,} trained; {cost['backward_1x']:.1%} of plain KD's cost "
             f"(backward = 1 forward), {cost['backward_2x']:.1%} (= 2)"
         )

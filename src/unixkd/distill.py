@@ -11,16 +11,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from unixkd.batch import Batch, Draws, MixedBatch, Outputs
 from unixkd.errors import UserError
+from unixkd.inputs import Named
 from unixkd.methods import Method, StepCounts
 from unixkd.mixing import mix, num_kept, pure
-from unixkd.network import Network, evaluating
+from unixkd.modes import evaluating
+from unixkd.network import Network
 from unixkd.objective import Objective, evaluate_objective
-from unixkd.resizing import image_size, shrink, shrunk_size
+from unixkd.resizing import shrink, size_at
 from unixkd.scoring import rank, sampling_keys, score_logits
 from unixkd.scoring_pass import Scoring
 from unixkd.teacher.asking import Teacher
@@ -121,8 +123,8 @@ def distill_step(
         trained=len(mixed),
         teacher_cached=answers.cached if answers else 0,
         teacher_filled=answers.filled if answers else 0,
-        scored_size=shrunk_size(image_size(batch.images), method.scoring.size),
-        trained_size=shrunk_size(image_size(batch.images), method.size),
+        scored_size=size_at(batch.images, method.scoring.size),
+        trained_size=size_at(batch.images, method.size),
     )
     answered = None if answers is None else answers.finite
     return StepResult(loss, values, mixed, outputs, counts, logits, scores, remembered, answered)
@@ -167,7 +169,9 @@ def remember(
     return None if wanted is None else wanted(student, teacher, mixed)
 
 
-def score(student: Network, images: Float[Tensor, "n c h w"], scoring: Scoring) -> Float[Tensor, "n classes"]:
+def score(
+    student: Network, images: Shaped[Tensor, "n ..."] | Named, scoring: Scoring
+) -> Float[Tensor, "n classes"]:
     """The student's logits on all images, without gradient, in the scoring's BatchNorm mode, size and precision."""
     bare = student.bare()  # inside DDP: a scoring pass has no gradients to reduce
     if scoring.dtype is not None:

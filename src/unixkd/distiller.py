@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import partial
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int, Shaped
 from torch import Tensor, nn
 
 from unixkd.batch import Batch, Draws
@@ -14,6 +15,8 @@ from unixkd.distill import Parts, StepResult, distill_step
 from unixkd.draws import make_draws
 from unixkd.errors import UserError
 from unixkd.feature_losses import FeatureLoss
+from unixkd.flops import sample_flops
+from unixkd.inputs import TEACHERS, Inputs, Named, as_inputs
 from unixkd.losses import KD, CrossEntropy
 from unixkd.methods import Method, StepCounts, unix
 from unixkd.models.features import unwrap
@@ -27,7 +30,8 @@ class Distiller:
     """Distillation for an own training loop; no `nn.Module`, owns no optimiser.
 
     Args:
-        student: any module from images to logits `[N, C]`, also wrapped by DDP
+        student: any module from images, or from named tensors, to logits `[N, C]` (or to something that has
+            them as `.logits`), also wrapped by DDP
         teacher: the same, is frozen and put in eval mode; None for `student_alone`
         method: default `unix()`
         objective: weighted losses; default KD at temperature 4, cross-entropy without a teacher
@@ -94,16 +98,17 @@ class Distiller:
             teacher.requires_grad_(False).eval()
             self._teacher_modules = list(teacher.modules())
             layers = unique(name for loss in features for name in loss.teacher_layers)
-            network = Network(teacher, layers, teacher_dtype)
+            network = Network(teacher, layers, teacher_dtype, TEACHERS)
             self.teacher = Teacher(network, store, lender, self.method.mixes_answers, marks_faulty)
         self.batch_size = batch_size
         self.seed, self.rank = seed, rank
         self.steps = 0
         self._ledger = ledger
+        self._flops: dict[object, tuple[int, int]] = {}
 
     def step(
         self,
-        images: Float[Tensor, "n c h w"],
+        inputs: Shaped[Tensor, "n ..."] | Mapping[str, Tensor],
         labels: Int[Tensor, " n"] | None = None,
         *,
         index: Int[Tensor, " n"] | None = None,
@@ -112,13 +117,38 @@ class Distiller:
         """One step: the caller calls `result.loss.backward()` and the optimiser.
 
         Args:
-            images: `[N, C, H, W]`; N may be smaller in an epoch's last batch
-            labels: class numbers `[N]`; None where no loss needs them
+            inputs: images `[N, C, H, W]`; N may be smaller in an epoch's last batch. Or named tensors `[N, ...]`
+                that both networks get as keyword arguments, those called `teacher_...` the teacher alone
+            labels: class numbers `[N]`; None where no loss needs them, or they are among the named tensors
             index: position of each image in its data set `[N]`
             view: code of each image's augmentation `[N]`
         """
-        if len(images) == 0:
+        given, found = as_inputs(inputs)
+        if len(given) == 0:
             raise UserError("the batch is empty")
+        batch = Batch(given, found if labels is None else labels, index, view)
+        self.check_method()
+        draws = make_draws(
+            len(batch),
+            seed=self.seed,
+            step=self.steps,
+            rank=self.rank,
+            per_sample_lambda=self.method.per_sample_lambda,
+            device=given.device,
+        )
+        each = self.measure_batch(given)
+        if self.teacher is not None and any(m.training for m in self._teacher_modules):
+            self.teacher.network.module.eval()  # a caller's model.train() may have reached it
+        result = self.run(batch, draws)
+        self.count(result.counts, each)
+        return result
+
+    def check_method(self) -> None:
+        """Raise where the method wants more than a batch of its own choosing.
+
+        Raises:
+            UserError: it chooses or scores ahead of the step, or changes over a run
+        """
         if self.method.choice is not None:
             raise UserError(
                 f"method {self.method.name} chooses each epoch's images before they are loaded, which a loop of "
@@ -129,25 +159,11 @@ class Distiller:
                 f"method {self.method.name} scores ahead of its steps (scoring_every, scoring_batches), which a loop "
                 "of one's own does not let it: use `unixkd distill`, or score every batch"
             )
-        draws = make_draws(
-            len(images),
-            seed=self.seed,
-            step=self.steps,
-            rank=self.rank,
-            per_sample_lambda=self.method.per_sample_lambda,
-            device=images.device,
-        )
         if self.method.ramp is not None:
             raise UserError(
                 f"method {self.method.name} changes over a run, whose length is not known here: set "
                 "distiller.method = method.at(progress) before each epoch, progress in [0, 1)"
             )
-        self.measure(tuple(images.shape[1:]))
-        if self.teacher is not None and any(m.training for m in self._teacher_modules):
-            self.teacher.network.module.eval()  # a caller's model.train() may have reached it
-        result = self.run(Batch(images, labels, index, view), draws)
-        self.count(result.counts)
-        return result
 
     def run(self, batch: Batch, draws: Draws, parts: Parts | None = None) -> StepResult:
         """The step alone, a pure function of its arguments and the weights: nothing is counted."""
@@ -157,10 +173,10 @@ class Distiller:
             self.student, self.teacher, batch, draws, self.method, self.objective, self.batch_size, parts
         )
 
-    def count(self, counts: StepCounts) -> None:
-        """Charge a step to the ledger."""
+    def count(self, counts: StepCounts, each: tuple[int, int] | None = None) -> None:
+        """Charge a step to the ledger; `each` as in `Ledger.charge`."""
         assert self._ledger is not None
-        self._ledger.charge(counts)
+        self._ledger.charge(counts, each)
         self.steps += 1
 
     @property
@@ -175,6 +191,21 @@ class Distiller:
             teacher = unwrap(self.teacher.network.module) if self.teacher else None
             self._ledger = Ledger.of(unwrap(self.student.module), teacher, (channels, height, width))
         return self._ledger
+
+    def measure_batch(self, inputs: Inputs) -> tuple[int, int] | None:
+        """Open the ledger at the first batch; FLOPs of both networks on a sample where batches may differ in shape."""
+        if isinstance(inputs, Tensor) and inputs.ndim == 4:
+            self.measure(tuple(inputs.shape[1:]))
+            return None
+        shapes = inputs.shapes if isinstance(inputs, Named) else inputs.shape[1:]
+        if shapes not in self._flops:
+            networks = [self.student, self.teacher.network] if self.teacher else [self.student]
+            bare = [network.bare() for network in networks]
+            flops = [sample_flops(network.module, partial(network, inputs[:1])) for network in bare]
+            self._flops[shapes] = (flops[0], flops[1] if self.teacher else 0)
+        if self._ledger is None:
+            self._ledger = Ledger(*self._flops[shapes], noun="samples")
+        return self._flops[shapes]
 
 
 def unique(names: Iterable[str]) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from unixkd.distill import Parts, StepResult, check_finite, score
 from unixkd.distiller import Distiller
 from unixkd.history import History
 from unixkd.parallel import ALONE, World
-from unixkd.resizing import image_size, shrunk_size
+from unixkd.resizing import size_at
 from unixkd.scoring import score_logits
 from unixkd.tally import Tally
 
@@ -59,7 +59,7 @@ class Engine:
             weight: what its loss counts for beside those of other processes
         """
         if not self.channels_last:
-            batch = replace(batch, images=batch.images.contiguous())
+            batch = replace(batch, images=batch.pixels.contiguous())
 
         def backward(loss: Tensor) -> None:
             (loss if weight == 1 else loss * weight).backward()
@@ -85,12 +85,10 @@ class Engine:
         """The scores of images whose steps are to come, at a forward of the student that is charged here."""
         method = self.distiller.method
         assert method.scorer is not None
-        logits = score(self.distiller.student, batch.images, method.scoring)
+        logits = score(self.distiller.student, batch.pixels, method.scoring)
         scores = score_logits(method.scorer, logits, batch.labels)
         check_finite(scores)
-        self.distiller.ledger.charge_scoring(
-            len(batch), shrunk_size(image_size(batch.images), method.scoring.size)
-        )
+        self.distiller.ledger.charge_scoring(len(batch), size_at(batch.pixels, method.scoring.size))
         self.tally.scored += len(batch)
         if self.history is not None:
             assert batch.index is not None

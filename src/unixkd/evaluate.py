@@ -10,7 +10,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from unixkd.batch import Batch
-from unixkd.network import Network, evaluating
+from unixkd.modes import evaluating
+from unixkd.network import Network
 
 CALIBRATION_BINS = 15
 

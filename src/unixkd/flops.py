@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from unixkd.modes import evaluating
 from unixkd.resizing import Size
 
 
@@ -25,10 +28,8 @@ def forward_flops(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
     """
     first = next(iter(model.parameters()), torch.zeros(()))
     clone = copy.deepcopy(model).eval()
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
-        clone(torch.zeros(1, *image_shape, device=first.device, dtype=first.dtype))
-    return int(counter.get_total_flops())
+    image = torch.zeros(1, *image_shape, device=first.device, dtype=first.dtype)
+    return counted(lambda: clone(image))
 
 
 def flops_by_size(model: nn.Module, channels: int) -> Callable[[Size], int]:
@@ -38,3 +39,29 @@ def flops_by_size(model: nn.Module, channels: int) -> Callable[[Size], int]:
     120
     """
     return cache(lambda size: forward_flops(model, (channels, *size)))
+
+
+def sample_flops(model: nn.Module, forward: Callable[[], object]) -> int:
+    """FLOPs of an eval forward of the model as it is: of text a length at a time, too often for copies."""
+    with evaluating(model):
+        return counted(forward)
+
+
+def counted(forward: Callable[[], object]) -> int:
+    """FLOPs of a call without gradient."""
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), unfused_attention(), counter:
+        forward()
+    return int(counter.get_total_flops())
+
+
+@contextlib.contextmanager
+def unfused_attention() -> Iterator[None]:
+    """Attention as matrix products, which the counter knows; of torch's fused kernels it misses some."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)

@@ -105,7 +105,7 @@ def make_forecasts(
         setting: what they are planned for
         rounds: timed rounds; 0: no timing
     """
-    ledger = Ledger.of(student, teacher, (batch.images.shape[1], *image_size(batch.images)))
+    ledger = Ledger.of(student, teacher, (batch.pixels.shape[1], *image_size(batch.pixels)))
     forecasts = []
     for way in ways:
         if setting.allows(way):
@@ -167,7 +167,7 @@ def timed(
     rounds: int,
 ) -> list[Forecast]:
     """The forecasts with seconds: every step that a way takes and the teacher's forward, timed in turns."""
-    size = image_size(batch.images)
+    size = image_size(batch.pixels)
     plain = Way("kd", MethodConfig("kd"))
     steps = {way.name: way_steps(way, setting, size) for way in (plain, *(each.way for each in forecasts))}
     seconds = step_seconds(

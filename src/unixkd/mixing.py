@@ -16,6 +16,7 @@ from torch import Tensor
 
 from unixkd.batch import Batch, Draws, MixedBatch
 from unixkd.errors import UserError
+from unixkd.inputs import blend
 
 Curve = Callable[[Int[Tensor, " k"], int], Float[Tensor, " k"]]
 """(ranks `[k]`, configured batch size N) -> s `[k]` in [0, 1]: how strongly each rank is mixed."""
@@ -124,8 +125,7 @@ def mix(
     images = batch.images
     s = curve(torch.arange(k, device=images.device), batch_size)
     weight = (draws.lam[:k] * s).to(images.dtype)
-    m = weight.view(-1, *[1] * (images.ndim - 1))
-    mixed = (1 - m) * images[position] + m * images[partner]
+    mixed = blend(images[position], images[partner], weight)
     label_a, label_b = (
         (None, None) if batch.labels is None else (batch.labels[position], batch.labels[partner])
     )

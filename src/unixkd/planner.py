@@ -96,7 +96,7 @@ def make_plan(
         student_dtype: precision of the student's timed forwards by autocast, see `Distiller`
         teacher_dtype: precision of the teacher's
     """
-    shape = (batch.images.shape[1], batch.images.shape[2], batch.images.shape[3])
+    shape = (batch.pixels.shape[1], batch.pixels.shape[2], batch.pixels.shape[3])
     ledger = Ledger.of(student, teacher, shape)
     dtypes = (student_dtype, teacher_dtype)
     timings = time_steps(teacher, student, methods, batch, rounds, dtypes) if rounds else {}
@@ -148,10 +148,10 @@ def time_steps(
     }
 
     def step(name: str) -> None:
-        distillers[name].step(batch.images, batch.labels).loss.backward()
+        distillers[name].step(batch.pixels, batch.labels).loss.backward()
         student.zero_grad(set_to_none=True)  # as before each step of a run: gradients are made anew
 
-    return interleaved({name: partial(step, name) for name in by_name}, rounds, batch.images.device)
+    return interleaved({name: partial(step, name) for name in by_name}, rounds, batch.pixels.device)
 
 
 def interleaved(

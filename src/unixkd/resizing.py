@@ -9,10 +9,11 @@ from __future__ import annotations
 from typing import TypeAlias
 
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from unixkd.errors import UserError
+from unixkd.inputs import Named
 
 Size: TypeAlias = tuple[int, int]
 """Height and width in pixels."""
@@ -46,12 +47,27 @@ def shrunk_size(size: Size, share: float) -> Size | None:
     return None if (height, width) == size else (height, width)
 
 
-def shrink(images: Float[Tensor, "n c h w"], share: float) -> Float[Tensor, "n c h2 w2"]:
+def shrink(images: Shaped[Tensor, "n ..."] | Named, share: float) -> Shaped[Tensor, "n ..."] | Named:
     """The images smaller by bilinear interpolation with antialiasing; as they are where the share rounds to 1."""
-    size = shrunk_size(image_size(images), share)
-    if size is None:
+    size = size_at(images, share)
+    if size is None or not isinstance(images, Tensor):
         return images
     return F.interpolate(images, size=size, mode="bilinear", antialias=True)
+
+
+def size_at(images: Shaped[Tensor, "n ..."] | Named, share: float) -> Size | None:
+    """Height and width of the images for a share of both sides; None where they stay what they are.
+
+    Raises:
+        UserError: the share is not 1, and they are no images
+    """
+    if isinstance(images, Tensor) and images.ndim == 4:
+        return shrunk_size(image_size(images), share)
+    if share != 1:
+        raise UserError(
+            f"only images can be made smaller (size {share:g}), these inputs are not [N, C, H, W]"
+        )
+    return None
 
 
 def image_size(images: Float[Tensor, "n c h w"]) -> Size:

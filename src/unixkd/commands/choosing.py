@@ -36,7 +36,7 @@ def choose(
         each.way.name: each
         for each in make_forecasts(known, teacher, student, batch, setting, options.rounds)
     }
-    shape = (batch.images.shape[1], batch.images.shape[2], batch.images.shape[3])
+    shape = (batch.pixels.shape[1], batch.pixels.shape[2], batch.pixels.shape[3])
     flops = (forward_flops(teacher, shape), forward_flops(student, shape))
     say(pair_line(flops, options.teacher.name, options.student.name))
     say(about(setting))

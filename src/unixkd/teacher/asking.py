@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from unixkd.batch import Batch, MixedBatch, Outputs
 from unixkd.errors import UserError
+from unixkd.inputs import Named, concat
 from unixkd.network import Network
 from unixkd.teacher.store import AnswerStore
 
@@ -95,7 +96,10 @@ class Teacher:
         return replace(found, outputs=Outputs(own.lerp(other, mixed.weight[:, None].to(own.dtype))))
 
     def recall(
-        self, batch: Batch, position: Int[Tensor, " p"], others: Float[Tensor, "q c h w"] | None = None
+        self,
+        batch: Batch,
+        position: Int[Tensor, " p"],
+        others: Shaped[Tensor, "q ..."] | Named | None = None,
     ) -> Answers:
         """The answers to a batch's images as they are `[p]`, and to other images after them `[q]`.
 
@@ -127,10 +131,10 @@ class Teacher:
     @torch.no_grad()
     def ask(
         self,
-        images: Float[Tensor, "p c h w"],
+        images: Shaped[Tensor, "p ..."] | Named,
         index: Int[Tensor, " p"],
         view: Int[Tensor, " p"],
-        others: Float[Tensor, "q c h w"] | None = None,
+        others: Shaped[Tensor, "q ..."] | Named | None = None,
     ) -> Float[Tensor, "_ classes"]:
         """Logits on images as they are, which the lender saves the network where it knows them, and on others.
 
@@ -166,12 +170,14 @@ class Teacher:
         store.write(index, view, logits)
 
     def forward(
-        self, images: Float[Tensor, "p c h w"], others: Float[Tensor, "q c h w"] | None
+        self,
+        images: Shaped[Tensor, "p ..."] | Named,
+        others: Shaped[Tensor, "q ..."] | Named | None,
     ) -> Float[Tensor, "_ classes"]:
         """The network's logits on all of them; it is not run on none."""
         if others is not None:
-            images = torch.cat([images, others])
+            images = concat([images, others])
         if not len(images):
             known = self.store or self.lender
-            return images.new_zeros(0, 0 if known is None else known.contents.classes)
+            return torch.zeros(0, 0 if known is None else known.contents.classes, device=images.device)
         return self.network(images).logits.float()
