@@ -11,15 +11,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from unixkd.batch import Batch as Batch
     from unixkd.cost import Ledger as Ledger
-    from unixkd.data import load_data as load_data
     from unixkd.distill import StepResult as StepResult
     from unixkd.distiller import Distiller as Distiller
     from unixkd.errors import UserError as UserError
     from unixkd.feature_losses import AttentionTransfer as AttentionTransfer
     from unixkd.feature_losses import SimilarityPreserving as SimilarityPreserving
-    from unixkd.flops import forward_flops as forward_flops
     from unixkd.losses import DIST as DIST
     from unixkd.losses import DKD as DKD
     from unixkd.losses import KD as KD
@@ -33,8 +30,6 @@ if TYPE_CHECKING:
     from unixkd.methods import student_alone as student_alone
     from unixkd.methods import unix as unix
     from unixkd.methods import unix_random as unix_random
-    from unixkd.mixing import SigmoidCurve as SigmoidCurve
-    from unixkd.mixing import StepCurve as StepCurve
     from unixkd.models import create_model as create_model
     from unixkd.models import load_student as load_student
     from unixkd.models import load_weights as load_weights
@@ -44,17 +39,13 @@ if TYPE_CHECKING:
     from unixkd.scoring import margin as margin
 
 _HOME = {
-    "batch": ("Batch",),
     "cost": ("Ledger",),
-    "flops": ("forward_flops",),
-    "data": ("load_data",),
     "distill": ("StepResult",),
     "distiller": ("Distiller",),
     "errors": ("UserError",),
     "feature_losses": ("AttentionTransfer", "SimilarityPreserving"),
     "losses": ("DIST", "DKD", "KD", "CrossEntropy"),
     "methods": ("Method", "hard", "kd", "mixup", "random", "remix", "student_alone", "unix", "unix_random"),
-    "mixing": ("SigmoidCurve", "StepCurve"),
     "models": ("create_model", "load_student", "load_weights"),
     "objective": ("Term",),
     "scoring": ("entropy", "least_confidence", "margin"),
