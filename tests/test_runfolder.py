@@ -181,6 +181,7 @@ def test_every_file_a_run_writes_is_removed_by_overwrite():
     assert set(runfolder.FILES) == {
         *("run.yaml", "metrics.jsonl", "summary.json", "selection.json", "left_out.json"),
         *("model.safetensors", "config.json"),
+        *(f"export/{name}" for name in runfolder.EXPORTED),
     }
 
 

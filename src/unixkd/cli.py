@@ -25,7 +25,7 @@ USAGE, STOPPED = 2, EXIT_CODE
 SHORTHANDS = {f"--{group}": f"--{group}.name" for group in ("model", "teacher", "student", "method", "data")}
 SHORTHANDS |= {f"--{name}": f"--train.{name}" for name in ("epochs", "lr", "seed", "device")}
 SHORTHANDS |= {"--print-config": "--print_config"}
-LISTS = ("--methods", "--seeds")
+LISTS = ("--methods", "--seeds", "--formats")
 
 RARELY = (50_000, 20, 100)
 """Thresholds of the garbage collector: importing torch makes a million objects, and they stay."""

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveInt
@@ -116,6 +116,34 @@ def report_options(parser: ArgumentParser) -> None:
     parser.add_argument("--html", type=str, help="page to write (default: report.html in the first folder)")
 
 
+def export_options(parser: ArgumentParser) -> None:
+    """Options of `export`."""
+    parser.add_argument(
+        "run", type=str, help="run folder; verified on its own data unless --data says otherwise"
+    )
+    parser.add_argument("--out", type=str, help="folder to write (default: export in the run folder)")
+    parser.add_argument(
+        "--formats",
+        type=list[Literal["safetensors", "torch", "onnx"]],
+        default=["safetensors", "torch"],
+        help="safetensors (for load_student), torch (torch.export), onnx; e.g. safetensors,onnx",
+    )
+    parser.add_argument(
+        "--size",
+        type=PositiveInt,
+        help="side of the images that torch and onnx take (default: the model's own)",
+    )
+    parser.add_argument(
+        "--licence", type=str, help="licence of the weights, as the Hub names it: apache-2.0, ..."
+    )
+    parser.add_argument("--data_licence", type=str, help="licence of the data the model was trained on")
+    parser.add_argument("--overwrite", action="store_true", help="remove the export in --out first")
+    parser.add_argument("--push_to_hub", type=str, help="upload to this model repository, OWNER/NAME")
+    parser.add_argument("--private", action="store_true", help="make a new repository private")
+    parser.add_argument("--dry_run", action="store_true", help="only say what would be uploaded")
+    parser.set_defaults({"data.name": ""})  # the run's own data
+
+
 def demo_options(parser: ArgumentParser) -> None:
     """Options of `demo`."""
     parser.add_argument(
@@ -195,4 +223,7 @@ COMMANDS = {
         recipes.recipe,
     ),
     "report": Command("table and HTML page of finished runs", (), report_options),
+    "export": Command(
+        "a trained model as safetensors, torch.export, ONNX, verified", ("data",), export_options
+    ),
 }

@@ -24,9 +24,12 @@ from unixkd.errors import UserError
 Mode = Literal["new", "resume", "overwrite"]
 """new: refuse a folder that holds a run; resume: go on from its checkpoint; overwrite: remove it first."""
 
+EXPORTED = ("README.md", "config.json", "model.safetensors", "model.pt2", "model.onnx", "model.onnx.data")
+"""What `unixkd export` may write into a folder, which is a run's own `export` unless another one is named."""
 FILES = (
     *("run.yaml", "metrics.jsonl", "summary.json", "selection.json", "left_out.json"),
     *("model.safetensors", "config.json"),
+    *(f"export/{name}" for name in EXPORTED),  # of the student that is overwritten
 )
 DECIDED = ("train.precision", "train.teacher_precision")
 """Options whose "auto" a run decides at its start; run.yaml holds what was decided."""

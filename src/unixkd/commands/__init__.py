@@ -1,5 +1,6 @@
 """What each command does; `cli` has parsed the options."""
 
+from unixkd.commands.exporting import export
 from unixkd.commands.planning import plan
 from unixkd.commands.several import compare, demo, show_report
 from unixkd.commands.single import distill, evaluate, predict_images, train
@@ -13,5 +14,6 @@ HANDLERS = {
     "compare": compare,
     "plan": plan,
     "report": show_report,
+    "export": export,
 }
 """Every command by name: options -> None."""

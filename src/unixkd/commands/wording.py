@@ -9,6 +9,7 @@ from jsonargparse import Namespace
 
 from unixkd.config import DataConfig, TrainConfig
 from unixkd.forecast import Setting
+from unixkd.spelling import spelled
 from unixkd.ways import Way
 
 ANSWERS = "answers"
@@ -52,14 +53,3 @@ def changed(group: str, config: object) -> Iterator[str]:
         value = getattr(config, field.name)
         if field.name != "name" and value != field.default:
             yield from (f"--{group}.{field.name}", spelled(value))
-
-
-def spelled(value: object) -> str:
-    """A value as the command line reads it.
-
-    >>> spelled([0.5, 0.25]), spelled(False), spelled(8)
-    ('[0.5,0.25]', 'false', '8')
-    """
-    if isinstance(value, list):
-        return f"[{','.join(map(str, value))}]"
-    return str(value).lower() if isinstance(value, bool) else str(value)
