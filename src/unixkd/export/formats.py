@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import asdict
 from importlib.util import find_spec
@@ -58,7 +59,12 @@ def write_torch(student: PixelModel, size: int, folder: Path) -> None:
 
 def open_torch(folder: Path) -> Answering:
     """What `write_torch` wrote."""
-    return torch.export.load(folder / TORCH_FILE).module()
+    log = logging.getLogger("torch.export")
+    log.disabled = True  # of a damaged file it logs a traceback and then raises it
+    try:
+        return torch.export.load(folder / TORCH_FILE).module()
+    finally:
+        log.disabled = False
 
 
 def write_onnx(student: PixelModel, size: int, folder: Path) -> None:
