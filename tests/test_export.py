@@ -24,7 +24,7 @@ from unixkd.export import FORMATS, Publication, compare, export_student, random_
 from unixkd.export.facts import read_facts
 from unixkd.export.formats import TORCH_FILE, Format, write_torch
 from unixkd.export.sample import in_batches
-from unixkd.models import ModelCard, PixelModel, create_model, model_names, save_model
+from unixkd.models import ModelCard, PixelModel, create_model, save_model
 from unixkd.runfolder import EXPORTED, RunFolder, flatten, read_yaml
 from unixkd.train import run
 
@@ -117,6 +117,17 @@ def test_images_of_another_size_are_resized_inside(size, tmp_path):
     assert (len(made), failed) == (2, [])
     answers = FORMATS["onnx"].open(tmp_path)(pixels(2, size))
     torch.testing.assert_close(answers, student(pixels(2, size)).detach(), rtol=1e-4, atol=1e-4)
+
+
+def test_weights_too_large_for_one_onnx_file_lie_beside_it(tmp_path, monkeypatch):
+    """As they are beyond 2 GB; here the limit is put at nothing."""
+    monkeypatch.setattr("torch.onnx._internal.exporter._onnx_program._LARGE_MODEL_THRESHOLD", 0)
+    student = small()
+    (made,), failed = export_student(student, tmp_path, ["onnx"], random_sample(student.card, 8), 8)
+    assert (failed, [file.name for file in made.files]) == ([], ["model.onnx", "model.onnx.data"])
+    assert made.size > 4 * sum(value.numel() for value in student.net.parameters())
+    assert {file.name for file in made.files} < set(EXPORTED)
+    torch.testing.assert_close(FORMATS["onnx"].open(tmp_path)(pixels(2)), student(pixels(2)).detach())
 
 
 def test_the_size_of_a_model_that_takes_any_has_to_be_given(plain, capsys):
@@ -343,6 +354,8 @@ def test_where_the_runs_data_are_gone_random_pixels_are_said_to_be_such(plain, c
 def test_data_that_are_named_have_to_be_there(plain, capsys):
     assert call("export", plain, "--data", "folder:/nowhere") == 1
     assert "/nowhere" in capsys.readouterr().err
+    assert call("export", plain, "--data.holdout", "2") == 1
+    assert "data.holdout" in capsys.readouterr().err
     assert not (plain / "export").exists()
 
 
@@ -557,16 +570,17 @@ def test_an_upload_needs_its_extra_and_a_dry_run_does_not(plain, monkeypatch, ca
 # Every network
 
 
+KINDS = ("wrn_16_1", "vgg8", "MobileNetV2", "ShuffleV1", "ShuffleV2", "ResNet50")
+PUBLISHED = ("torchvision:mobilenet_v3_small", "timm:mobilenetv3_small_050", "timm:vit_tiny_patch16_224")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", [*model_names(), "torchvision:mobilenet_v3_small", "timm:mobilenetv3_small_050"]
-)
-def test_every_network_of_the_house_can_be_exported(name, tmp_path):
+@pytest.mark.parametrize("name", [*KINDS, *PUBLISHED])
+def test_every_kind_of_network_can_be_exported(name, tmp_path):
+    """Images of 32 pixels, which a vision transformer resizes to its 224."""
     torch.manual_seed(0)
-    channels = 3
-    side = 64 if ":" in name else 32
-    card = ModelCard(name, 10, channels, (0.5,) * channels, (0.25,) * channels, side)
-    student = PixelModel(create_model(name, 10, channels), card).eval()
-    sample = random_sample(card, side)
-    made, failed = export_student(student, tmp_path, ["safetensors", "torch", "onnx"], sample, side)
+    card = ModelCard(name, 10, 3, (0.5,) * 3, (0.25,) * 3, 224 if "224" in name else 32)
+    student = PixelModel(create_model(name, 10, 3), card).eval()
+    sample = random_sample(card, 32)
+    made, failed = export_student(student, tmp_path, ["safetensors", "torch", "onnx"], sample, 32)
     assert (len(made), failed) == (3, [])

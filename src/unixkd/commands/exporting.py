@@ -8,6 +8,7 @@ from jsonargparse import Namespace
 
 from unixkd.commands.screen import say
 from unixkd.commands.single import evaluated_data
+from unixkd.config import DataConfig
 from unixkd.errors import UsageError, UserError
 from unixkd.export import (
     Artefact,
@@ -68,7 +69,7 @@ def find_sample(options: Namespace, folder: Path, card: ModelCard, size: int) ->
     try:
         return real_sample(evaluated_data(options.data, folder), card, size)
     except UserError as error:
-        if options.data.name:
+        if options.data != DataConfig(name=""):  # asked for
             raise
         say(
             f"WARNING: the run's data cannot be read ({error}): what is exported is compared on random pixels only; "
