@@ -106,6 +106,7 @@ def test_no_command_needs_options_to_be_parsed():
         (("evaluate",), "run"),
         (("predict", "run"), "images"),
         (("report",), "folders"),
+        (("export",), "run"),
     ],
 )
 def test_what_is_missing_is_named(words, missing, capsys):
