@@ -19,7 +19,7 @@ import torch
 from unixkd import stopping
 from unixkd.assembly import decide
 from unixkd.build import build_run, pick_device
-from unixkd.config import MethodConfig, RunConfig, TrainConfig
+from unixkd.config import NO_LOG, LogConfig, MethodConfig, RunConfig, TrainConfig
 from unixkd.cost import Ledger
 from unixkd.display import Display, Event, Finished, Note
 from unixkd.errors import UserError
@@ -36,10 +36,11 @@ from unixkd.variants import file_name, label_of
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a comparison and its folder."""
+    """One run of a comparison, its folder, and where its figures also go."""
 
     config: RunConfig
     folder: Path
+    log: LogConfig = NO_LOG
 
 
 def decide_once(base: RunConfig, out: Path, note: Callable[[str], None]) -> RunConfig:
@@ -145,10 +146,13 @@ def run_jobs(jobs: Sequence[Job], display: Display, workers: int) -> list[dict[s
 def run_todo(todo: Sequence[Job], display: Display, workers: int) -> list[dict[str, Any]]:
     """Run these, as `run_jobs` does."""
     if workers <= 1 or not todo:
-        return [run(job.config, job.folder, mode="resume", display=display) for job in todo]
+        return [run(job.config, job.folder, mode="resume", display=display, log=job.log) for job in todo]
     device = pick_device(todo[0].config.train)
     if device.type == "cuda":
-        begin = [partial(steps, job.config, job.folder, mode="resume", display=display) for job in todo]
+        begin = [
+            partial(steps, job.config, job.folder, mode="resume", display=display, log=job.log)
+            for job in todo
+        ]
         return take_turns(begin, workers, lambda: torch.cuda.stream(torch.cuda.Stream(device)))
     context = multiprocessing.get_context("spawn")
     events: SimpleQueue[Event] = context.SimpleQueue()  # put returns once it is written: no event is lost
@@ -234,4 +238,4 @@ def tell(event: Event) -> None:
 
 def run_job(job: Job) -> dict[str, Any]:
     """One run inside a worker process."""
-    return run(job.config, job.folder, mode="resume", display=tell)
+    return run(job.config, job.folder, mode="resume", display=tell, log=job.log)

@@ -258,6 +258,24 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class LogConfig:
+    """Where a run's figures also go; no part of the run: it is the same, and can be resumed, with any of these.
+
+    Args:
+        csv: a table, logs/metrics.csv in the run folder
+        tensorboard: event files in logs/
+        wandb: project of Weights & Biases; with WANDB_MODE=offline in the environment all of it stays in logs/wandb/
+    """
+
+    csv: bool = False
+    tensorboard: bool = False
+    wandb: str | None = None
+
+
+NO_LOG = LogConfig()
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Everything that decides a training run; `run.yaml` holds exactly this.
 

@@ -12,7 +12,15 @@ from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from unixkd import recipes
-from unixkd.config import AnswersConfig, DataConfig, LossConfig, MethodConfig, ModelConfig, TrainConfig
+from unixkd.config import (
+    AnswersConfig,
+    DataConfig,
+    LogConfig,
+    LossConfig,
+    MethodConfig,
+    ModelConfig,
+    TrainConfig,
+)
 from unixkd.errors import UsageError, unknown_name
 from unixkd.targets import parse_target
 from unixkd.variants import parse_variants
@@ -26,6 +34,7 @@ GROUPS: dict[str, type] = {
     "data": DataConfig,
     "answers": AnswersConfig,
     "train": TrainConfig,
+    "log": LogConfig,
 }
 
 
@@ -188,7 +197,7 @@ def check_names(options: Namespace) -> None:
         raise unknown_name("data", prefix + colon, DATA)
 
 
-_RUN = ("data", "train")
+_RUN = ("data", "train", "log")
 _PAIR = ("teacher", "student")
 COMMANDS = {
     "demo": Command(

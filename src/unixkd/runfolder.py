@@ -45,6 +45,7 @@ class RunFolder:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
+        self.logs = path / "logs"
         self._lock = FileLock(path.absolute() / ".lock", timeout=LOCK_SECONDS, is_singleton=True)
 
     def open(self, config: RunConfig, mode: Mode) -> bool:
@@ -80,7 +81,8 @@ class RunFolder:
     def begin(self, config: RunConfig) -> None:
         """Remove an earlier run, what says that there is one last, and write the configuration."""
         if self.holds_run():
-            shutil.rmtree(self.checkpoints, ignore_errors=True)
+            for folder in (self.checkpoints, self.logs):
+                shutil.rmtree(folder, ignore_errors=True)
             for name in reversed(FILES):
                 (self.path / name).unlink(missing_ok=True)
         self.tidy()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,17 +18,18 @@ from unixkd import health, runstate, stopping
 from unixkd.allocator import keep_freed_memory
 from unixkd.assembly import decide, make_distiller, make_stepper
 from unixkd.build import build_run, pick_device
-from unixkd.config import RunConfig
+from unixkd.config import NO_LOG, LogConfig, RunConfig
 from unixkd.cost import Ledger
 from unixkd.display import Display, EpochDone, Finished, Note, Started, Stepped, Throttle, silent, unfailing
 from unixkd.engine import Engine
 from unixkd.evaluate import Predictions
 from unixkd.evaluation import evaluate_student, evaluate_teacher
+from unixkd.loggers import Loggers, check_installed, open_loggers
 from unixkd.memory import explained
 from unixkd.models import PixelModel
 from unixkd.parallel import ALONE, Agreement, World, together
 from unixkd.planner import synchronize
-from unixkd.runfolder import Mode, RunFolder
+from unixkd.runfolder import Mode, RunFolder, flatten, to_plain
 from unixkd.stopping import Stopped, stoppable
 from unixkd.summary import write_results
 
@@ -37,7 +39,9 @@ STRIDE = 1_000_003
 T = TypeVar("T")
 
 
-def run(config: RunConfig, out: Path, *, mode: Mode = "new", display: Display = silent) -> dict[str, Any]:
+def run(
+    config: RunConfig, out: Path, *, mode: Mode = "new", display: Display = silent, log: LogConfig = NO_LOG
+) -> dict[str, Any]:
     """Train a student as configured and leave a run folder behind; returns the summary.
 
     Args:
@@ -45,26 +49,30 @@ def run(config: RunConfig, out: Path, *, mode: Mode = "new", display: Display = 
         out: the run folder
         mode: what to do with a folder that holds a run
         display: gets the run's events; where it fails, the run goes on without
+        log: where its figures also go; where that fails, the run goes on without
 
     Raises:
-        UserError: the configuration, the data or the folder do not allow it
+        UserError: the configuration, the data or the folder do not allow it, or a logger's package is missing
         Stopped: on SIGTERM or Ctrl-C, saved after the step at work; `mode="resume"` goes on
     """
     with stoppable():
-        return drain(steps(config, out, mode=mode, display=display))
+        return drain(steps(config, out, mode=mode, display=display, log=log))
 
 
 def steps(
-    config: RunConfig, out: Path, *, mode: Mode = "new", display: Display = silent
+    config: RunConfig, out: Path, *, mode: Mode = "new", display: Display = silent, log: LogConfig = NO_LOG
 ) -> Generator[None, None, dict[str, Any]]:
     """The same run as a generator that pauses after every step, so that several can take turns."""
     folder = RunFolder(out)
     try:
         with together() as world, explained(config.train):
+            world.once(lambda: check_installed(log))
             shown = unfailing(display) if world.leads else silent
             trainer = Trainer(config, folder, mode, shown, world)
-            yield from trainer.fit()
-            summary = world.once(lambda: write_results(trainer))
+            with closing(trainer.open_loggers(log)):
+                yield from trainer.fit()
+                summary = world.once(lambda: write_results(trainer))
+                trainer.loggers.finish(summary)
     finally:
         folder.close()
         torch.set_flush_denormal(False)  # the process is the caller's
@@ -108,6 +116,7 @@ class Trainer:
         self.stepper = make_stepper(self.config, self.parts, distiller, self.device, self.note, world)
         self.agreement = Agreement(world)
         self.reference_images = (config.reference_epochs or config.train.epochs) * len(self.parts.data.train)
+        self.loggers = Loggers(self.note)
         self.epoch = self.done = 0
         """Epochs that are finished, and steps taken of the next."""
         self.last_record: dict[str, Any] = {}
@@ -137,6 +146,13 @@ class Trainer:
             self.note("nothing was saved before the run was ended: it begins again")
         self.folder.keep_metrics(0)
         return False
+
+    def open_loggers(self, log: LogConfig) -> Loggers:
+        """Begin to log as configured, in the first process alone."""
+        if self.world.leads:
+            settings = flatten(to_plain(self.config))
+            self.loggers = open_loggers(log, self.folder.logs, self.folder.metrics, settings, self.note)
+        return self.loggers
 
     def list_left_out(self) -> None:
         """Leave a list of the training images that could not be read."""
@@ -243,6 +259,7 @@ class Trainer:
         self.remember(record)
         if self.world.leads:
             self.folder.append_metrics(record)
+            self.loggers.epoch(record)
         per_epoch = (self.seconds["train"] + self.seconds["evaluate"]) / self.epoch
         epochs = self.config.train.epochs
         left = (epochs - self.epoch) * per_epoch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from jsonargparse import Namespace
@@ -11,9 +12,10 @@ from unixkd.build_methods import build_method
 from unixkd.commands.screen import console, say, showing
 from unixkd.commands.single import check_named
 from unixkd.compare import decide_once, default_workers, matched_epochs, matched_jobs, plan_jobs, run_jobs
-from unixkd.config import DataConfig, MethodConfig, ModelConfig, RunConfig, TrainConfig
+from unixkd.config import NO_LOG, DataConfig, LogConfig, MethodConfig, ModelConfig, RunConfig, TrainConfig
 from unixkd.cost import Ledger
 from unixkd.data import load_data
+from unixkd.loggers import check_installed
 from unixkd.report import report
 from unixkd.runfolder import RunFolder
 from unixkd.train import run
@@ -31,7 +33,9 @@ def compare(options: Namespace) -> None:
     keys = ("student", "teacher", "loss", "data", "answers", "train")
     base = RunConfig(**{key: options[key] for key in keys})
     methods = list(parse_variants(options.methods).values())
-    run_comparison(base, methods, options.seeds, Path(options.out), options.jobs, match=options.match_cost)
+    out, log = Path(options.out), options.log
+    check_installed(log)
+    run_comparison(base, methods, options.seeds, out, options.jobs, match=options.match_cost, log=log)
 
 
 def run_comparison(
@@ -42,6 +46,7 @@ def run_comparison(
     jobs: int | None,
     *,
     match: bool,
+    log: LogConfig = NO_LOG,
 ) -> None:
     """Run what is missing of a comparison and report on all of it."""
     for method in methods:
@@ -52,7 +57,7 @@ def run_comparison(
         planned += matched_jobs(base, cost_matches(base, methods), seeds, out)
     workers = jobs or default_workers(base.train)
     with showing(len(planned)) as display:
-        run_jobs(planned, display, workers)
+        run_jobs([replace(job, log=log) for job in planned], display, workers)
     report([out], out / "report.html", console)
 
 

@@ -113,7 +113,7 @@ def run_and_show(config: RunConfig, options: Namespace, default: str) -> None:
     """One run, its display, and where its results are."""
     out = Path(options.out or f"runs/{default}-seed{config.train.seed}")
     with showing() as display:
-        summary = run(config, out, mode=mode(options), display=display)
+        summary = run(config, out, mode=mode(options), display=display, log=options.log)
     accuracy, cost = summary["accuracy"], summary["cost"]["relative_to_kd"]
     line = f"final accuracy {percent(accuracy['last'])} (best epoch {percent(accuracy['best'])})"
     if cost is not None:
