@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import unixkd
 from unixkd.cli import main, parse
 from unixkd.methods import METHODS
 from unixkd.options import COMMANDS, check_names
@@ -114,6 +115,25 @@ def test_relative_links_lead_somewhere(page):
 def test_every_method_has_a_card_and_every_command_an_example():
     assert {card.stem for card in (ROOT / "docs" / "methods").glob("*.md")} == set(METHODS)
     assert {name for name, *_ in commands(ROOT / "docs" / "cli.md", "bash", "sh")} == set(COMMANDS)
+
+
+def test_the_api_page_has_every_public_name():
+    page = (ROOT / "docs" / "api.md").read_text()
+    assert sorted(re.findall(r"^::: unixkd\.(\w+)$", page, re.MULTILINE)) == sorted(unixkd.__all__)
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning_and_fetches_nothing(tmp_path):
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    api = (tmp_path / "api" / "index.html").read_text()
+    assert [name for name in unixkd.__all__ if f'id="unixkd.{name}"' not in api] == []
+    assert "<blockquote>" not in api  # an example that was taken for a quotation
+    for page in tmp_path.rglob("*.html"):
+        text = page.read_text()
+        assert not re.search(r'<(script|link|img)\b[^>]*\b(src|href)="https?:', text), page
+        assert 'href="../benchmarks' not in text, page
 
 
 def test_own_loop_example(tmp_path):
