@@ -41,9 +41,9 @@ def commands(page: Path, *languages: str) -> list[list[str]]:
 
 
 def write_files(page: Path) -> None:
-    """Write the YAML blocks whose first line names a file into the current folder."""
-    for text in blocks(page, "yaml"):
-        if name := re.match(r"# ([\w.-]+\.yaml)\n", text):
+    """Write the YAML and Python blocks whose first line names a file into the current folder."""
+    for text in blocks(page, "yaml", "python"):
+        if name := re.match(r"# ([\w.-]+\.(?:yaml|py))\n", text):
             Path(name[1]).write_text(text)
 
 

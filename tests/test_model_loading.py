@@ -170,7 +170,7 @@ def test_pixels_are_resized_and_normalised():
     net = nn.Flatten()
     net.register_forward_hook(lambda _m, inputs, _o: seen.append(inputs[0]))
     pixels = torch.full((2, 3, 4, 4), 0.7)
-    PixelModel(net, card(size=8))(pixels)
+    PixelModel(net, card(size=8, num_classes=3 * 8 * 8, class_names=None))(pixels)
     assert seen[0].shape == (2, 3, 8, 8)
     for channel, value in enumerate(((0.7 - 0.5) / 0.2, (0.7 - 0.4) / 0.2, (0.7 - 0.3) / 0.1)):
         torch.testing.assert_close(seen[0][:, channel], torch.full((2, 8, 8), value))

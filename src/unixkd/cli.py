@@ -16,7 +16,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from unixkd import recipes
 from unixkd.errors import UsageError, UserError, unknown_name
 from unixkd.launched import LeaderError, processes, rank
-from unixkd.options import COMMANDS, GROUPS, check_names
+from unixkd.options import COMMANDS, GROUPS, check_names, named_code
 from unixkd.stopping import EXIT_CODE
 
 USAGE, STOPPED = 2, EXIT_CODE
@@ -143,7 +143,23 @@ def parse(name: str, arguments: Sequence[str]) -> Namespace:
     except (ArgumentError, TypeError, ValueError, LookupError, AttributeError, RecursionError) as error:
         raise explain(error, parser) from None  # all but the first: what jsonargparse lets through
     check_nulls(options)
+    check_typed(options, arguments)
     return options
+
+
+def check_typed(options: Namespace, arguments: Sequence[str]) -> None:
+    """Raise where a file of options, which may be anybody's, names Python to run: only who types it may.
+
+    Raises:
+        UsageError: names the code
+    """
+    words = {word.partition("=")[2] if re.match("--[^ ]+=", word) else word for word in arguments}
+    for name in named_code(options):
+        if name not in words:
+            raise UsageError(
+                f"the --config file names Python to run, {name}: name it on the command line too, if you trust it "
+                f"(--student {name}, say)"
+            )
 
 
 def check_nulls(options: Namespace) -> None:

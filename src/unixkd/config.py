@@ -62,11 +62,13 @@ class ModelConfig:
     """Which network, and where its weights come from.
 
     Args:
-        name: a CIFAR-family name (wrn_16_2, vgg8, ...) | timm:NAME | torchvision:NAME | a run folder
+        name: a CIFAR-family name (wrn_16_2, vgg8, ...) | timm:NAME | torchvision:NAME | transformers:PATH_OR_ID |
+            FILE.py:NAME, a class of your own | a run folder | a checkpoint folder of RepDistiller or mdistiller
         weights: local weights file to load (.safetensors, or .pth read with weights_only)
-        pretrained: download the published weights (timm:, torchvision:)
+        pretrained: take the published weights (timm:, torchvision:), those of the folder or ID (transformers:)
         mean: per-channel mean the network expects (default: the weights' own, else the data's)
         std: per-channel standard deviation the network expects
+        code: FILE.py:NAME, the class of a run folder's network that is one of your own
     """
 
     name: str = ""
@@ -74,6 +76,7 @@ class ModelConfig:
     pretrained: bool = False
     mean: list[float] | None = None
     std: list[float] | None = None
+    code: str | None = None
 
 
 @dataclass(frozen=True)

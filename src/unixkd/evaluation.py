@@ -40,7 +40,8 @@ def evaluate_teacher(run: Trainer) -> Predictions | None:
     if run.world.leads and not run.ledger.teacher_evaluated:  # a resumed run has paid for it before
         run.ledger.charge_evaluation(len(answers), teacher=True)
     if answers.accuracy is not None:
-        run.note(f"teacher {teacher.card.name}: accuracy {percent(answers.accuracy)}", shared=True)
+        file = "" if teacher.weights_file is None else f" ({teacher.weights_file})"
+        run.note(f"teacher {teacher.card.name}{file}: accuracy {percent(answers.accuracy)}", shared=True)
         if answers.accuracy < 1 / teacher.card.num_classes + NEAR_CHANCE:
             run.note(
                 "WARNING: the teacher is hardly better than chance on these images: are its classes in "

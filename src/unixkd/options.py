@@ -22,6 +22,7 @@ from unixkd.config import (
     TrainConfig,
 )
 from unixkd.errors import UsageError, unknown_name
+from unixkd.own_code import check_code, is_code
 from unixkd.targets import parse_target
 from unixkd.variants import parse_variants
 
@@ -87,9 +88,19 @@ def compare_options(parser: ArgumentParser) -> None:
     )
 
 
+def code_option(parser: ArgumentParser) -> None:
+    """The option of commands that load a run folder."""
+    parser.add_argument(
+        "--code",
+        type=str,
+        help="FILE.py:NAME of the run's network where it is one of your own; the file is run",
+    )
+
+
 def evaluate_options(parser: ArgumentParser) -> None:
     """Options of `evaluate`."""
     parser.add_argument("run", type=str, help="run folder; its own data unless --data says otherwise")
+    code_option(parser)
     parser.add_argument("--batch_size", type=PositiveInt, default=256, help="images per batch")
     parser.set_defaults({"data.name": ""})  # the run's own data
 
@@ -98,6 +109,7 @@ def predict_options(parser: ArgumentParser) -> None:
     """Options of `predict`."""
     parser.add_argument("run", type=str, help="run folder")
     parser.add_argument("images", type=str, nargs="+", help="image files or folders of images")
+    code_option(parser)
     parser.add_argument("--top", type=PositiveInt, default=1, help="classes to print for each image")
     parser.add_argument("--json", action="store_true", help="one JSON object per image")
 
@@ -170,8 +182,20 @@ METHODS = (
     *("kd", "unix", "unix-random", "random", "hard", "mixup", "remix", "selective-backprop"),
     *("random-epoch", "stale", "infobatch", "student-alone"),
 )
+NETWORKS = ("model", "teacher", "student")
 DATA = ("digits", "cifar10", "cifar100", "folder:PATH", "parquet:PATH", "hub:ID")
 """The names that `models`, `methods` and `data` know, so that a misspelt one is answered without torch."""
+
+
+def named_code(options: Namespace) -> list[str]:
+    """The Python files that the options have run for a network, as `FILE.py:NAME`."""
+    values = dict(vars(options))
+    networks = [values[group] for group in NETWORKS if values.get(group) is not None]
+    named = [network.name for network in networks if is_code(network.name)]
+    return [
+        *named,
+        *(code for each in (*networks, options) if (code := getattr(each, "code", None)) is not None),
+    ]
 
 
 def check_names(options: Namespace) -> None:
@@ -180,8 +204,12 @@ def check_names(options: Namespace) -> None:
     What may be a path or is published is left for later.
     """
     values = dict(vars(options))
-    for group in ("model", "teacher", "student"):
+    for name in named_code(options):
+        check_code(name)
+    for group in NETWORKS:
         name = values[group].name if group in values else ""
+        if name.endswith(".py"):
+            raise UsageError(f"'{name}' is a file: name the class in it too, as in {name}:Net")
         if name and name not in MODELS and not re.search(r"[:/\\]", name) and not Path(name).exists():
             raise unknown_name("model", name, MODELS)
     if parse_target(values.get("budget"), values.get("match_kd", False)) and values["method"].name:

@@ -55,7 +55,8 @@ def evaluate(options: Namespace) -> None:
     if data.test is None:
         raise UserError(f"{data.name} has no test images; give --data.holdout to hold training images out")
     # An absolute path, as a folder may have a model's name; classes are checked against the data's.
-    model = build_network(ModelConfig(str(folder.absolute())), data, "model").to(device)
+    config = ModelConfig(str(folder.absolute()), code=options.code)
+    model = build_network(config, data, "model").to(device)
     answers = predict(model, data.test.eval_batches(options.batch_size), device)
     say(
         f"{folder}: {card.name} on {len(answers):,} images of {data.name}: "
@@ -66,7 +67,7 @@ def evaluate(options: Namespace) -> None:
 def predict_images(options: Namespace) -> None:
     """`unixkd predict`: images in, class names out."""
     device = default_device()
-    model = load_model(Path(options.run)).to(device)
+    model = load_model(Path(options.run), options.code).to(device)
     card = model.card
     if card.size is None:
         raise UserError(f"{options.run}: its config.json does not say how large its training images were")
@@ -105,7 +106,8 @@ def check_named(**configs: ModelConfig) -> None:
     for name, config in configs.items():
         if not config.name:
             raise UsageError(
-                f"--{name} is missing: a model name, timm:NAME, torchvision:NAME or a run folder"
+                f"--{name} is missing: a model name, timm:NAME, torchvision:NAME, transformers:PATH_OR_ID, "
+                "FILE.py:NAME, a run folder or a checkpoint folder"
             )
 
 

@@ -8,6 +8,7 @@ from unixkd.config import ModelConfig
 from unixkd.errors import UserError
 from unixkd.models import published
 from unixkd.models.folder import is_run_folder, read_card
+from unixkd.models.foreign import as_weights
 from unixkd.models.registry import create_model
 from unixkd.models.weights import read_weights
 
@@ -20,8 +21,12 @@ def own_num_classes(config: ModelConfig, in_channels: int) -> int:
     """
     if is_run_folder(config.name):
         return read_card(Path(config.name)).num_classes
+    config = as_weights(config)
     if config.pretrained:
-        return published.pretrained(config.name)[1].num_classes
+        wanted = published.expectations(config.name)
+        if wanted is None:
+            raise UserError(f"'{config.name}' has no published weights to download")
+        return wanted.num_classes
     if config.weights is None:
         raise UserError(
             f"'{config.name}': the data has no classes and the network no weights to tell them by"

@@ -11,11 +11,14 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from unixkd.errors import UserError
+from unixkd.models import hf_config, huggingface, own
 from unixkd.models.pixels import ModelCard, PixelModel
 from unixkd.models.registry import check_name, create_model
 from unixkd.models.weights import load_weights
+from unixkd.own_code import is_code
 
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "config.json"
@@ -38,36 +41,78 @@ def save_model(model: PixelModel, folder: str | Path) -> None:
         name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, value in model.net.state_dict().items()
     }
-    card = json.dumps({"schema": SCHEMA, **asdict(model.card)}, indent=2, ensure_ascii=False) + "\n"
+    values = asdict(model.card)
+    if values["transformers"] is None:
+        del values["transformers"]
+    card = json.dumps({"schema": SCHEMA, **values}, indent=2, ensure_ascii=False) + "\n"
     _replace(folder / WEIGHTS_FILE, lambda path: save_file(state, path))
     _replace(folder / CARD_FILE, lambda path: path.write_text(card, encoding="utf-8"))
 
 
-def load_model(folder: str | Path) -> PixelModel:
-    """Load what `save_model` wrote, in eval mode; nothing is downloaded.
+def load_model(folder: str | Path, code: str | None = None) -> PixelModel:
+    """Load what `save_model` wrote, in eval mode; nothing is downloaded, and no code is run but `code`.
 
     Args:
         folder: run folder
+        code: `FILE.py:NAME`, the class of a network of the user's own, which is run
 
     Raises:
-        UserError: missing, damaged or contradictory files
+        UsageError: there is no such file or class
+        UserError: missing, damaged or contradictory files; a network of the user's own without `code`
     """
     card = read_card(folder)
-    model = PixelModel(create_model(card.name, card.num_classes, card.in_channels), card)
-    load_weights(model.net, Path(folder) / WEIGHTS_FILE)
-    return model.eval()
+    net = make_network(folder, card, code)
+    load_weights(net, Path(folder) / WEIGHTS_FILE)
+    return PixelModel(net, card).eval()
 
 
-def load_student(folder: str | Path) -> PixelModel:
+def load_student(folder: str | Path, code: str | None = None) -> PixelModel:
     """Load the student of a finished run, in eval mode; it takes pixels in [0, 1] `[N, C, H, W]`.
 
     Args:
         folder: run folder
+        code: `FILE.py:NAME`, the class of a student of your own, which is run: a folder cannot name code to run
 
     Raises:
-        UserError: missing, damaged or contradictory files
+        UsageError: there is no such file or class
+        UserError: missing, damaged or contradictory files; a student of your own without `code`
     """
-    return load_model(folder)
+    return load_model(folder, code)
+
+
+def make_network(
+    folder: str | Path, card: ModelCard, code: str | None = None, num_classes: int | None = None
+) -> nn.Module:
+    """The network of a run folder with random weights; what its card says about code is never run.
+
+    Args:
+        folder: run folder
+        card: its card
+        code: `FILE.py:NAME` of a network of the user's own
+        num_classes: other than the card's
+
+    Raises:
+        UserError: `code` is missing, or is given for a network that needs none
+    """
+    classes = card.num_classes if num_classes is None else num_classes
+    if is_code(card.name):
+        if code is None:
+            raise UserError(
+                f"'{folder}' is a network of your own, {card.name}, and a folder cannot name code to run: give "
+                f"--code {card.name} (where it is a teacher --teacher.code, in Python code=)"
+            )
+        return own.create(code, classes, card.in_channels)
+    if code is not None:
+        raise UserError(f"'{folder}' is a {card.name}, no network of your own: leave out {code}")
+    if card.transformers is None:
+        return create_model(card.name, classes, card.in_channels)
+    weights = Path(folder) / WEIGHTS_FILE
+    if not weights.is_file():
+        raise UserError(f"no weights file at '{weights}'")
+    most = weights.stat().st_size  # a byte is the least that a parameter takes
+    return huggingface.from_content(
+        card.transformers, classes, card.in_channels, source=str(folder), max_parameters=most
+    )
 
 
 def is_run_folder(path: str | Path) -> bool:
@@ -92,10 +137,22 @@ def read_card(folder: str | Path) -> ModelCard:
         raise UserError(f"'{path}' is no model card of schema {SCHEMA}")
     try:
         card = _card(content)
-        check_name(card.name)
+        _check_kind(card)
     except UserError as error:
         raise UserError(f"'{path}': {error}") from error
     return card
+
+
+def _check_kind(card: ModelCard) -> None:
+    """Raise where nothing here makes such a network; whether there is such code is not looked at."""
+    if card.name.startswith(hf_config.PREFIX) != (card.transformers is not None):
+        raise UserError(
+            f"a network of transformers needs 'transformers', others have none; the name is '{card.name}'"
+        )
+    if card.transformers is not None:
+        hf_config.checked(card.transformers)
+    elif not is_code(card.name):
+        check_name(card.name)
 
 
 def _card(content: dict[str, Any]) -> ModelCard:
@@ -113,6 +170,7 @@ def _card(content: dict[str, Any]) -> ModelCard:
         std=take("std", _are_numbers, "a list of numbers"),
         size=take("size", _or_null(_count(_MAX_SIZE)), f"null or a whole number from 1 to {_MAX_SIZE}"),
         class_names=take("class_names", _or_null(_are_strings), "null or a list of strings"),
+        transformers=take("transformers", _or_null(lambda v: isinstance(v, dict)), "null or a configuration"),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,8 @@ from torch import nn
 
 from unixkd.config import ModelConfig
 from unixkd.errors import UsageError, UserError
-from unixkd.models import published
+from unixkd.models import huggingface, published
+from unixkd.models.agreement import check_channels, check_class_names, check_classes, check_published_names
 from unixkd.models.classes import own_num_classes
 from unixkd.models.folder import (
     CARD_FILE,
@@ -19,15 +21,19 @@ from unixkd.models.folder import (
     is_run_folder,
     load_model,
     load_student,
+    make_network,
     read_card,
     save_model,
 )
+from unixkd.models.foreign import as_weights, is_checkpoint
 from unixkd.models.pixels import ModelCard, PixelModel
 from unixkd.models.registry import check_name, create_model, model_names
 from unixkd.models.weights import copy_weights, load_weights
+from unixkd.own_code import is_code
 
 __all__ = ["build_model", "load_model", "load_student", "load_weights", "save_model"]
 
+_log = logging.getLogger("unixkd")
 Role = Literal["teacher", "student", "model"]
 
 
@@ -65,8 +71,11 @@ def build_model(
     data = ModelCard(config.name, num_classes, in_channels, tuple(mean), tuple(std), None, names)
     is_folder = _names_a_folder(config.name, role)
     _check_source(config, role, is_folder)
+    if not is_folder:
+        config = as_weights(config)
+        data = replace(data, name=config.name)
     if is_folder:
-        net, card = _from_folder(Path(config.name), data, role)
+        net, card = _from_folder(config, data, role)
     elif config.pretrained:
         net, card = _from_published(config.name, data, role)
     else:
@@ -79,19 +88,25 @@ def build_model(
         card,
         mean=card.mean if config.mean is None else tuple(config.mean),
         std=card.std if config.std is None else tuple(config.std),
+        transformers=huggingface.content_of(net),
     )
-    return PixelModel(net, card)
+    return PixelModel(net, card, None if config.weights is None else Path(config.weights).name)
 
 
 def _names_a_folder(name: str, role: Role) -> bool:
     if not name:
         raise UsageError(f"name the {role}: --{role}.name")
-    if name in model_names() or name.startswith(published.PREFIXES):
+    if name in model_names() or name.startswith(published.PREFIXES) or is_code(name):
         return False
     if is_run_folder(name):
         return True
+    if is_checkpoint(name):
+        return False
     if Path(name).is_dir():
-        raise UserError(f"'{name}' is no run folder: it does not hold {WEIGHTS_FILE} and {CARD_FILE}")
+        raise UserError(
+            f"'{name}' is no run folder: it does not hold {WEIGHTS_FILE} and {CARD_FILE}, nor a checkpoint as "
+            "RepDistiller and mdistiller name them"
+        )
     if "/" in name or "\\" in name:
         raise UserError(f"there is no run folder '{name}'")
     return False
@@ -100,72 +115,62 @@ def _names_a_folder(name: str, role: Role) -> bool:
 def _check_source(config: ModelConfig, role: Role, is_folder: bool) -> None:
     """Refuse contradictory sources of weights, and a teacher without any."""
     name = config.name
-    if not is_folder:
+    has_own = is_folder or (name not in model_names() and is_checkpoint(name))
+    if not has_own:
         check_name(name)
     if config.pretrained and config.weights is not None:
         raise UserError(f"give --{role}.weights or --{role}.pretrained, not both")
-    if is_folder and config.weights is not None:
-        raise UserError(f"run folder '{name}' has its own weights: drop --{role}.weights")
+    if config.code is not None and not is_folder:
+        raise UserError(f"--{role}.code is for a run folder; '{name}' is none")
+    if has_own and config.weights is not None:
+        raise UserError(f"'{name}' has its own weights: drop --{role}.weights")
     is_published = name.startswith(published.PREFIXES)
     if config.pretrained and not is_published:
         raise UserError(f"'{name}' has no published weights to download: drop --{role}.pretrained")
-    if role == "teacher" and not (is_folder or config.pretrained or config.weights is not None):
+    if role == "teacher" and not (has_own or config.pretrained or config.weights is not None):
         other = f"--{role}.pretrained true" if is_published else "name a run folder"
         raise UserError(f"teacher '{name}' would have random weights: give --{role}.weights FILE or {other}")
 
 
-def _from_folder(folder: Path, data: ModelCard, role: Role) -> tuple[nn.Module, ModelCard]:
+def _from_folder(config: ModelConfig, data: ModelCard, role: Role) -> tuple[nn.Module, ModelCard]:
+    folder = Path(config.name)
     card = read_card(folder)
-    _check_channels(str(folder), card.in_channels, data.in_channels)
+    check_channels(str(folder), card.in_channels, data.in_channels)
     names = data.class_names
     if role != "student":
-        _check_classes(str(folder), card.num_classes, data.num_classes, role)
-        _check_class_names(str(folder), card.class_names, data.class_names)
+        check_classes(str(folder), card.num_classes, data.num_classes, role)
+        check_class_names(str(folder), card.class_names, data.class_names)
         names = data.class_names or card.class_names
-    net = create_model(card.name, data.num_classes, card.in_channels)
+    net = make_network(folder, card, config.code, data.num_classes)
     load_weights(net, folder / WEIGHTS_FILE, strict_head=role != "student")
-    return net, replace(card, num_classes=data.num_classes, class_names=names)
+    return net, replace(card, name=config.code or card.name, num_classes=data.num_classes, class_names=names)
 
 
 def _from_published(name: str, data: ModelCard, role: Role) -> tuple[nn.Module, ModelCard]:
     net, source = published.pretrained(name)
-    _check_channels(name, len(source.mean), data.in_channels)
+    check_channels(name, source.channels, data.in_channels)
     if role != "student":
-        _check_classes(name, source.num_classes, data.num_classes, role)
+        check_classes(name, source.num_classes, data.num_classes, role)
+        check_published_names(name, source.class_names, data.class_names)
     elif source.num_classes != data.num_classes:
         own, net = net, create_model(name, data.num_classes, data.in_channels)
         copy_weights(own.state_dict(), net, source=name, strict_head=False)
-    return net, _as_published(data, source.num_classes)
+    card = _as_published(data, source.num_classes)
+    if role != "student" and card.class_names is None:
+        card = replace(card, class_names=source.class_names)
+    return net, replace(card, size=card.size or published.fixed_size(net))
 
 
 def _as_published(card: ModelCard, num_classes: int) -> ModelCard:
     """The card with the preprocessing of the published weights, where weights have as many classes as these."""
     source = published.expectations(card.name)
-    if source is None or num_classes != source.num_classes or card.in_channels != len(source.mean):
+    if source is None or num_classes != source.num_classes or card.in_channels != source.channels:
         return card
-    return replace(card, mean=source.mean, std=source.std, size=source.size)
-
-
-def _check_channels(source: str, own: int, data: int) -> None:
-    if own != data:
-        raise UserError(f"'{source}' was trained on {own}-channel images, the data have {data} channels")
-
-
-def _check_classes(source: str, own: int, data: int, role: Role) -> None:
-    if own != data:
-        raise UserError(
-            f"{role} '{source}' has {own} classes, the data have {data}: take one trained on these classes"
+    if source.mean is None or source.std is None:
+        _log.warning(
+            "'%s' does not say how its images were normalised: they are as the data's, or as --teacher.mean and "
+            "--teacher.std say",
+            card.name,
         )
-
-
-def _check_class_names(source: str, own: tuple[str, ...] | None, data: tuple[str, ...] | None) -> None:
-    if own is None or data is None or own == data:
-        return
-    pairs = enumerate(zip(own, data, strict=True))
-    differences = [f"class {i} is '{a}' there, '{b}' in the data" for i, (a, b) in pairs if a != b]
-    more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
-    order = "in another order" if sorted(own) == sorted(data) else "by other names"
-    raise UserError(
-        f"'{source}' knows the classes {order}: {'; '.join(differences[:3])}{more}. "
-        "Its logits would mean other classes: use the data it was trained on, or rename the classes"
-    )
+        return replace(card, size=source.size or card.size)
+    return replace(card, mean=source.mean, std=source.std, size=source.size or card.size)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,13 +20,14 @@ class ModelCard:
     """What a network is and how it wants its images.
 
     Args:
-        name: the name `create_model` knows it by
+        name: the name it was made by
         num_classes: width of the logits
         in_channels: channels of the images
         mean: per-channel mean of the pixels the network was trained on, in [0, 1]
         std: per-channel standard deviation
         size: side in pixels of the images the network wants (None: takes what comes)
         class_names: name of each class, in the order of the logits, or None
+        transformers: the configuration of a network of transformers, which its name alone does not tell; else None
 
     Raises:
         UserError: where the numbers contradict each other
@@ -42,6 +45,7 @@ class ModelCard:
     std: tuple[float, ...]
     size: int | None = None
     class_names: tuple[str, ...] | None = None
+    transformers: Mapping[str, Any] | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
         if min(self.num_classes, self.in_channels, 1 if self.size is None else self.size) < 1:
@@ -66,9 +70,11 @@ class PixelModel(nn.Module):
     Args:
         net: the network itself; its `state_dict` is what is saved
         card: what it is and how it wants its images
+        weights_file: name of the file its weights were read from, where the user has named one
 
     Raises:
-        UserError: in forward, where images have another number of channels than the card says
+        UserError: in forward, where images have another number of channels than the card says, or the network gives
+            something else than logits `[N, num_classes]` (themselves, or as `.logits` of what it gives)
 
     >>> from unixkd.models.registry import create_model
     >>> card = ModelCard("resnet8", 10, 1, (0.3,), (0.2,))
@@ -79,10 +85,11 @@ class PixelModel(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, net: nn.Module, card: ModelCard) -> None:
+    def __init__(self, net: nn.Module, card: ModelCard, weights_file: str | None = None) -> None:
         super().__init__()
         self.net = net
         self.card = card
+        self.weights_file = weights_file
         # Not persistent: the card is where they are kept.
         self.register_buffer("mean", torch.tensor(card.mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(card.std).view(1, -1, 1, 1), persistent=False)
@@ -93,4 +100,9 @@ class PixelModel(nn.Module):
             raise UserError(f"{card.name} takes {card.in_channels}-channel images, got {images.shape[1]}")
         if card.size is not None and images.shape[2:] != (card.size, card.size):
             images = F.interpolate(images, size=(card.size, card.size), mode="bilinear", antialias=True)
-        return self.net((images - self.mean) / self.std)
+        output = self.net((images - self.mean) / self.std)
+        logits = getattr(output, "logits", output)  # networks of transformers wrap them
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] != card.num_classes:
+            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise UserError(f"{card.name} gives {got}, not logits ({len(images)}, {card.num_classes})")
+        return logits

@@ -1,58 +1,48 @@
-"""Networks of timm and torchvision: by name, with random or with the published weights."""
+"""Networks of timm, torchvision and transformers: by name, with random or with the published weights."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 from torch import nn
 
 from unixkd.errors import UserError, missing_extra, unknown_name
+from unixkd.models import huggingface
+from unixkd.models.expectations import Expectations
+from unixkd.models.hf_config import PREFIX as TRANSFORMERS
 
-PREFIXES = ("timm:", "torchvision:")
+PREFIXES = ("timm:", "torchvision:", TRANSFORMERS)
 # They return extra heads while training; timm has both without them.
 _WITH_AUXILIARY_HEADS = {"googlenet", "inception_v3"}
 
 
-@dataclass(frozen=True)
-class Expectations:
-    """What published weights expect of their images.
-
-    Args:
-        num_classes: classes of their classifier
-        mean: per-channel mean of the pixels, in [0, 1]
-        std: per-channel standard deviation
-        size: side of the images in pixels
-    """
-
-    num_classes: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    size: int
-
-
 def check_name(name: str) -> None:
-    """Raise where `timm:NAME` or `torchvision:NAME` is no known network.
+    """Raise where `timm:NAME`, `torchvision:NAME` or `transformers:PATH_OR_ID` is no known network.
 
     Raises:
         UsageError: for an unknown name
-        UserError: where timm is not installed
+        UserError: where the library is not installed
     """
+    if name.startswith(TRANSFORMERS):
+        return huggingface.check_name(name)
     library, _, architecture = name.partition(":")
     known = _timm_names(architecture) if library == "timm" else _torchvision_names()
     if architecture not in known:
         raise unknown_name("model", name, [f"{library}:{other}" for other in known])
+    return None
 
 
 def create(name: str, num_classes: int, in_channels: int) -> nn.Module:
-    """Build `timm:NAME` or `torchvision:NAME` with random weights.
+    """Build `timm:NAME`, `torchvision:NAME` or `transformers:PATH_OR_ID` with random weights.
 
     Raises:
         UsageError: for an unknown name
-        UserError: where timm is not installed, or torchvision is asked for other than 3 channels
+        UserError: where the library is not installed, or the network takes other channels
     """
     check_name(name)
+    if name.startswith(TRANSFORMERS):
+        return huggingface.create(name, num_classes, in_channels)
     library, _, architecture = name.partition(":")
     if library == "timm":
         return _timm().create_model(architecture, num_classes=num_classes, in_chans=in_channels)
@@ -71,6 +61,8 @@ def pretrained(name: str) -> tuple[nn.Module, Expectations]:
         UserError: where the weights cannot be had
     """
     check_name(name)
+    if name.startswith(TRANSFORMERS):
+        return huggingface.pretrained(name)
     library, _, architecture = name.partition(":")
     try:
         if library == "timm":
@@ -89,7 +81,9 @@ def pretrained(name: str) -> tuple[nn.Module, Expectations]:
 
 
 def expectations(name: str) -> Expectations | None:
-    """What the published weights of `timm:NAME` or `torchvision:NAME` expect; None for other networks."""
+    """What the published weights under a name of a library expect; None for other networks."""
+    if name.startswith(TRANSFORMERS):
+        return huggingface.expectations(name)
     library, _, architecture = name.partition(":")
     if library == "torchvision":
         return _torchvision_expectations(architecture)
@@ -100,6 +94,8 @@ def expectations(name: str) -> Expectations | None:
 
 def fixed_size(net: nn.Module) -> int | None:
     """Side in pixels of the only images the network can take (vision transformers), or None."""
+    if huggingface.is_of_transformers(net):
+        return huggingface.fixed_size(net)
     config = getattr(net, "pretrained_cfg", None)  # timm
     if config and config.get("fixed_input_size"):
         return int(config["input_size"][-1])
@@ -130,9 +126,8 @@ def _timm_expectations(net: Any) -> Expectations:
     from timm.data import resolve_model_data_config
 
     config = resolve_model_data_config(net)
-    return Expectations(
-        net.num_classes, tuple(config["mean"]), tuple(config["std"]), config["input_size"][-1]
-    )
+    mean, std = tuple(config["mean"]), tuple(config["std"])
+    return Expectations(net.num_classes, len(mean), mean, std, config["input_size"][-1])
 
 
 def _torchvision_expectations(architecture: str) -> Expectations:
@@ -140,5 +135,5 @@ def _torchvision_expectations(architecture: str) -> Expectations:
 
     weights = models.get_model_weights(architecture).DEFAULT
     wanted = weights.transforms()
-    classes = len(weights.meta["categories"])
-    return Expectations(classes, tuple(wanted.mean), tuple(wanted.std), wanted.crop_size[0])
+    mean, std = tuple(wanted.mean), tuple(wanted.std)
+    return Expectations(len(weights.meta["categories"]), len(mean), mean, std, wanted.crop_size[0])

@@ -8,7 +8,7 @@ from functools import partial
 from torch import nn
 
 from unixkd.errors import unknown_name
-from unixkd.models import published
+from unixkd.models import own, published
 from unixkd.models.mobilenetv2 import MobileNetV2
 from unixkd.models.resnet import ResNet
 from unixkd.models.resnet50 import ResNet50
@@ -16,6 +16,7 @@ from unixkd.models.shufflenetv1 import ShuffleNetV1
 from unixkd.models.shufflenetv2 import ShuffleNetV2
 from unixkd.models.vgg import VGG
 from unixkd.models.wrn import WideResNet
+from unixkd.own_code import check_code, is_code
 
 NARROW = (16, 16, 32, 64)
 WIDE = (32, 64, 128, 256)
@@ -60,13 +61,14 @@ def create_model(name: str, num_classes: int = 100, in_channels: int = 3) -> nn.
     """Build a network with random weights.
 
     Args:
-        name: a CIFAR-family name, `timm:NAME` or `torchvision:NAME`
+        name: a CIFAR-family name, `timm:NAME`, `torchvision:NAME`, `transformers:PATH_OR_ID`, or `FILE.py:NAME`,
+            which runs that file
         num_classes: number of classes, the width of the logits `[N, num_classes]`
         in_channels: channels of the images `[N, in_channels, H, W]`
 
     Raises:
         UsageError: for an unknown name
-        UserError: where timm is not installed, or torchvision is asked for other than 3 channels
+        UserError: where the library is not installed, the network takes other channels, or the file fails
 
     >>> net = create_model("resnet8", num_classes=10, in_channels=1)
     >>> sum(p.numel() for p in net.parameters())
@@ -75,6 +77,8 @@ def create_model(name: str, num_classes: int = 100, in_channels: int = 3) -> nn.
     check_name(name)
     if name.startswith(published.PREFIXES):
         return published.create(name, num_classes, in_channels)
+    if is_code(name):
+        return own.create(name, num_classes, in_channels)
     return FAMILY[name](num_classes=num_classes, in_channels=in_channels)
 
 
@@ -83,9 +87,11 @@ def check_name(name: str) -> None:
 
     Raises:
         UsageError: for an unknown name
-        UserError: for a timm model where timm is not installed
+        UserError: where the library of a model is not installed
     """
     if name.startswith(published.PREFIXES):
         published.check_name(name)
+    elif is_code(name):
+        check_code(name)
     elif name not in FAMILY:
         raise unknown_name("model", name, FAMILY)

@@ -6,10 +6,11 @@ import argparse
 import logging
 import pickle
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,6 +20,16 @@ _log = logging.getLogger("unixkd")
 _WRAPPER_KEYS = ("model", "state_dict")
 # What torch.load raises, for instance, where it reads something else than it expects.
 _DAMAGED = (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, struct.error)
+# Beside the weights RepDistiller keeps its options, a plain namespace, and its descendants the best accuracy as a
+# number of NumPy, under the name that NumPy 1 or 2 has for it. Reading them runs nothing.
+_NUMBER: Any = np.float64(0).__reduce__()[0]  # what NumPy's numbers are made by when they are read
+_HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+    argparse.Namespace,
+    (_NUMBER, "numpy.core.multiarray.scalar"),
+    (_NUMBER, "numpy._core.multiarray.scalar"),
+    np.dtype,
+    *(type(np.dtype(name)) for name in ("float16", "float32", "float64", "int32", "int64")),
+]
 _PREFIXES = ("module.", "_orig_mod.")  # DataParallel and DDP; torch.compile
 
 
@@ -100,8 +111,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_torch(path: Path) -> object:
     try:
-        # RepDistiller keeps its options in the file: a plain namespace, which runs nothing when read.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals(_HARMLESS):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(

@@ -1,0 +1,171 @@
+"""Image classifiers of Hugging Face transformers: `transformers:` and a folder of `save_pretrained` or an ID.
+
+Only networks of the library itself are built: code that a folder or its configuration brings along is never run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from unixkd.errors import UsageError, UserError
+from unixkd.models.expectations import Expectations
+from unixkd.models.hf_config import (
+    PREFIX,
+    Source,
+    checked,
+    image_size,
+    make_config,
+    num_channels,
+    quiet,
+    read,
+    told,
+    transformers,
+)
+from unixkd.models.hf_images import read_preprocessing
+
+_USUAL_SIZE, _SMALL_SIZE = 224, 32
+"""Sides in pixels with which networks are tried out: the usual one, and the data of the CIFAR family."""
+
+
+def check_name(name: str) -> None:
+    """Raise where the name means a folder that is not there, or transformers is not installed.
+
+    Raises:
+        UsageError: no such folder
+        UserError: transformers is not installed
+    """
+    path = name.removeprefix(PREFIX)
+    is_path = path.startswith((".", "~", "/")) or "\\" in path or path.count("/") > 1
+    if not path or (is_path and not Path(path).is_dir()):
+        raise UsageError(f"'{name}': there is no folder '{path}' with a network of save_pretrained")
+    transformers()
+
+
+def create(name: str, num_classes: int, in_channels: int) -> nn.Module:
+    """Build the configuration under a name with random weights.
+
+    Raises:
+        UserError: it cannot be had, is no image classifier's, or takes other channels
+    """
+    check_name(name)
+    return from_content(read(name).content, num_classes, in_channels, source=name)
+
+
+def pretrained(name: str) -> tuple[nn.Module, Expectations]:
+    """The network with its own weights, read or downloaded by the library, and what they expect.
+
+    Raises:
+        UserError: weights or configuration cannot be had, or some are missing
+    """
+    check_name(name)
+    source = read(name)
+    with told(name), quiet():
+        net, found = transformers().AutoModelForImageClassification.from_pretrained(
+            name.removeprefix(PREFIX),
+            config=make_config(source.content, len(source.labels), source.channels),
+            dtype=torch.float32,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    if missing := sorted(found["missing_keys"]):
+        raise UserError(f"'{name}' has no weights of '{missing[0]}': it is no trained image classifier")
+    net.name_or_path = (
+        ""  # where a network lies is not part of it: stored answers tell networks by such settings
+    )
+    return net, _expectations(name, source)
+
+
+def expectations(name: str) -> Expectations:
+    """What the weights under a name expect of their images."""
+    return _expectations(name, read(name))
+
+
+def is_of_transformers(net: nn.Module) -> bool:
+    """Whether a network is one of the library's own classes."""
+    return type(net).__module__.startswith("transformers.")
+
+
+def content_of(net: nn.Module) -> dict[str, Any] | None:
+    """The configuration of a network, as a run folder keeps it; None where it is not one of transformers."""
+    if not is_of_transformers(net):
+        return None
+    content: dict[str, Any] = json.loads(json.dumps(checked(net.config.to_dict())))  # type: ignore[union-attr,operator]
+    return content
+
+
+def from_content(
+    content: Mapping[str, Any],
+    num_classes: int,
+    in_channels: int,
+    *,
+    source: str,
+    max_parameters: int | None = None,
+) -> nn.Module:
+    """Build what `content_of` has kept, with random weights; nothing is downloaded, nobody's code is run.
+
+    Args:
+        content: the configuration, by whomever
+        num_classes: width of the logits
+        in_channels: channels of the images
+        source: where it comes from, for messages
+        max_parameters: a network of more is refused before it takes memory
+
+    Raises:
+        UserError: it is no image classifier's of transformers, or one of other channels, or too large
+    """
+    with told(source), quiet():
+        config = make_config(checked(content), num_classes, in_channels)
+        skeleton = _skeleton(config)
+        parameters = sum(parameter.numel() for parameter in skeleton.parameters())
+        if max_parameters is not None and parameters > max_parameters:
+            raise UserError(
+                f"it describes a network of {parameters:,} parameters, more than its weights can hold"
+            )
+        if not _takes(skeleton, in_channels, image_size(config) or _USUAL_SIZE):
+            raise UserError(f"{config.model_type} does not take {in_channels}-channel images as configured")
+        return _build(config)
+
+
+def fixed_size(net: nn.Module) -> int | None:
+    """Side in pixels of the images that a network was made for, where it does not take others; else None."""
+    if not is_of_transformers(net) or (size := image_size(net.config)) is None:
+        return None
+    with quiet():
+        skeleton = _skeleton(net.config)
+    sizes = (2 * size, _SMALL_SIZE)
+    return None if all(_takes(skeleton, num_channels(net.config), other) for other in sizes) else size
+
+
+def _expectations(name: str, source: Source) -> Expectations:
+    with told(name), quiet():
+        mean, std, size = read_preprocessing(name.removeprefix(PREFIX), source.channels)
+    named = any(label != f"LABEL_{number}" for number, label in enumerate(source.labels))
+    labels = source.labels if named else None
+    return Expectations(len(source.labels), source.channels, mean, std, size, labels)
+
+
+def _build(config: Any) -> nn.Module:
+    build = transformers().AutoModelForImageClassification.from_config
+    net: nn.Module = build(config, dtype=torch.float32, trust_remote_code=False)
+    return net
+
+
+def _skeleton(config: Any) -> nn.Module:
+    """The network without memory for its weights, to be tried out."""
+    with torch.device("meta"):
+        return _build(config).eval()
+
+
+def _takes(skeleton: nn.Module, channels: int, size: int) -> bool:
+    try:
+        with torch.no_grad():
+            skeleton(torch.empty(1, channels, size, size, device="meta"))
+    except Exception:  # each network complains in its own way
+        return False
+    return True
