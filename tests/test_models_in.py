@@ -19,6 +19,7 @@ from running import SMALL, call, everything, summary
 from unixkd.cli import parse
 from unixkd.config import ModelConfig
 from unixkd.errors import UsageError, UserError
+from unixkd.flops import forward_flops
 from unixkd.models import (
     ModelCard,
     PixelModel,
@@ -242,6 +243,15 @@ def test_a_checkpoint_s_classes_are_known_for_data_without_any(tmp_path):
         build(tmp_path / "resnet8_vanilla", classes=7)
 
 
+def test_the_command_line_names_the_file_of_its_teacher(tmp_path, capsys):
+    file = tmp_path / "resnet8_vanilla" / "ckpt_epoch_240.pth"
+    file.parent.mkdir()
+    torch.save({"model": create_model("resnet8", 10, 1).state_dict()}, file)
+    pair = ("--teacher", file.parent, "--student", "resnet8")
+    assert call("distill", *pair, *SMALL, "--out", tmp_path / "run") == 0
+    assert "teacher resnet8 (ckpt_epoch_240.pth): accuracy" in capsys.readouterr().out
+
+
 # A class of one's own
 
 
@@ -434,8 +444,8 @@ def test_each_of_a_pair_gets_its_own_normalisation_and_size(tmp_path):
     resized = nn.functional.interpolate(mixed, size=(160, 160), mode="bilinear", antialias=True)
     shaped = [torch.tensor(values).view(1, 3, 1, 1) for values in (mean, std)]
     torch.testing.assert_close(seen["teacher"], (resized - shaped[0]) / shaped[1], rtol=1e-4, atol=1e-4)
-    flops = unixkd.forward_flops(teacher, (3, 32, 32))
-    assert flops == unixkd.forward_flops(net, (3, 160, 160))
+    flops = forward_flops(teacher, (3, 32, 32))
+    assert flops == forward_flops(net, (3, 160, 160))
 
 
 def test_a_card_without_the_younger_fields_loads(tmp_path):

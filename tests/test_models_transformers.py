@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -206,6 +207,20 @@ def test_a_missing_folder_and_a_damaged_one(tmp_path, capsys):
         build(tmp_path, "student")
 
 
+def test_a_failed_download_is_a_line_and_no_missing_file(vit, monkeypatch):
+    def offline(*_args, **_options):
+        raise OSError("We couldn't connect to the Hub\nCheck your internet connection")
+
+    monkeypatch.setattr(
+        "transformers.image_processing_base.ImageProcessingMixin.get_image_processor_dict", offline
+    )
+    with pytest.raises(UserError, match=r"^'transformers:.*vit': We couldn't connect to the Hub$"):
+        build(vit, pretrained=True)
+    monkeypatch.setattr("transformers.PreTrainedConfig.get_config_dict", offline)
+    with pytest.raises(UserError, match=r"^'transformers:some/where': We couldn't connect to the Hub$"):
+        build("some/where", "student")
+
+
 # Run folders
 
 
@@ -302,7 +317,7 @@ def test_a_card_whose_name_and_configuration_contradict(run, name, content):
 
 
 def test_transformers_missing_names_the_extra(run, vit, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "transformers", None)
+    monkeypatch.setitem(sys.modules, "transformers", None)
     for what in (lambda: load_model(run), lambda: create_model(f"transformers:{vit}")):
         with pytest.raises(UserError, match=r"pip install 'unixkd\[transformers\]'"):
             what()

@@ -22,7 +22,7 @@ from unixkd.config import (
     TrainConfig,
 )
 from unixkd.errors import UsageError, unknown_name
-from unixkd.own_code import check_code, is_code
+from unixkd.named_files import check_code, check_folder, is_code
 from unixkd.targets import parse_target
 from unixkd.variants import parse_variants
 
@@ -208,6 +208,8 @@ def check_names(options: Namespace) -> None:
         check_code(name)
     for group in NETWORKS:
         name = values[group].name if group in values else ""
+        if name.startswith("transformers:"):
+            check_folder(name)
         if name.endswith(".py"):
             raise UsageError(f"'{name}' is a file: name the class in it too, as in {name}:Net")
         if name and name not in MODELS and not re.search(r"[:/\\]", name) and not Path(name).exists():

@@ -18,7 +18,7 @@ from unixkd.models import hf_config, huggingface, own
 from unixkd.models.pixels import ModelCard, PixelModel
 from unixkd.models.registry import check_name, create_model
 from unixkd.models.weights import load_weights
-from unixkd.own_code import is_code
+from unixkd.named_files import is_code
 
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "config.json"

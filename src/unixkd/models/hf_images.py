@@ -22,7 +22,9 @@ def read_preprocessing(path: str, channels: int) -> Preprocessing:
 
     try:
         content, _ = ImageProcessingMixin.get_image_processor_dict(path)
-    except OSError:
+    except OSError as error:
+        if "Can't load image processor" not in str(error):  # a network that fails, say
+            raise
         return None, None, None
     mean, std = normalisation(content, channels)
     return mean, std, side(content)

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from unixkd.errors import UsageError, UserError
+from unixkd.errors import UserError
 from unixkd.models.expectations import Expectations
 from unixkd.models.hf_config import (
     PREFIX,
@@ -28,6 +27,7 @@ from unixkd.models.hf_config import (
     transformers,
 )
 from unixkd.models.hf_images import read_preprocessing
+from unixkd.named_files import check_folder
 
 _USUAL_SIZE, _SMALL_SIZE = 224, 32
 """Sides in pixels with which networks are tried out: the usual one, and the data of the CIFAR family."""
@@ -40,10 +40,7 @@ def check_name(name: str) -> None:
         UsageError: no such folder
         UserError: transformers is not installed
     """
-    path = name.removeprefix(PREFIX)
-    is_path = path.startswith((".", "~", "/")) or "\\" in path or path.count("/") > 1
-    if not path or (is_path and not Path(path).is_dir()):
-        raise UsageError(f"'{name}': there is no folder '{path}' with a network of save_pretrained")
+    check_folder(name)
     transformers()
 
 

@@ -29,7 +29,7 @@ from unixkd.models.foreign import as_weights, is_checkpoint
 from unixkd.models.pixels import ModelCard, PixelModel
 from unixkd.models.registry import check_name, create_model, model_names
 from unixkd.models.weights import copy_weights, load_weights
-from unixkd.own_code import is_code
+from unixkd.named_files import is_code
 
 __all__ = ["build_model", "load_model", "load_student", "load_weights", "save_model"]
 

@@ -8,7 +8,7 @@ import inspect
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from unixkd.errors import UserError, unknown_name
-from unixkd.own_code import check_code, parts_of
+from unixkd.named_files import check_code, parts_of
 
 
 def create(name: str, num_classes: int, in_channels: int) -> nn.Module:
@@ -102,7 +102,8 @@ def _neighbours(file: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        sys.path.remove(folder)
+        with suppress(ValueError):  # the code may have changed the path itself
+            sys.path.remove(folder)
 
 
 @contextmanager

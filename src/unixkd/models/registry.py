@@ -16,7 +16,7 @@ from unixkd.models.shufflenetv1 import ShuffleNetV1
 from unixkd.models.shufflenetv2 import ShuffleNetV2
 from unixkd.models.vgg import VGG
 from unixkd.models.wrn import WideResNet
-from unixkd.own_code import check_code, is_code
+from unixkd.named_files import check_code, is_code
 
 NARROW = (16, 16, 32, 64)
 WIDE = (32, 64, 128, 256)

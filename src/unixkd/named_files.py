@@ -1,7 +1,7 @@
-"""`FILE.py:NAME`: a network of the user's own, told from other names and looked for; imports no torch.
+"""Model names that mean files: `FILE.py:NAME`, code of the user's own, and `transformers:FOLDER`; imports no torch.
 
-Such a file is Python, and building the network runs it. So it has to be named by the user, on the command line or in
-a call: what a run folder, a checkpoint or a file of options says about code is never run.
+Code is run when its network is built. So it has to be named by the user, on the command line or in a call: what a run
+folder, a checkpoint or a file of options says about code is never run.
 """
 
 from __future__ import annotations
@@ -47,3 +47,17 @@ def check_code(name: str) -> None:
     file, _ = parts_of(name)
     if not file.is_file():
         raise UsageError(f"there is no file '{file}' (named by '{name}')")
+
+
+def check_folder(name: str) -> None:
+    """Raise where `transformers:PATH_OR_ID` means a folder that is not there: what is no ORGANISATION/MODEL.
+
+    Raises:
+        UsageError: names the folder
+
+    >>> check_folder("transformers:google/vit-base-patch16-224")
+    """
+    path = name.partition(":")[2]
+    is_path = path.startswith((".", "~", "/")) or "\\" in path or path.count("/") > 1
+    if not path or (is_path and not Path(path).is_dir()):
+        raise UsageError(f"'{name}': there is no folder '{path}' with a network of save_pretrained")
