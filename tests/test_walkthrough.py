@@ -18,7 +18,7 @@ from test_docs import ROOT, blocks
 
 PAGE = ROOT / "docs" / "own-model.md"
 CLASSES = ("checks", "rings", "stripes")
-EACH = 30
+EACH = 40
 
 
 def pattern(name: str, random: np.random.Generator) -> NDArray[np.uint8]:
@@ -31,7 +31,7 @@ def pattern(name: str, random: np.random.Generator) -> NDArray[np.uint8]:
         "rings": np.sin(2 * np.pi * np.hypot(x - width / 2, y - height / 2) / period),
         "stripes": np.sin(2 * np.pi * (x + y) / period),
     }
-    one, other = random.integers(0, 256, (2, 3))
+    one, other = random.integers(0, 100, 3), random.integers(156, 256, 3)
     share = (waves[name][..., None] + 1) / 2
     noise = random.normal(0, 10, (height, width, 3))
     return np.clip(share * one + (1 - share) * other + noise, 0, 255).astype(np.uint8)

@@ -142,6 +142,7 @@ def export_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "run", type=str, help="run folder; verified on its own data unless --data says otherwise"
     )
+    code_option(parser)
     parser.add_argument("--out", type=str, help="folder to write (default: export in the run folder)")
     parser.add_argument(
         "--formats",

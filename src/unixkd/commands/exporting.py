@@ -33,13 +33,13 @@ def export(options: Namespace) -> None:
     check_options(options)
     folder = Path(options.run)
     out = Path(options.out or folder / "export")
-    student, facts = load_model(folder), read_facts(folder)
+    student, facts = load_model(folder, options.code), read_facts(folder)
     size = options.size or student.card.size
     if size is None:
         raise UserError(f"{folder}: its config.json does not say how large its images are; give --size")
     sample = find_sample(options, folder, student.card, size)
     prepare(folder, out, options.overwrite)
-    made, failed = export_student(student, out, options.formats, sample, size)
+    made, failed = export_student(student, out, options.formats, sample, size, options.code)
     for artefact in made:
         say(artefact_line(artefact, sample))
     if made:

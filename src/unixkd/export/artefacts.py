@@ -56,7 +56,12 @@ def prepare(run: Path, out: Path, overwrite: bool) -> None:
 
 
 def export_student(
-    student: PixelModel, out: Path, formats: Sequence[str], sample: Sample, size: int
+    student: PixelModel,
+    out: Path,
+    formats: Sequence[str],
+    sample: Sample,
+    size: int,
+    code: str | None = None,
 ) -> tuple[list[Artefact], list[str]]:
     """Write each format and compare what was written with the student; what fails is deleted.
 
@@ -66,6 +71,7 @@ def export_student(
         formats: names in `FORMATS`
         sample: images to compare on
         size: side of the square images that `torch` and `onnx` take, in pixels
+        code: `FILE.py:NAME` of a network of the user's own
 
     Returns: what was made, and for each format that failed what is wrong with it
 
@@ -78,7 +84,7 @@ def export_student(
         with writing(out), aside(out) as folder:
             try:
                 FORMATS[name].write(student, size, folder)
-                agreement = compare(student, FORMATS[name].open(folder), sample.batches)
+                agreement = compare(student, FORMATS[name].open(folder, code), sample.batches)
             except (
                 Exception
             ) as error:  # torch's tracers, its ONNX translators and runtimes have no common one

@@ -26,10 +26,13 @@ PIXELS, LOGITS = "pixels", "logits"
 
 
 class Format(NamedTuple):
-    """How a student is written (student, side of the images, folder) and what is written opened again."""
+    """How a student is written (student, side of the images, folder) and what is written opened again.
+
+    `open` gets the code of a network of the user's own (`FILE.py:NAME`), which only weights without a program need.
+    """
 
     write: Callable[[PixelModel, int, Path], None]
-    open: Callable[[Path], Answering]
+    open: Callable[..., Answering]
     needs: tuple[str, ...] = ()
 
 
@@ -57,7 +60,7 @@ def write_torch(student: PixelModel, size: int, folder: Path) -> None:
     torch.export.save(trace(student, size), folder / TORCH_FILE)
 
 
-def open_torch(folder: Path) -> Answering:
+def open_torch(folder: Path, code: str | None = None) -> Answering:
     """What `write_torch` wrote."""
     log = logging.getLogger("torch.export")
     log.disabled = True  # of a damaged file it logs a traceback and then raises it
@@ -86,7 +89,7 @@ def write_onnx(student: PixelModel, size: int, folder: Path) -> None:
     program.save(folder / ONNX_FILE)
 
 
-def open_onnx(folder: Path) -> Answering:
+def open_onnx(folder: Path, code: str | None = None) -> Answering:
     """What `write_onnx` wrote, in ONNX Runtime on the CPU."""
     import onnxruntime
 

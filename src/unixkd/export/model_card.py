@@ -12,7 +12,7 @@ import yaml
 from unixkd.errors import UserError
 from unixkd.export.artefacts import Artefact
 from unixkd.export.facts import Facts
-from unixkd.export.sections import accuracy, cost, files, licences, limits, training, use
+from unixkd.export.sections import accuracy, cost, files, licences, limits, short, training, use
 from unixkd.models import ModelCard, PixelModel
 from unixkd.runfolder import write
 
@@ -58,7 +58,7 @@ def write_model_card(
         introduction(student.card, facts, parameters),
         accuracy(facts),
         cost(facts),
-        use(artefacts, out.resolve().name, publication.repository),
+        use(student.card, artefacts, out.resolve().name, publication.repository),
         files(artefacts, checked_on),
         training(facts),
         licences(publication.licence, publication.data_licence),
@@ -97,13 +97,15 @@ def front_matter(card: ModelCard, facts: Facts, publication: Publication) -> dic
 
 def title(card: ModelCard, facts: Facts) -> str:
     """The student, and where it learnt from."""
-    return f"{card.name}, distilled from {facts.teacher}" if facts.teacher else card.name
+    return f"{short(card)}, distilled from {facts.teacher}" if facts.teacher else short(card)
 
 
 def introduction(card: ModelCard, facts: Facts, parameters: int) -> str:
     """What the model is, in a sentence or two."""
     data = f" of `{facts.data}`" if facts.data else ""
-    text = f"An image classifier: `{card.name}`, {parameters:,} parameters, {card.num_classes} classes{data}."
+    text = (
+        f"An image classifier: `{short(card)}`, {parameters:,} parameters, {card.num_classes} classes{data}."
+    )
     method = facts.config.get("method.name")
     if facts.teacher:
         text += f" It was distilled from a `{facts.teacher}`"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 from unixkd.export.artefacts import Artefact
 from unixkd.export.facts import Facts
 from unixkd.export.verify import ATOL, RTOL
 from unixkd.models import ModelCard
+from unixkd.named_files import is_code
 
 MOST_NAMES = 20
 """So many class names are listed; more are in config.json."""
@@ -21,7 +23,7 @@ IMAGES = {
 }
 LOADING = {
     "safetensors": """import unixkd
-student = unixkd.load_student("{place}")
+student = unixkd.load_student("{place}"{code})
 logits = student(pixels)""",
     "torch": """import torch
 student = torch.export.load("{place}/model.pt2").module()
@@ -68,12 +70,15 @@ def cost(facts: Facts) -> str:
     return text
 
 
-def use(artefacts: Iterable[Artefact], place: str, repository: str | None) -> str:
+def use(card: ModelCard, artefacts: Iterable[Artefact], place: str, repository: str | None) -> str:
     """How to load each format."""
+    code = f', code="{short(card)}"' if is_code(card.name) else ""  # which does not travel with the weights
     text = f"`pixels` is a batch `[N, C, H, W]` of float32 in [0, 1], `{place}` the folder with these files"
     if repository:
         text += f'; `huggingface_hub.snapshot_download("{repository}")` fetches them and returns theirs'
-    blocks = [f"```python\n{LOADING[artefact.format].format(place=place)}\n```" for artefact in artefacts]
+    blocks = [
+        f"```python\n{LOADING[artefact.format].format(place=place, code=code)}\n```" for artefact in artefacts
+    ]
     return "\n\n".join([f"## Use\n\n{text}.", *blocks])
 
 
@@ -131,6 +136,14 @@ def limit_lines(card: ModelCard, artefacts: Sequence[Artefact], size: int) -> It
     if any(artefact.format != "safetensors" for artefact in artefacts):
         yield f"`model.pt2` and `model.onnx` take images of {size} × {size} pixels, any number of them."
     yield "Its accuracy is known for the images named above only."
+
+
+def short(card: ModelCard) -> str:
+    """The network's name; of one that means a file its last part, as paths are nobody else's business."""
+    prefix, colon, place = card.name.rpartition(":")
+    if is_code(card.name):
+        return f"{Path(prefix).name}:{place}"
+    return f"{prefix}{colon}{Path(place).name}" if Path(place).is_absolute() else card.name
 
 
 def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
