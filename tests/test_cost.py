@@ -16,7 +16,7 @@ from slow import TinyNet, images_of
 from unixkd.cost import CONVENTIONS, ImageCounts, Ledger, break_even_ratio, relative_cost
 from unixkd.distiller import Distiller
 from unixkd.errors import UserError
-from unixkd.flops import forward_flops
+from unixkd.flops import forward_flops, sample_flops
 from unixkd.methods import METHODS, StepCounts, hard, kd, random, unix
 from unixkd.models import create_model
 from unixkd.recipes import PAIRS
@@ -247,3 +247,16 @@ def test_attention_is_counted_where_torch_would_fuse_it():
     layer = 4 * length * width**2 + 2 * length**2 * width + 2 * length * width * hidden
     assert forward_flops(net, (3, 8, 8)) == 2 * (layer + 4 * 3 * 16 * width + width * 5)
     assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_a_compiled_network_costs_what_it_costs_as_written():
+    """A compiler's kernels are none that the counter knows."""
+
+    def fuse(graph: object, inputs: object) -> object:
+        raise AssertionError("the compiled network ran")
+
+    compiled = torch.compile(TinyNet(), backend=fuse)
+    assert forward_flops(compiled, (3, 8, 8)) == forward_flops(TinyNet(), (3, 8, 8))
+    assert sample_flops(compiled, lambda: compiled(torch.zeros(1, 3, 8, 8))) == forward_flops(
+        TinyNet(), (3, 8, 8)
+    )

@@ -317,3 +317,17 @@ def test_vectors_are_inputs_too():
     assert result.counts == StepCounts(8, 8, 6, 6)
     torch.testing.assert_close(result.mixed.weight, draws.lam[:6] * unix().curve(torch.arange(6), 8))
     assert distiller.ledger.relative_to_kd()["backward_1x"] == pytest.approx(0.75 + 1 / 3)
+
+
+def test_a_saved_ledger_of_texts_goes_on_with_texts_of_another_length():
+    student, teacher = Bag(1), Bag(2)
+    whole = unixkd.Distiller(student, teacher)
+    first, second = unixkd.Distiller(student, teacher), unixkd.Distiller(student, teacher)
+    for distiller in (whole, first):
+        distiller.step(texts(4, length=5))
+    second.load_state_dict(first.state_dict())
+    assert str(second.ledger) == str(first.ledger)
+    for distiller in (whole, second):
+        distiller.step(texts(4, length=7))
+    assert second.ledger == whole.ledger
+    assert str(second.ledger) == str(whole.ledger)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -186,6 +188,39 @@ def test_a_batch_size_given_beforehand_sets_what_shares_mean(teacher):
     assert (weight[:16] == 0).all()
     assert (weight[16:] > 0).all()
     assert len(weight) == 24
+
+
+def test_a_saved_distiller_goes_on_drawing_and_counting(teacher):
+    images, _ = task()
+
+    def steps(distiller: Distiller, count: int) -> list[float]:
+        return [distiller.step(images[:N]).loss.item() for _ in range(count)]
+
+    whole = Distiller(plain(4, 2).eval(), teacher, seed=3)
+    expected = steps(whole, 4)
+    first = Distiller(plain(4, 2).eval(), teacher, seed=3, batch_size=N)
+    assert steps(first, 2) == expected[:2]
+    state = json.loads(json.dumps(first.state_dict()))  # plain numbers
+    second = Distiller(plain(4, 2).eval(), teacher, seed=3)
+    second.load_state_dict(state)
+    assert str(second.ledger) == str(first.ledger)  # before any step
+    assert second.state_dict() == state
+    assert second.batch_size == N
+    assert steps(second, 2) == expected[2:]
+    assert second.ledger == whole.ledger
+
+    with pytest.raises(UserError, match="drew from seed 3, this one draws from 0"):
+        Distiller(plain(4, 2), teacher).load_state_dict(state)
+    other = Distiller(plain(8, 2), teacher, seed=3)
+    other.load_state_dict(state)
+    with pytest.raises(UserError, match="ledger: student_flops was"):
+        other.step(images[:N])
+    held = Distiller(plain(4, 2), teacher, seed=3).measure((3, 8, 8))
+    Distiller(plain(4, 2), teacher, seed=3, ledger=held).load_state_dict(state)
+    assert held == first.ledger
+    untried = Distiller(plain(4, 2), teacher, seed=3)
+    untried.load_state_dict(Distiller(plain(4, 2), teacher, seed=3).state_dict())
+    assert untried.ledger.seen == 0
 
 
 def test_mistakes_are_named(teacher):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Int, Shaped
@@ -105,6 +106,7 @@ class Distiller:
         self.steps = 0
         self._ledger = ledger
         self._flops: dict[object, tuple[int, int]] = {}
+        self._saved: Mapping[str, Any] | None = None
 
     def step(
         self,
@@ -182,7 +184,34 @@ class Distiller:
     @property
     def ledger(self) -> Ledger:
         """Images scored, asked of the teacher and trained; cost against plain KD."""
+        if self._ledger is None and self._saved is not None:
+            return restored(self._saved)
         return self._ledger or Ledger(0, 0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs for draws and ledger to go on: plain numbers, no weights."""
+        ledger = self._saved if self._ledger is None else self._ledger.state_dict()
+        return {"steps": self.steps, "seed": self.seed, "batch_size": self.batch_size, "ledger": ledger}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where a saved distiller stood; the next step looks whether the ledger is of the same networks.
+
+        Raises:
+            UserError: it drew from another seed
+        """
+        if state["seed"] != self.seed:
+            raise UserError(
+                f"the saved distiller drew from seed {state['seed']}, this one draws from {self.seed}: give that seed"
+            )
+        self.steps = state["steps"]
+        self.batch_size = self.batch_size or state["batch_size"]
+        saved = state["ledger"]
+        if saved is None:
+            return
+        if self._ledger is not None and "kd_teacher" not in saved["spent"]:
+            self._ledger.load_state_dict(saved)  # a caller may hold it
+        else:
+            self._ledger, self._saved = None, saved
 
     def measure(self, image_shape: tuple[int, ...]) -> Ledger:
         """Measure both networks' forward FLOPs on images of this shape, once, and open the ledger."""
@@ -190,6 +219,8 @@ class Distiller:
             channels, height, width = image_shape
             teacher = unwrap(self.teacher.network.module) if self.teacher else None
             self._ledger = Ledger.of(unwrap(self.student.module), teacher, (channels, height, width))
+            if self._saved is not None:
+                self._ledger.load_state_dict(self._saved)
         return self._ledger
 
     def measure_batch(self, inputs: Inputs) -> tuple[int, int] | None:
@@ -204,10 +235,19 @@ class Distiller:
             flops = [sample_flops(network.module, partial(network, inputs[:1])) for network in bare]
             self._flops[shapes] = (flops[0], flops[1] if self.teacher else 0)
         if self._ledger is None:
-            self._ledger = Ledger(*self._flops[shapes], noun="samples")
+            fresh = Ledger(*self._flops[shapes], noun="samples")
+            self._ledger = fresh if self._saved is None else restored(self._saved)
         return self._flops[shapes]
 
 
 def unique(names: Iterable[str]) -> tuple[str, ...]:
     """The names in order, each once."""
     return tuple(dict.fromkeys(names))
+
+
+def restored(state: Mapping[str, Any]) -> Ledger:
+    """A ledger as it was saved, whose FLOPs are those of the batch that opened it."""
+    noun = "samples" if "kd_teacher" in state["spent"] else "images"
+    ledger = Ledger(state["student_flops"], state["teacher_flops"], noun=noun)
+    ledger.load_state_dict(state)
+    return ledger

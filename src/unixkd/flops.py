@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import sys
+import warnings
 from collections.abc import Callable, Iterator
 from functools import cache
 
@@ -50,9 +52,20 @@ def sample_flops(model: nn.Module, forward: Callable[[], object]) -> int:
 def counted(forward: Callable[[], object]) -> int:
     """FLOPs of a call without gradient."""
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), unfused_attention(), counter:
+    with torch.no_grad(), unfused_attention(), uncompiled(), counter:
         forward()
     return int(counter.get_total_flops())
+
+
+@contextlib.contextmanager
+def uncompiled() -> Iterator[None]:
+    """What torch.compile has compiled runs as it was written: of compiled kernels the counter knows nothing."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and its import takes a second
+        yield
+        return
+    with warnings.catch_warnings(), torch.compiler.set_stance("force_eager"):
+        warnings.filterwarnings("ignore", ".*global hooks on modules")  # the counter's, which only watch
+        yield
 
 
 @contextlib.contextmanager
