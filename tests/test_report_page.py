@@ -133,7 +133,7 @@ def test_page_is_whole_and_self_contained(comparison: Path) -> None:
         "How often each image was kept", "Configuration", "How to read this",
     ):  # fmt: skip
         assert title in parsed.text
-    assert text.count("<svg") == text.count('<svg role="img" aria-label="') == 11
+    assert text.count("<svg") == text.count('<svg role="img" aria-labelledby="') == 11
     assert "held-out training images" in parsed.text
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +16,8 @@ from unixkd.config import MethodConfig
 from unixkd.distill import StepResult
 from unixkd.distiller import Distiller
 from unixkd.methods import StepCounts, hard, kd, unix
-from unixkd.tally import Tally
+from unixkd.parallel import World
+from unixkd.tally import MIXED_UNIT, Tally
 
 
 def logits_saying(*classes: int) -> torch.Tensor:
@@ -131,6 +133,51 @@ def test_an_epoch_counts_anew():
         assert tally.losses()["loss"] == loss
         assert (tally.seen, tally.kept, tally.selection()["distinct"]) == (2, 1, 0.5)
     assert times_kept.tolist() == [2, 0]
+
+
+def mixed_result(position: list[int], partner: list[int], weight: list[float]) -> StepResult:
+    result = result_of(position, 1.0)
+    mixed = replace(result.mixed, partner=torch.tensor(partner), weight=torch.tensor(weight))
+    return replace(result, mixed=mixed)
+
+
+def test_what_the_rows_of_an_image_gave_to_their_partners_by_hand():
+    tally = Tally(torch.zeros(8, dtype=torch.int32))
+    add(tally, batch_of([4, 5, 6, 7]), mixed_result([3, 0], [1, 3], [0.25, 0.0]))  # of images 7 and 4
+    add(tally, batch_of([7, 4, 0, 1]), mixed_result([0, 2], [0, 1], [0.5, 1.0]))  # of images 7 and 0
+    add(tally, batch_of([0, 1]), result_of([0], 1.0))  # unmixed
+    tally.start_epoch()  # it is of the whole run
+    assert (tally.mixed / MIXED_UNIT).tolist() == [1.0, 0, 0, 0, 0, 0, 0, 0.75]
+
+
+def test_mixing_weights_add_up_to_the_same_in_any_order():
+    """In 32-bit floats 1 + 1e-8 + 1e-8 is 1; whole numbers have no such order."""
+    weights = torch.rand(999, generator=torch.Generator().manual_seed(0))
+    sums = []
+    for order in (torch.arange(999), torch.arange(999).flip(0)):
+        tally = Tally(torch.zeros(1, dtype=torch.int32))
+        for weight in weights[order].tolist():
+            add(tally, batch_of([0]), mixed_result([0], [0], [weight]))
+        sums.append(tally.mixed.item())
+    assert sums[0] == sums[1]
+    assert sums[0] / MIXED_UNIT == pytest.approx(weights.sum().item(), abs=999 / 2 / MIXED_UNIT)
+
+
+def test_what_processes_have_counted_of_their_images_is_put_together():
+    """Of two processes each visits other images in an epoch, and knows of the others as they were before it."""
+    ours, theirs = (Tally(torch.full((4,), 5, dtype=torch.int32)) for _ in range(2))
+    add(ours, batch_of([0, 2]), mixed_result([0, 1], [1, 0], [0.5, 0.25]))
+    add(theirs, batch_of([1, 3]), mixed_result([1], [0], [1.0]))
+
+    class Two(World):
+        def reduce(self, tensors: list[torch.Tensor], how: str) -> None:
+            assert how == "max"
+            for mine, other in zip(tensors, theirs.of_images().values(), strict=True):
+                mine.copy_(torch.maximum(mine, other))
+
+    ours.share(Two(0, 2))
+    assert ours.times_kept.tolist() == [6, 5, 6, 6]
+    assert (ours.mixed / MIXED_UNIT).tolist() == [0.5, 0.0, 0.25, 1.0]
 
 
 def test_a_loss_that_is_not_finite_is_remembered():

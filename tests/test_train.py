@@ -203,6 +203,11 @@ def test_selection_counts_every_kept_row(unix_run):
     assert all(entry["times"] == 2 for entry in chosen["most_kept"])
     assert chosen["least_kept"][0]["times"] == min(t for t, n in zip(times, images, strict=True) if n)
     data = load_data(distilled(Path("unused")).data)
+    mixed = [entry["mixed"] for entry in chosen["most_mixed"]]
+    assert len(mixed) == 16
+    assert mixed == sorted(mixed, reverse=True)
+    assert all(0 < entry["mixed"] < entry["times"] for entry in chosen["most_mixed"])
+    assert all(0 <= entry["mixed"] <= mixed[0] for entry in chosen["most_kept"] + chosen["least_kept"])
     entry = chosen["most_kept"][0]
     assert entry["label"] == str(int(data.train.labels[entry["index"]]))
     picture = Image.open(io.BytesIO(base64.b64decode(entry["png"])))
@@ -343,7 +348,10 @@ def test_a_resumed_run_goes_on_choosing_by_what_the_student_said(method, teacher
 
 @pytest.mark.parametrize(
     "forgotten",
-    ["unpack_optimizer", *(pytest.param(name, marks=pytest.mark.slow) for name in ("times_kept", "steps"))],
+    [
+        "unpack_optimizer",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("times_kept", "mixed", "steps")),
+    ],
 )
 def test_the_comparison_finds_what_a_resume_forgets(forgotten, teacher, tmp_path, monkeypatch):
     """The negative control of the test above."""
@@ -353,8 +361,8 @@ def test_the_comparison_finds_what_a_resume_forgets(forgotten, teacher, tmp_path
 
     def restore(trainer: Trainer) -> None:
         original(trainer)
-        if forgotten == "times_kept":
-            trainer.engine.tally.times_kept.zero_()
+        if forgotten in ("times_kept", "mixed"):
+            trainer.engine.tally.of_images()[forgotten].zero_()
         if forgotten == "steps":
             trainer.engine.distiller.steps = 0
 

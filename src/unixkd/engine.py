@@ -123,4 +123,4 @@ class Engine:
         tensors |= {f"tally.{name}": value for name, value in self.tally.sums.items()}
         if self.history is not None:
             tensors["history.fresh"] = self.history.fresh
-        return tensors | {"times_kept": self.tally.times_kept, "unanswered": self.tally.unanswered}
+        return tensors | self.tally.of_images()

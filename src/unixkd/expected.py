@@ -49,6 +49,28 @@ def expected_cost(
     return total
 
 
+def expected_images(method: Method, sizes: Sequence[int], epochs: int) -> dict[str, float]:
+    """Images that a run is expected to send through each forward without stored answers, by their name in `StepCounts`.
+
+    Args:
+        method: which may change from epoch to epoch
+        sizes: of an epoch's batches, a short last one included; the first is the configured size
+        epochs: of the run
+
+    >>> from unixkd.methods import unix
+    >>> expected_images(unix(), [64, 64, 16], epochs=2)
+    {'scored': 288.0, 'teacher_forwarded': 224.0, 'trained': 224.0}
+    """
+    total = dict.fromkeys(("scored", "teacher_forwarded", "trained"), 0.0)
+    for phase in phases(method, epochs):
+        for size, times in Counter(sizes).items():
+            counts = phase.method.counts(size, sizes[0])
+            for name in total:
+                if phase.scores or name != "scored":
+                    total[name] += phase.weight * epochs * times * getattr(counts, name)
+    return total
+
+
 @dataclass(frozen=True)
 class Phase:
     """Epochs that are alike.

@@ -27,7 +27,7 @@ Mode = Literal["new", "resume", "overwrite"]
 EXPORTED = ("README.md", "config.json", "model.safetensors", "model.pt2", "model.onnx", "model.onnx.data")
 """What `unixkd export` may write into a folder, which is a run's own `export` unless another one is named."""
 FILES = (
-    *("run.yaml", "metrics.jsonl", "summary.json", "selection.json", "left_out.json"),
+    *("run.yaml", "plan.json", "metrics.jsonl", "summary.json", "selection.json", "left_out.json"),
     *("model.safetensors", "config.json"),
     *(f"export/{name}" for name in EXPORTED),  # of the student that is overwritten
 )

@@ -61,8 +61,7 @@ def collect(run: Trainer) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors |= prefixed("average", run.engine.average.state_dict())
     if run.engine.history is not None:
         tensors |= prefixed("history", run.engine.history.state())
-    tally = run.engine.tally
-    tensors |= {"times_kept": tally.times_kept, "unanswered": tally.unanswered}
+    tensors |= run.engine.tally.of_images()
     state = {
         "epoch": run.epoch,
         "done": run.done,
@@ -164,9 +163,9 @@ def restore_engine(run: Trainer, tensors: dict[str, Tensor], state: dict[str, An
     if engine.average is not None:
         engine.average.load_state_dict(group(tensors, "average"))
     unpack_optimizer(engine.optimizer, group(tensors, "optimizer"), state["optimizer"])
-    engine.tally.times_kept.copy_(tensors["times_kept"])
-    if "unanswered" in tensors:
-        engine.tally.unanswered.copy_(tensors["unanswered"])
+    for name, tensor in engine.tally.of_images().items():
+        if name in tensors:  # not all are as old as the oldest checkpoints
+            tensor.copy_(tensors[name])
     if run.done:
         engine.tally.load_state(group(tensors, of_process(rank, "tally")), state[of_process(rank, "tally")])
     if engine.history is not None:

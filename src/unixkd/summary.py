@@ -13,6 +13,7 @@ from torch import Tensor
 from unixkd.data import Data
 from unixkd.models import PixelModel, save_model
 from unixkd.runfolder import NUM_THUMBNAILS, thumbnail
+from unixkd.tally import MIXED_UNIT, Tally
 
 if TYPE_CHECKING:
     from unixkd.train import Trainer
@@ -28,9 +29,7 @@ def write_results(run: Trainer) -> dict[str, Any]:
             student = PixelModel(student.net, replace(student.card, size=run.parts.data.size))
         save_model(student, run.folder.path)
         if run.parts.method.selects:
-            run.folder.write_json(
-                "selection.json", selection(run.engine.tally.times_kept, run.epoch, run.parts.data)
-            )
+            run.folder.write_json("selection.json", selection(run.engine.tally, run.epoch, run.parts.data))
         summary = summarise(run)
         run.folder.write_json("summary.json", summary)
     return summary
@@ -98,24 +97,28 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def selection(times_kept: Tensor, epochs: int, data: Data) -> dict[str, Any]:
-    """How often the training images were kept, and the ones kept most and least."""
-    times = times_kept.cpu()
-    order = torch.argsort(times, descending=True, stable=True)
+def selection(tally: Tally, epochs: int, data: Data) -> dict[str, Any]:
+    """How often the training images were kept; those kept most and least, and those mixed most strongly."""
+    times, mixed = tally.times_kept.cpu(), tally.mixed.cpu()
+    order, by_mixing = (torch.argsort(t, descending=True, stable=True) for t in (times, mixed))
     histogram = torch.bincount(times.long(), minlength=epochs + 1)
+    chosen = {"most_kept": order, "least_kept": order.flip(0), "most_mixed": by_mixing[mixed[by_mixing] > 0]}
     return {
         "epochs": epochs,
         "histogram": {"times_kept": list(range(len(histogram))), "images": histogram.tolist()},
-        "most_kept": [describe(int(i), times, data) for i in order[:NUM_THUMBNAILS]],
-        "least_kept": [describe(int(i), times, data) for i in order.flip(0)[:NUM_THUMBNAILS]],
+        **{
+            name: [describe(int(i), times, mixed, data) for i in which[:NUM_THUMBNAILS]]
+            for name, which in chosen.items()
+        },
     }
 
 
-def describe(index: int, times_kept: Tensor, data: Data) -> dict[str, Any]:
-    """One training image: where it is, what it is, how often it was kept, a picture of it."""
+def describe(index: int, times_kept: Tensor, mixed: Tensor, data: Data) -> dict[str, Any]:
+    """One training image: where it is, what it is, how often it was kept, how much was mixed in, its picture."""
     label = None
     if data.train.labels is not None:
         number = int(data.train.labels[index])
         label = data.class_names[number] if data.class_names else str(number)
     picture = thumbnail(data.train.image(index))
-    return {"index": index, "label": label, "times": int(times_kept[index]), "png": picture}
+    given = int(mixed[index]) / MIXED_UNIT
+    return {"index": index, "label": label, "times": int(times_kept[index]), "mixed": given, "png": picture}

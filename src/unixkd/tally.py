@@ -20,6 +20,8 @@ from unixkd.methods import StepCounts
 from unixkd.parallel import World
 
 _NUMBERS = ("seen", "kept", "steps", "scored")
+MIXED_UNIT = 4096
+"""Parts of an image in which mixing weights are summed: whole numbers add up to the same in any order."""
 
 
 class Tally:
@@ -37,8 +39,17 @@ class Tally:
         self.before = times_kept.clone()
         self.unanswered = torch.zeros_like(times_kept)
         """How often the teacher's answer to each image was not finite, in the whole run `[n]`"""
+        self.mixed = torch.zeros_like(times_kept)
+        """What the rows of each image gave to their partners in the whole run, in parts of an image `[n]`.
+
+        Not what it was given as a partner: partners are drawn at random, and say nothing of the image.
+        """
         self.sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=times_kept.device))
         self.seen = self.kept = self.steps = self.scored = 0
+
+    def of_images(self) -> dict[str, Tensor]:
+        """What is counted of each training image over the whole run, by name."""
+        return {"times_kept": self.times_kept, "unanswered": self.unanswered, "mixed": self.mixed}
 
     def start_epoch(self) -> None:
         """Begin again."""
@@ -63,6 +74,9 @@ class Tally:
             self.times_kept.index_add_(
                 0, kept_index, torch.ones_like(kept_index, dtype=self.times_kept.dtype)
             )
+            if result.mixed.partner is not None:
+                given = (MIXED_UNIT * result.mixed.weight).round().to(self.mixed.dtype)
+                self.mixed.index_add_(0, kept_index, given)
             if result.answered is not None:
                 faulty = (~result.answered).to(self.unanswered.dtype)
                 self.unanswered.index_add_(0, kept_index, faulty)
@@ -142,7 +156,7 @@ class Tally:
 
     def share(self, world: World) -> None:
         """Take over what other processes have counted of images, each of which one of them has visited."""
-        world.reduce([self.times_kept, self.unanswered], "max")
+        world.reduce(list(self.of_images().values()), "max")
 
     def joined(self, world: World) -> Tally:
         """The sums over all processes, once images are shared; of one process its own."""

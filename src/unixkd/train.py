@@ -28,6 +28,7 @@ from unixkd.loggers import Loggers, check_installed, open_loggers
 from unixkd.memory import explained
 from unixkd.models import PixelModel
 from unixkd.parallel import ALONE, Agreement, World, together
+from unixkd.planned import plan_of_run
 from unixkd.planner import synchronize
 from unixkd.runfolder import Mode, RunFolder, flatten, to_plain
 from unixkd.stopping import Stopped, stoppable
@@ -139,6 +140,9 @@ class Trainer:
     def open_folder(self, mode: Mode) -> bool:
         """Make the run's folder ready; True where there is a checkpoint to go on from."""
         resumed = self.folder.open(self.config, mode)
+        if (planned := plan_of_run(self)) is not None:
+            with self.folder.writing():
+                self.folder.write_json("plan.json", planned)
         self.list_left_out()
         if resumed:
             return True

@@ -9,6 +9,7 @@ from jsonargparse import Namespace
 
 from unixkd.build import build_network, build_student
 from unixkd.build_methods import build_method
+from unixkd.commands.reproducing import commands_of
 from unixkd.commands.screen import console, say, showing
 from unixkd.commands.single import check_named
 from unixkd.compare import decide_once, default_workers, matched_epochs, matched_jobs, plan_jobs, run_jobs
@@ -58,7 +59,7 @@ def run_comparison(
     workers = jobs or default_workers(base.train)
     with showing(len(planned)) as display:
         run_jobs([replace(job, log=log) for job in planned], display, workers)
-    report([out], out / "report.html", console)
+    report([out], out / "report.html", console, commands_of)
 
 
 def cost_matches(base: RunConfig, methods: list[MethodConfig]) -> dict[str, int]:
@@ -84,7 +85,8 @@ def cost_matches(base: RunConfig, methods: list[MethodConfig]) -> dict[str, int]
 def show_report(options: Namespace) -> None:
     """`unixkd report`: table and page."""
     folders = [Path(folder) for folder in options.folders]
-    report(folders, Path(options.html) if options.html else folders[0] / "report.html", console)
+    html = Path(options.html) if options.html else folders[0] / "report.html"
+    report(folders, html, console, commands_of)
 
 
 def demo(options: Namespace) -> None:

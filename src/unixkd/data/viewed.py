@@ -39,6 +39,11 @@ class Viewed(ABC):
         """How many views of each image are trained on; None: unbounded."""
         return self._all_views if self._limit is None else self._limit
 
+    @property
+    def in_turn(self) -> bool:
+        """Whether only some of an image's views are trained on, which take turns."""
+        return self._limit is not None
+
     def epoch_views(self, epoch: int, index: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
         """The view in which an epoch shows each image: a function of view seed, epoch and index alone.
 

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from unixkd.report.records import Command, Run
+
 __all__ = ["report"]
 
 
-def report(folders: Sequence[Path], html: Path | None, console: Console) -> None:
+def report(
+    folders: Sequence[Path],
+    html: Path | None,
+    console: Console,
+    reproduce: Callable[[Sequence[Run]], Sequence[Command]] = lambda runs: (),
+) -> None:
     """Print the results of some runs as a table and write them as a page.
 
     Args:
         folders: run folders, or folders that hold run folders somewhere below
         html: the page to write, or None for the table alone
         console: where the table is printed; its width decides the columns
+        reproduce: the commands that make runs again, for the page
 
     Raises:
         UserError: no finished run is found, a run's file is unreadable, matplotlib is missing for a page
@@ -34,5 +42,6 @@ def report(folders: Sequence[Path], html: Path | None, console: Console) -> None
         console.print(f"{runs_were} left out (no summary.json yet).")
     if html is not None:
         names = ", ".join(folder.resolve().name for folder in folders)
-        write_page(runs, html, title=f"Distillation report: {names}", unfinished=unfinished)
+        title = f"Distillation report: {names}"
+        write_page(runs, html, title, unfinished, reproduce(runs))
         console.print(f"Report written to {html}", markup=False, soft_wrap=True)

@@ -3,37 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from unixkd.report.figures import percent
 from unixkd.report.labels import end_labels
 from unixkd.report.records import Epoch
 from unixkd.report.runs import Group, Spread, curve
-from unixkd.report.svg import CARD, MUTED, SERIES, draw
-from unixkd.report.words import Measure, percent
+from unixkd.report.svg import MUTED, SERIES, Style, draw
+from unixkd.report.words import Measure, matched_to
 
-_KNOWN = ("unix", "kd", "random", "hard", "kd@unix", "unix-random", "mixup")
+_KNOWN = ("unix", "kd", "random", "hard", "", "unix-random", "mixup")
 _MARKERS = "oDs^vPX*<>h"
 
 
-@dataclass(frozen=True)
-class Style:
-    """Colour and marker of a method, the same in every chart."""
-
-    colour: str
-    marker: str
-
-
 def styles_of(groups: Sequence[Group]) -> dict[str, Style]:
-    """Known methods have their own style; others take the next free ones in order."""
-    taken = {group.method: _KNOWN.index(group.method) for group in groups if group.method in _KNOWN}
+    """Known methods have their own style, others take the next free ones in order; `kd@X` looks like X, but hollow."""
+    names = [matched_to(group.method) or group.method for group in groups]
+    taken = {name: _KNOWN.index(name) for name in names if name in _KNOWN}
     free = (slot for slot in range(1_000_000) if slot not in taken.values())
-    slots = {group.method: taken.get(group.method, -1) for group in groups}
-    for method, slot in slots.items():
-        slots[method] = next(free) if slot < 0 else slot
+    slots = {name: taken.get(name, -1) for name in names}
+    for name, slot in slots.items():
+        slots[name] = next(free) if slot < 0 else slot
     return {
-        method: Style(SERIES[slot % len(SERIES)], _MARKERS[slot % len(_MARKERS)])
-        for method, slot in slots.items()
+        group.method: Style(
+            SERIES[slots[name] % len(SERIES)], _MARKERS[slots[name] % len(_MARKERS)], name != group.method
+        )
+        for group, name in zip(groups, names, strict=True)
     }
 
 
@@ -71,7 +66,7 @@ def training_curves(
 
     said = ", ".join(f"{g.method} ends at {percent(p[-1][1])}" for g, p in lines)
     along = "computation so far" if by_cost else "epoch"
-    return draw(plot, name, f"{measure.name} in % by {along}: {said}")
+    return draw(plot, name, f"{measure.name} in % by {along}", said)
 
 
 def focus(lines: Sequence[Sequence[float]]) -> tuple[float, float]:
@@ -113,7 +108,7 @@ def kept_and_dropped(
         end_labels(axes, ends)
 
     said = ", ".join(f"{which} ends at {p[-1][1].mean * scale:.3g}" for which, p in lines.items() if p)
-    return draw(plot, name, f"{group.method}: {title} by epoch: {said}", size=(330, 230))
+    return draw(plot, name, f"{group.method}: {title} by epoch", said, size=(330, 230))
 
 
 def times_kept(group: Group, style: Style, shares: Sequence[float], name: str) -> str:
@@ -126,7 +121,7 @@ def times_kept(group: Group, style: Style, shares: Sequence[float], name: str) -
 
     mean = sum(times * share for times, share in enumerate(shares))
     said = f"on average {mean:.1f} of {len(shares) - 1} times"
-    return draw(plot, name, f"{group.method}: how often each image was kept, {said}", size=(330, 220))
+    return draw(plot, name, f"{group.method}: how often each image was kept", said, size=(330, 220))
 
 
 def _line(group: Group, value: Callable[[Epoch], float | None], by_cost: bool) -> list[tuple[float, Spread]]:
@@ -145,8 +140,11 @@ def _band(axes: Any, points: Sequence[tuple[float, Spread]], style: Style) -> No
         low, high = zip(*((m - d, m + d) for m, d in zip(y, sd, strict=True)), strict=True)
         axes.fill_between(x, low, high, color=style.colour, alpha=0.15, linewidth=0)
     every = max(1, len(x) // 5)
-    marks = {"marker": style.marker, "markersize": 6, "markeredgecolor": CARD, "markeredgewidth": 0.8}
-    axes.plot(x, y, color=style.colour, markevery=list(range(len(x) - 1, -1, -every)), **marks)
+    marks = {"marker": style.marker, "markersize": 6, "markeredgewidth": 0.8, **style.marks}
+    dashes = (0, (5, 2)) if style.hollow else "-"
+    axes.plot(
+        x, y, color=style.colour, linestyle=dashes, markevery=list(range(len(x) - 1, -1, -every)), **marks
+    )
 
 
 def frame(axes: Any, above: str, below: str) -> None:

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from unixkd.report.charts import Style, frame
+from unixkd.report.charts import frame
+from unixkd.report.figures import percent
 from unixkd.report.labels import end_labels
 from unixkd.report.markup import figure, section
 from unixkd.report.records import Run
 from unixkd.report.runs import Group, Spread
-from unixkd.report.svg import CARD, draw
-from unixkd.report.words import Measure, measure_of, percent
+from unixkd.report.svg import Style, draw
+from unixkd.report.words import Measure, measure_of
 
 OPTIONS = {
     "keep": "share kept, k/N",
@@ -148,7 +149,7 @@ def chart(
         f"{each.name}: " + ", ".join(f"{percent(spread)} at {at}" for at, spread in points)
         for each, points in lines
     )
-    return draw(plot, name, f"{measure.name} in % by {OPTIONS[option]}: {said}")
+    return draw(plot, name, f"{measure.name} in % by {OPTIONS[option]}", said)
 
 
 def _ordered(values: Iterable[Value]) -> list[Value]:
@@ -188,7 +189,7 @@ def _line(axes: Any, points: Sequence[tuple[float, Spread]], style: Style, dashe
         color=style.colour,
         marker=style.marker,
         markersize=7,
-        markeredgecolor=CARD,
+        **style.marks,
         elinewidth=1.4,
         capsize=3,
         linewidth=1.6,

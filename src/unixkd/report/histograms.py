@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from unixkd.report.charts import Style, frame
+from unixkd.report.charts import frame
 from unixkd.report.markup import details, figure
 from unixkd.report.records import Histogram
 from unixkd.report.runs import Group
-from unixkd.report.svg import MUTED, draw
+from unixkd.report.svg import MUTED, Style, draw
 
 SHOWN = 4
 """So many methods are drawn at once, the others are folded away."""
@@ -116,7 +116,8 @@ def chart(group: Group, style: Style, over_time: Sequence[Bars], number: int, na
     return draw(
         plot,
         name,
-        f"{group.method}, epoch {bars.epoch}, images by {bins.score}: {', '.join(parts)}",
+        f"{group.method}, epoch {bars.epoch}, images by {bins.score}",
+        ", ".join(parts),
         (330, 240),
     )
 

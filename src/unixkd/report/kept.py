@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from html import escape
 
 from unixkd.report import charts
-from unixkd.report.charts import Style
+from unixkd.report.figures import NONE, percent, plural
 from unixkd.report.histograms import by_score
 from unixkd.report.markup import figure, html_table, section
 from unixkd.report.records import Epoch, Kept, Picture, Run
 from unixkd.report.runs import Group, Spread, curve
-from unixkd.report.words import NONE, hero_of, percent
+from unixkd.report.svg import Style
+from unixkd.report.words import hero_of
 
 
 def what_was_kept(groups: Sequence[Group], styles: dict[str, Style]) -> str:
@@ -35,12 +36,12 @@ def what_was_kept(groups: Sequence[Group], styles: dict[str, Style]) -> str:
 
 def how_often(groups: Sequence[Group], styles: dict[str, Style]) -> str:
     """Histograms of how often each image was kept, and images from both ends."""
-    figures, rows, colours = [], [], []
+    figures, rows, shown = [], [], []
     for number, group in enumerate(groups):
         shares = kept_shares(group)
         if shares is None:
             continue
-        colours.append(styles[group.method].colour)
+        shown.append(styles[group.method])
         figures.append(
             figure(charts.times_kept(group, styles[group.method], shares, f"times{number}"), group.method)
         )
@@ -49,7 +50,8 @@ def how_often(groups: Sequence[Group], styles: dict[str, Style]) -> str:
         rows.append([group.method, f"{mean:.1f} of {len(shares) - 1}", never, always])
     if not figures:
         return ""
-    table = html_table(["method", "times kept, mean", "never kept", "kept every time"], rows, colours)
+    headers = ["method", "times kept, mean", "never kept", "kept every time"]
+    table = html_table("How often images were kept", headers, rows, shown)
     note = '<p class="note">Share of the training images by the number of epochs that kept them.</p>'
     body = f'{note}<div class="charts small">{"".join(figures)}</div>{table}{_thumbnails(groups)}'
     return section("How often each image was kept", body)
@@ -98,7 +100,8 @@ def _last_epoch(groups: Sequence[Group], styles: dict[str, Style]) -> str:
             [group.method, *(NONE if end is None else f"{percent(end, 1, sd=False)} %" for end in ends)]
         )
     headers = ["last epoch", *(header for header, _ in columns)]
-    return html_table(headers, rows, [styles[group.method].colour for group in groups])
+    caption = "What was kept in the last epoch"
+    return html_table(caption, headers, rows, [styles[group.method] for group in groups])
 
 
 def _last(group: Group, value: Callable[[Epoch], float | None]) -> Spread | None:
@@ -113,19 +116,36 @@ def _thumbnails(groups: Sequence[Group]) -> str:
     run: Run | None = next(pictured, None)
     if run is None or run.selection is None:
         return ""
-    whose = f"{run.method}, seed {run.seed}"
-    return _row(f"Kept most often ({whose})", run.selection.most_kept) + _row(
-        f"Kept least often ({whose})", run.selection.least_kept
+    whose, selection = f"{run.method}, seed {run.seed}", run.selection
+    never = dict(zip(selection.times_kept, selection.images, strict=True)).get(0, 0)
+    least = "Kept least often"
+    if selection.least_kept and all(picture.times == 0 for picture in selection.least_kept):
+        least = f"Never kept: {len(selection.least_kept)} of {plural(never, 'image')}"
+    return (
+        _row(f"Kept most often ({whose})", selection.most_kept, _times)
+        + _row(f"{least} ({whose})", selection.least_kept, _times)
+        + _row(f"Mixed most strongly ({whose})", selection.most_mixed, _share)
     )
 
 
-def _row(title: str, pictures: Sequence[Picture]) -> str:
+def _row(title: str, pictures: Sequence[Picture], short: Callable[[Picture], str]) -> str:
+    """Pictures with what they are and a short figure below each."""
     cells = []
     for picture in pictures:
         label = picture.label if picture.label is not None else f"#{picture.index}"
-        said = escape(f"training image {picture.index}, {label}, kept {picture.times} times")
+        mixed = f", {_share(picture)} of its rows was given to partners" if picture.mixed else ""
+        said = escape(f"training image {picture.index}, {label}, kept {picture.times} times{mixed}")
         cells.append(
             f'<figure title="{said}"><img alt="{said}" src="data:image/png;base64,{escape(picture.png)}">'
-            f"<figcaption>{picture.times}× {escape(label)}</figcaption></figure>"
+            f"<figcaption>{short(picture)} {escape(label)}</figcaption></figure>"
         )
     return f'<h3>{escape(title)}</h3><div class="thumbs">{"".join(cells)}</div>' if cells else ""
+
+
+def _times(picture: Picture) -> str:
+    return f"{picture.times}×"
+
+
+def _share(picture: Picture) -> str:
+    """How much of the image's rows, on average, was its partners'."""
+    return f"{100 * (picture.mixed or 0) / max(1, picture.times):.0f} %"

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from unixkd.errors import UserError
-from unixkd.report.records import Epoch, Histogram, Kept, Picture, Run, Selection
+from unixkd.report.records import Epoch, Histogram, Kept, Picture, Planned, Run, Selection
 from unixkd.report.values import (
     counts,
     counts_or_none,
@@ -27,6 +27,7 @@ from unixkd.report.values import (
 
 SCHEMA = 1
 _COUNTS = ("scored", "teacher_forwarded", "teacher_cached", "trained", "evaluated")
+_PLANNED = ("scored", "teacher_forwarded", "trained")
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -64,6 +65,9 @@ def read_run(folder: Path) -> Run:
         ),
         cost_1x=cost_1x,
         cost_2x=number(data, "cost.relative_to_kd.backward_2x", where),
+        flops_1x=_training_flops(data, where, 1),
+        flops_2x=_training_flops(data, where, 2),
+        planned=_planned(folder / "plan.json"),
         train_seconds=number(data, "time.train_seconds", where),
         evaluate_seconds=number(data, "time.evaluate_seconds", where),
         environment=mapping(data, "environment"),
@@ -73,6 +77,25 @@ def read_run(folder: Path) -> Run:
         config_text=config_text,
         is_teacher=folder.name == "teacher" and cost_1x is None,
     )
+
+
+def _training_flops(data: dict[str, Any], where: Path, backward: int) -> float | None:
+    """FLOPs of the whole run with a backward counted as so many forwards; None where they were not written."""
+    names = ("scoring", "refresh", "teacher", "student_forward")
+    forward = {name: number(data, f"cost.flops.{name}", where) for name in names}
+    if forward["student_forward"] is None:
+        return None
+    return sum(flops or 0 for flops in forward.values()) + backward * forward["student_forward"]
+
+
+def _planned(file: Path) -> Planned | None:
+    """What the run was expected to cost; None in a run of an earlier version, and without a teacher."""
+    if not file.is_file():
+        return None
+    data = parse_json(read_text(file), str(file))
+    cost = [number(data, f"relative_to_kd.backward_{times}x", file, required=True) or 0.0 for times in (1, 2)]
+    images = {name: whole(data, f"images.{name}", file) for name in _PLANNED}
+    return Planned(data.get("exact") is True, cost[0], cost[1], images)
 
 
 def _history(file: Path) -> tuple[Epoch, ...]:
@@ -135,8 +158,8 @@ def _selection(file: Path) -> Selection | None:
     bins, images = (counts(data, f"histogram.{name}", file) for name in ("times_kept", "images"))
     if len(bins) != len(images):
         raise UserError(f"{file}: {len(bins)} times_kept for {len(images)} images in the histogram")
-    most, least = _pictures(data, "most_kept", file), _pictures(data, "least_kept", file)
-    return Selection(whole(data, "epochs", file), bins, images, most, least)
+    shown = (_pictures(data, name, file) for name in ("most_kept", "least_kept", "most_mixed"))
+    return Selection(whole(data, "epochs", file), bins, images, *shown)
 
 
 def _pictures(data: dict[str, Any], name: str, file: Path) -> tuple[Picture, ...]:
@@ -151,7 +174,8 @@ def _pictures(data: dict[str, Any], name: str, file: Path) -> tuple[Picture, ...
             raise UserError(f"{file}: an image of '{name}' is no base64 PNG")
         label = picture.get("label")
         index, times = whole(picture, "index", file), whole(picture, "times", file)
-        pictures.append(Picture(index, None if label is None else str(label), times, png))
+        mixed = number(picture, "mixed", file)
+        pictures.append(Picture(index, None if label is None else str(label), times, png, mixed))
     return tuple(pictures)
 
 

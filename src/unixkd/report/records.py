@@ -78,12 +78,21 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Picture:
-    """A training image that was kept very often or very rarely (`png` is base64)."""
+    """A training image that was kept very often or very rarely, or mixed strongly.
+
+    Args:
+        index: its position in the training set
+        label: its class, None where there is none
+        times: how often it was kept
+        png: what it looks like, base64
+        mixed: how many images' worth its rows gave to their partners in the whole run; None where unknown
+    """
 
     index: int
     label: str | None
     times: int
     png: str
+    mixed: float | None = None
 
 
 @dataclass(frozen=True)
@@ -95,6 +104,37 @@ class Selection:
     images: tuple[int, ...]
     most_kept: tuple[Picture, ...] = ()
     least_kept: tuple[Picture, ...] = ()
+    most_mixed: tuple[Picture, ...] = ()
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What was worked out when the run started, before anything was measured.
+
+    Args:
+        exact: whether it must come out so; else it is what was expected
+        cost_1x: training FLOPs over those of plain KD, backward = 1 forward
+        cost_2x: the same with backward = 2 forwards
+        images: scored, teacher_forwarded, trained
+    """
+
+    exact: bool
+    cost_1x: float
+    cost_2x: float
+    images: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command that makes runs of a report again.
+
+    Args:
+        what: which runs
+        text: to be pasted into a shell
+    """
+
+    what: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -108,6 +148,9 @@ class Run:
         reference: epochs and images per epoch of the plain KD run that costs are relative to
         cost_1x: training FLOPs over those of plain KD, backward = 1 forward
         cost_2x: the same with backward = 2 forwards
+        flops_1x: training FLOPs, backward = 1 forward
+        flops_2x: the same with backward = 2 forwards
+        planned: what it was expected to cost
         history: one entry per epoch, in order
         config: the resolved configuration, `config_text` as it was written
         is_teacher: the run that trained the teacher, listed apart
@@ -127,6 +170,9 @@ class Run:
     reference: tuple[int | None, int | None] = (None, None)
     cost_1x: float | None = None
     cost_2x: float | None = None
+    flops_1x: float | None = None
+    flops_2x: float | None = None
+    planned: Planned | None = None
     train_seconds: float | None = None
     evaluate_seconds: float | None = None
     environment: dict[str, Any] = field(default_factory=dict)
@@ -135,3 +181,13 @@ class Run:
     config: dict[str, Any] = field(default_factory=dict)
     config_text: str = ""
     is_teacher: bool = False
+
+    @property
+    def kd_flops_1x(self) -> float | None:
+        """Training FLOPs of the plain KD that costs are relative to, backward = 1 forward."""
+        return self.flops_1x / self.cost_1x if self.flops_1x and self.cost_1x else None
+
+    @property
+    def kd_flops_2x(self) -> float | None:
+        """The same with backward = 2 forwards."""
+        return self.flops_2x / self.cost_2x if self.flops_2x and self.cost_2x else None

@@ -6,18 +6,21 @@ from collections.abc import Sequence
 from html import escape
 
 from unixkd.report import charts
-from unixkd.report.charts import Style
+from unixkd.report.figures import NONE, count, percent
 from unixkd.report.kept import how_often, what_was_kept
 from unixkd.report.markup import details, figure, html_table, section
+from unixkd.report.planned import plan_beside_measurement
 from unixkd.report.records import Run
+from unixkd.report.reproduce import commands_to_reproduce, configuration
 from unixkd.report.runs import Group, curve, teacher_runs
+from unixkd.report.svg import Style
 from unixkd.report.table import columns_of, teacher_accuracy, teacher_line
 from unixkd.report.tradeoff import accuracy_against_cost
-from unixkd.report.words import NONE, count, explain, hero_of, measure_of, percent
+from unixkd.report.words import explain, hero_of, measure_of
 
 __all__ = [
-    "accuracy_against_cost", "configuration", "how_often", "how_to_read",
-    "results", "surroundings", "training", "what_was_kept",
+    "accuracy_against_cost", "commands_to_reproduce", "configuration", "how_often", "how_to_read",
+    "plan_beside_measurement", "results", "surroundings", "training", "what_was_kept",
 ]  # fmt: skip
 
 
@@ -27,9 +30,10 @@ def results(runs: Sequence[Run], groups: Sequence[Group], styles: dict[str, Styl
     rows = [[column.cell(group) for column in columns] for group in groups]
     headers = [column.header for column in columns]
     table = html_table(
+        "Results of every method",
         headers,
         rows,
-        colours=[styles[group.method].colour for group in groups],
+        styles=[styles[group.method] for group in groups],
         titles=[column.meaning for column in columns],
         hero=[group.method for group in groups].index(hero_of(groups).method),
     )
@@ -39,7 +43,12 @@ def results(runs: Sequence[Run], groups: Sequence[Group], styles: dict[str, Styl
         if explain(group.method)
     ]
     teacher = f'<p class="note">{escape(teacher_line(runs))}</p>' if teacher_line(runs) else ""
-    return section("Results", teacher + table + f"<dl>{''.join(explained)}</dl>")
+    columns_meant = "".join(
+        f"<dt>{escape(' '.join(column.header.split()))}</dt><dd>{escape(column.meaning)}</dd>"
+        for column in columns
+    )
+    meant = details("What the columns mean", f"<dl>{columns_meant}</dl>")
+    return section("Results", teacher + table + f"<dl>{''.join(explained)}</dl>" + meant)
 
 
 def training(runs: Sequence[Run], groups: Sequence[Group], styles: dict[str, Style]) -> str:
@@ -56,7 +65,11 @@ def training(runs: Sequence[Run], groups: Sequence[Group], styles: dict[str, Sty
     curves = {group.method: dict(curve(group, measure.of_epoch)) for group in groups}
     epochs = sorted(set[int]().union(*curves.values()))
     rows = [[str(epoch), *(percent(curves[group.method].get(epoch)) for group in groups)] for epoch in epochs]
-    table = html_table(["epoch", *(group.method for group in groups)], rows)
+    table = html_table(
+        f"{measure.name.capitalize()} in % after every epoch",
+        ["epoch", *(group.method for group in groups)],
+        rows,
+    )
     body = f'<p class="note">{note}</p><div class="charts">{"".join(figures)}</div>'
     return section("Training", body + details("The curves as a table", table))
 
@@ -78,20 +91,6 @@ def surroundings(runs: Sequence[Run], groups: Sequence[Group]) -> str:
     lines += [(name, _distinct(str(run.environment.get(name, NONE)) for run in students)) for name in names]
     cells = [f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in lines if value]
     return section("Teacher, student and environment", f"<dl>{''.join(cells)}</dl>")
-
-
-def configuration(groups: Sequence[Group]) -> str:
-    """The configuration of the first run of every method."""
-    blocks = [
-        details(
-            f"{group.method}, seed {group.runs[0].seed}",
-            f"<pre>{escape(group.runs[0].config_text.strip())}</pre>",
-        )
-        for group in groups
-        if group.runs[0].config_text.strip()
-    ]
-    note = '<p class="note">As resolved and run, one run of each method.</p>'
-    return section("Configuration", note + "".join(blocks)) if blocks else ""
 
 
 def how_to_read(groups: Sequence[Group]) -> str:
@@ -116,6 +115,9 @@ def how_to_read(groups: Sequence[Group]) -> str:
          "classes; a loss has no end and is cut off."),
         ("Short names", "Charts write the paper’s symbols: k for keep (k/N), b for mix_from (b/N), w for "
          "steepness."),
+        ("Mixed most strongly", "Images whose own rows gave most to their partners, summed over the run: sure enough "
+         "to be mixed, unsure enough to be kept. Partners are drawn at random, and what an image gave as one is not "
+         "counted."),
     ]  # fmt: skip
     cells = [f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in lines]
     return section("How to read this", f"<dl>{''.join(cells)}</dl>")

@@ -11,6 +11,7 @@ import io
 import re
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from unixkd.errors import missing_extra
@@ -49,18 +50,36 @@ _STYLE = {
 }
 
 
+@dataclass(frozen=True)
+class Style:
+    """Colour and marker of a method, the same in every chart; hollow: plain KD at the cost of the method so styled."""
+
+    colour: str
+    marker: str
+    hollow: bool = False
+
+    @property
+    def marks(self) -> dict[str, str]:
+        """How matplotlib draws its marker."""
+        filled = {"markeredgecolor": CARD, "markerfacecolor": self.colour}
+        return {"markeredgecolor": self.colour, "markerfacecolor": CARD} if self.hollow else filled
+
+
 def palette_css(palette: dict[str, str]) -> str:
     """The palette as CSS variables: `--ink:#1f2328;...`."""
     return "".join(f"--{name}:{colour};" for name, colour in palette.items())
 
 
-def draw(plot: Callable[[Any], None], name: str, label: str, size: tuple[int, int] = (430, 280)) -> str:
+def draw(
+    plot: Callable[[Any], None], name: str, title: str, said: str, size: tuple[int, int] = (430, 280)
+) -> str:
     """Draw one chart as an `<svg>` element to stand inside an HTML page.
 
     Args:
         plot: draws on the matplotlib axes it is given; coordinates are pixels (72 dpi)
         name: prefix of every id in the SVG, different for each chart of a page
-        label: what the chart shows, for those who cannot see it
+        title: what the chart is of
+        said: what it shows, for those who cannot see it
         size: width and height in pixels
 
     Raises:
@@ -83,16 +102,17 @@ def draw(plot: Callable[[Any], None], name: str, label: str, size: tuple[int, in
         axes.patch.set_visible(False)
         plot(axes)
         figure.savefig(out, format="svg", metadata=nothing, transparent=True)
-    return _inline(out.getvalue(), name, label)
+    return _inline(out.getvalue(), name, title, said)
 
 
-def _inline(svg: str, name: str, label: str) -> str:
+def _inline(svg: str, name: str, title: str, said: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<style.*?</style>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"<[^>]+>", lambda tag: _slim(tag.group(), name), svg)
     svg = re.sub(r">\s+<", "><", svg)
-    opening = f'<svg role="img" aria-label="{html.escape(label)}" '
-    return svg.replace("<svg ", opening, 1).strip()
+    told = f'<title id="{name}-title">{html.escape(title)}</title><desc id="{name}-desc">{html.escape(said)}</desc>'
+    svg = svg.replace("<svg ", f'<svg role="img" aria-labelledby="{name}-title {name}-desc" ', 1)
+    return svg.replace(">", f">{told}", 1).strip()
 
 
 def _round(number: re.Match[str]) -> str:

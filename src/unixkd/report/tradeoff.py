@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from unixkd.report.charts import Style, frame
+from unixkd.report.charts import frame
+from unixkd.report.figures import percent
 from unixkd.report.labels import point_labels
 from unixkd.report.markup import figure, section
 from unixkd.report.records import Run
 from unixkd.report.runs import Group, Spread
-from unixkd.report.svg import CARD, MUTED, draw
-from unixkd.report.words import Measure, hero_of, measure_of, percent
+from unixkd.report.svg import MUTED, Style, draw
+from unixkd.report.words import Measure, hero_of, matched_to, measure_of
 
 MANY = 10
 """With more methods than these only plain KD, the method of the report and those on the front are named."""
@@ -68,6 +69,11 @@ def accuracy_against_cost(groups: Sequence[Group], styles: dict[str, Style]) -> 
         "Further up is better, further left is cheaper. Bars: one standard deviation over seeds. "
         "Grey steps run through the methods that no other beats in both, by their means."
     )
+    if any(matched_to(group.method) for group in groups):
+        note += (
+            " Hollow: the control kd@X, plain KD for as many epochs as the computation of X buys; a dotted line joins "
+            "the two."
+        )
     body = f'<p class="note">{note}</p><div class="charts">{"".join(figures)}</div>'
     return section(f"{measure.name.capitalize()} against computation", body)
 
@@ -106,6 +112,7 @@ def chart(groups: Sequence[Group], styles: dict[str, Style], measure: Measure, p
             axes.axvline(price.reference, color=MUTED, linewidth=1, linestyle=(0, (3, 3)))
         x, y = zip(*(means[i] for i in unbeaten), strict=True)
         axes.plot(x, y, color=MUTED, linewidth=1, drawstyle="steps-post", zorder=1)
+        _join_controls(axes, {g.method: at for (g, _, _), at in zip(points, means, strict=True)}, styles)
         for group, cost, result in points:
             _error_bar(axes, cost, result, styles[group.method], price.scale)
         axes.margins(x=0.16, y=0.14)
@@ -123,8 +130,17 @@ def chart(groups: Sequence[Group], styles: dict[str, Style], measure: Measure, p
         f"{g.method} {percent(r)} at {at[0]:.1f}" for at, (g, _, r) in zip(means, points, strict=True)
     )
     best = ", ".join(points[i][0].method for i in unbeaten)
-    label = f"{measure.name} in % against {price.axis} ({price.caption}): {said}; not beaten: {best}"
-    return draw(plot, price.key, label)
+    title = f"{measure.name} in % against {price.axis} ({price.caption})"
+    return draw(plot, price.key, title, f"{said}; not beaten: {best}")
+
+
+def _join_controls(axes: Any, at: dict[str, tuple[float, float]], styles: dict[str, Style]) -> None:
+    """A dotted line from each method to plain KD at its cost."""
+    for method, place in at.items():
+        target = matched_to(method)
+        if target in at:
+            x, y = zip(at[target], place, strict=True)
+            axes.plot(x, y, color=styles[method].colour, linewidth=1.2, linestyle=(0, (1, 2)), zorder=1)
 
 
 def _error_bar(axes: Any, cost: Spread, result: Spread, style: Style, scale: float) -> None:
@@ -136,7 +152,7 @@ def _error_bar(axes: Any, cost: Spread, result: Spread, style: Style, scale: flo
         color=style.colour,
         marker=style.marker,
         markersize=9,
-        markeredgecolor=CARD,
+        **style.marks,
         elinewidth=1.6,
         capsize=3,
         linestyle="none",

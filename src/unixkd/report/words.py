@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from unixkd.report.figures import points, seconds
 from unixkd.report.records import Epoch, Run
 from unixkd.report.runs import Group, Spread, paired_difference
 
-NONE = "–"
 _EXPLAINED = {
     "kd": "plain knowledge distillation: every image is answered by the teacher and trained on",
     "unix": "keeps the images of each batch that the student is least sure of and mixes some of the rest in",
@@ -64,6 +64,16 @@ def hero_of(groups: Sequence[Group]) -> Group:
     return named.get("unix") or (others or list(groups))[0]
 
 
+def matched_to(method: str) -> str:
+    """The method whose cost a control was given, with the folder if one is named; empty where it is no such control.
+
+    >>> matched_to("kd@unix:keep=0.5"), matched_to("unix")
+    ('unix:keep=0.5', '')
+    """
+    kd, at, target = method.partition("@")
+    return target if at and kd == "kd" else ""
+
+
 def explain(method: str) -> str:
     """One line on what a method does; empty for an unknown one.
 
@@ -73,63 +83,11 @@ def explain(method: str) -> str:
     'keeps random images of each batch, unmixed: the control for training on less, with keep = 0.5'
     """
     name = method.partition(" (")[0]
-    kd, at, target = name.partition("@")
-    if kd == "kd" and at:
+    if target := matched_to(name):
         return f"KD at the cost of {target}: plain KD for as many epochs as the computation of {target} buys"
     name, _, options = name.partition(":")
     changed = f", with {options.replace(':', ', ').replace('=', ' = ')}" if options else ""
     return f"{_EXPLAINED[name]}{changed}" if name in _EXPLAINED else ""
-
-
-def percent(spread: Spread | None, digits: int = 2, sd: bool = True) -> str:
-    """A fraction in percent, with its deviation where there is one.
-
-    >>> percent(Spread(0.979, 0.0012, 3))
-    '97.90 ± 0.12'
-    """
-    if spread is None:
-        return NONE
-    text = f"{100 * spread.mean:.{digits}f}"
-    return f"{text} ± {100 * spread.sd:.{digits}f}" if sd and spread.sd is not None else text
-
-
-def points(spread: Spread | None, sd: bool = True) -> str:
-    """A difference of fractions in points, signed.
-
-    >>> points(Spread(-0.002, None, 1))
-    '−0.20'
-    """
-    if spread is None:
-        return NONE
-    text = f"{100 * spread.mean:+.2f}".replace("-", "−")
-    text = "0.00" if text in ("+0.00", "−0.00") else text
-    return f"{text} ± {100 * spread.sd:.2f}" if sd and spread.sd is not None else text
-
-
-def count(value: float) -> str:
-    """A number of images, shortened to three figures.
-
-    >>> count(718), count(28_740), count(1_000_000)
-    ('718', '28.7k', '1.00M')
-    """
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= 0.9995 * size:
-            scaled = value / size
-            return f"{scaled:.{2 if scaled < 9.995 else 1 if scaled < 99.95 else 0}f}{letter}"
-    return f"{value:.0f}"
-
-
-def seconds(value: float) -> str:
-    """A time in seconds, or in minutes or hours where it is long.
-
-    >>> seconds(8.24), seconds(95), seconds(1000), seconds(9000)
-    ('8.2 s', '95 s', '16.7 min', '2.5 h')
-    """
-    if value < 10:
-        return f"{value:.1f} s"
-    if value < 600:
-        return f"{value:.0f} s"
-    return f"{value / 60:.1f} min" if value < 7200 else f"{value / 3600:.1f} h"
 
 
 def headline(groups: Sequence[Group]) -> list[str]:
@@ -146,7 +104,7 @@ def headline(groups: Sequence[Group]) -> list[str]:
     if theirs is None:
         return [
             f"{said}.",
-            *([] if kd else ["Plain KD was not run here, so there is nothing to set it against."]),
+            *([] if kd else ["Plain KD was not run here, so there is no result to set it against."]),
         ]
     return [
         f"{said}; plain KD {measure.reached.format(_rough(theirs))}.",
