@@ -153,7 +153,7 @@ def test_hostile_names_are_escaped(tmp_path: Path) -> None:
     assert "script" not in parsed.tags
     assert all(reference.startswith(("#", "data:image/png;base64,")) for reference in parsed.references)
     assert f"{HOSTILE} · 1 run · 1 method" in parsed.text
-    assert f"3× {HOSTILE}" in parsed.text
+    assert f"{HOSTILE} · 3×" in parsed.text
     assert f"$x_{HOSTILE}"[:17] in parsed.text
 
 

@@ -119,8 +119,10 @@ def _thumbnails(groups: Sequence[Group]) -> str:
     whose, selection = f"{run.method}, seed {run.seed}", run.selection
     never = dict(zip(selection.times_kept, selection.images, strict=True)).get(0, 0)
     least = "Kept least often"
-    if selection.least_kept and all(picture.times == 0 for picture in selection.least_kept):
-        least = f"Never kept: {len(selection.least_kept)} of {plural(never, 'image')}"
+    if never:
+        others = any(picture.times for picture in selection.least_kept)
+        more = "; then those kept least often" if others else f", {len(selection.least_kept)} of them shown"
+        least = f"Never kept: {plural(never, 'image')}{more}"
     return (
         _row(f"Kept most often ({whose})", selection.most_kept, _times)
         + _row(f"{least} ({whose})", selection.least_kept, _times)
@@ -137,7 +139,7 @@ def _row(title: str, pictures: Sequence[Picture], short: Callable[[Picture], str
         said = escape(f"training image {picture.index}, {label}, kept {picture.times} times{mixed}")
         cells.append(
             f'<figure title="{said}"><img alt="{said}" src="data:image/png;base64,{escape(picture.png)}">'
-            f"<figcaption>{short(picture)} {escape(label)}</figcaption></figure>"
+            f"<figcaption>{escape(label)} · {short(picture)}</figcaption></figure>"
         )
     return f'<h3>{escape(title)}</h3><div class="thumbs">{"".join(cells)}</div>' if cells else ""
 

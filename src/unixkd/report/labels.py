@@ -60,20 +60,25 @@ def end_labels(axes: Any, ends: Sequence[tuple[float, str, str]]) -> None:
 def point_labels(
     axes: Any,
     points: Sequence[tuple[float, float, str, str]],
-    bars: Sequence[float],
+    bars: Sequence[tuple[float, float]],
     steps: Sequence[tuple[float, float]] = (),
 ) -> None:
     """Write (x, y, text, colour) beside each point that has a text.
 
-    Labels keep clear of all points, of their error bars in y and of steps that go right and then up.
+    Labels keep clear of all points, of their error bars (as long to each side in x and in y) and of steps that go
+    right and then up.
     """
     axes.autoscale_view()  # the limits are settled lazily, and labels are placed in pixels
     where = [axes.transData.transform((x, y)) for x, y, _, _ in points]
-    tops = [axes.transData.transform((x, y + bar)) for (x, y, *_), bar in zip(points, bars, strict=True)]
+    ends = [
+        axes.transData.transform((x + across, y + up))
+        for (x, y, *_), (across, up) in zip(points, bars, strict=True)
+    ]
     taken = []
-    for (x, y), (_, top) in zip(where, tops, strict=True):
-        reach = max(7.0, float(top - y))
+    for (x, y), (right, top) in zip(where, ends, strict=True):
+        reach, width = max(7.0, float(top - y)), max(7.0, float(right - x))
         taken.append((float(x) - 7, float(y) - reach, float(x) + 7, float(y) + reach))
+        taken.append((float(x) - width, float(y) - 4, float(x) + width, float(y) + 4))
     corners = [axes.transData.transform(step) for step in steps]
     for (x0, y0), (x1, y1) in itertools.pairwise(corners):
         taken += [

@@ -123,7 +123,7 @@ def chart(groups: Sequence[Group], styles: dict[str, Style], measure: Measure, p
             (*at, g.method if name else "", styles[g.method].colour)
             for at, (g, _, _), name in zip(means, points, named, strict=True)
         ]
-        bars = [100 * (result.sd or 0) for _, _, result in points]
+        bars = [(price.scale * (cost.sd or 0), 100 * (result.sd or 0)) for _, cost, result in points]
         point_labels(axes, labels, bars, [means[i] for i in unbeaten])
 
     said = ", ".join(
