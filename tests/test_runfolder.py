@@ -179,7 +179,7 @@ def test_a_thumbnail_is_the_image(channels):
 
 def test_every_file_a_run_writes_is_removed_by_overwrite():
     assert set(runfolder.FILES) == {
-        *("run.yaml", "metrics.jsonl", "summary.json", "selection.json", "left_out.json"),
+        *("run.yaml", "plan.json", "metrics.jsonl", "summary.json", "selection.json", "left_out.json"),
         *("model.safetensors", "config.json"),
         *(f"export/{name}" for name in runfolder.EXPORTED),
     }

@@ -91,7 +91,7 @@ def test_the_files_of_a_run(unix_run, teacher):
         "summary.json",
     ]
     assert sorted(p.name for p in teacher.iterdir()) == names
-    assert sorted(p.name for p in unix_run.iterdir()) == sorted([*names, "selection.json"])
+    assert sorted(p.name for p in unix_run.iterdir()) == sorted([*names, "plan.json", "selection.json"])
     assert sorted(p.name for p in (unix_run / "checkpoints").iterdir()) == ["epoch-00001", "epoch-00002"]
 
 
