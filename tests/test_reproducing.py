@@ -16,7 +16,7 @@ from jsonargparse import Namespace
 from running import SMALL, call, make_teacher
 from test_report_runs import write_run
 from unixkd import cli
-from unixkd.commands.reproducing import commands_of, compare_words, config_of, run_words
+from unixkd.commands.reproducing import commands_of, compare_words, config_of
 from unixkd.compare import matched_jobs, plan_jobs
 from unixkd.config import (
     AnswersConfig,
@@ -28,7 +28,8 @@ from unixkd.config import (
     TrainConfig,
 )
 from unixkd.report.runs import find_runs
-from unixkd.runfolder import to_plain
+from unixkd.rerun import run_words
+from unixkd.runfolder import flatten, to_plain
 from unixkd.variants import parse_variant
 
 TEACHER = ModelConfig("runs/my teacher", mean=[0.5], std=[0.25])
@@ -60,6 +61,10 @@ def again(words: list[str]) -> RunConfig:
     return RunConfig(**{key: options[key] for key in keys})
 
 
+def words_of(config: RunConfig) -> list[str]:
+    return run_words(flatten(to_plain(config)))
+
+
 def saved(config: RunConfig) -> dict[str, object]:
     """As run.yaml has it."""
     return yaml.safe_load(yaml.safe_dump(to_plain(config)))
@@ -68,15 +73,15 @@ def saved(config: RunConfig) -> dict[str, object]:
 @pytest.mark.parametrize("config", DISTILLED, ids=range(len(DISTILLED)))
 def test_a_printed_distill_has_the_same_configuration(config):
     assert config_of(saved(config)) == config
-    words = shlex.split(shlex.join(run_words(config, "out")))
+    words = shlex.split(shlex.join(words_of(config)))
     assert again(words) == config
-    assert words[-2:] == ["--out", "out"]
 
 
 def test_only_what_is_not_the_default_is_said():
-    words = " ".join(run_words(DISTILLED[0], "out"))
+    words = " ".join(words_of(DISTILLED[0]))
     assert words == (
-        "unixkd distill --teacher wrn_16_2 --student resnet8 --method unix --data digits --epochs 30 --seed 0 --out out"
+        "unixkd distill --student resnet8 --teacher wrn_16_2 --method unix --data digits "
+        "--train.epochs 30 --train.seed 0"
     )
 
 
@@ -86,7 +91,7 @@ def test_a_printed_train_has_the_same_configuration():
         ModelConfig("wrn_16_2"), None, alone, train=TrainConfig(lr=0.1, precision="fp32"), label="x"
     )
     assert config_of(saved(config)) == config
-    assert again(run_words(config, "out")) == config
+    assert again(words_of(config)) == config
 
 
 @given(
@@ -106,7 +111,7 @@ def test_a_printed_train_has_the_same_configuration():
 @settings(max_examples=20)
 def test_numbers_survive_the_command_line(train, keep):
     config = replace(DISTILLED[0], train=train, method=MethodConfig("hard", keep=keep))
-    assert again(run_words(config, "out")) == config
+    assert again(words_of(config)) == config
 
 
 # Comparisons

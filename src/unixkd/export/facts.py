@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unixkd.config import ModelConfig, RunConfig
 from unixkd.errors import UserError
 from unixkd.models.folder import is_run_folder, read_card
-from unixkd.runfolder import flatten, read_yaml, to_plain
-from unixkd.spelling import spelled
+from unixkd.rerun import run_words
+from unixkd.runfolder import flatten, read_yaml
 
 
 @dataclass(frozen=True)
@@ -69,17 +68,7 @@ class Facts:
         """The command that makes the run again, with the options that are not their defaults."""
         if not self.config:
             return None
-        alone = "model.name" in self.config
-        teacher = None if alone else ModelConfig()
-        usual = flatten(to_plain(RunConfig(ModelConfig(), teacher)))
-        words = ["unixkd", "train" if alone else "distill"]
-        for key, value in self.config.items():
-            group, _, field = key.partition(".")
-            if field == "name":
-                words += [f"--{group}", spelled(value)]
-            elif value is not None and value != usual.get(key):
-                words += [f"--{key}", spelled(value)]
-        return shlex.join(words)
+        return shlex.join(run_words(self.config))
 
 
 def read_facts(folder: Path) -> Facts:
