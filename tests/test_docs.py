@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import re
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -152,6 +153,32 @@ def photos(tmp_path: Path) -> None:
     for i in range(2):
         pixels = np.random.default_rng(i).integers(256, size=(8, 8), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / "photos" / f"{i}.png")
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder that pages call runs/teacher."""
+    out = tmp_path_factory.mktemp("docs") / "teacher"
+    assert main([*shlex.split("train --model wrn_16_2 --data digits"), *SHORT, "--out", str(out)]) == 0
+    return out
+
+
+SHORT = ("--epochs", "2", "--data.limit", "200")
+"""Options that shorten a run."""
+RUNNING = [page for page in DOCS if page.stem != "cli" and blocks(page, "bash")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", RUNNING, ids=lambda page: page.stem)
+def test_commands_that_need_nothing_else_run_shortened(page, teacher, tmp_path, monkeypatch):
+    """Those in bash blocks; what needs data that are not here stands in sh blocks, and is parsed."""
+    monkeypatch.chdir(tmp_path)
+    if not any("--out runs/teacher" in text for text in blocks(page, "bash")):
+        shutil.copytree(teacher, tmp_path / "runs" / "teacher")
+    for words in commands(page, "bash"):
+        options = SHORT if words[0] in ("train", "distill", "compare") else ()
+        one_process = ["--jobs", "1"] * (words[0] == "compare")
+        assert main([*words, *options, *one_process]) == 0, shlex.join(words)
 
 
 @pytest.mark.slow
