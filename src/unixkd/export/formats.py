@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +15,7 @@ from torch.export import ExportedProgram
 
 from unixkd.errors import missing_extra
 from unixkd.models import PixelModel, load_model, save_model
+from unixkd.models.folder import card_values
 
 Answering = Callable[[Tensor], Tensor]
 """Pixels in [0, 1] `[N, C, H, W]` -> logits `[N, classes]`."""
@@ -82,7 +82,7 @@ def write_onnx(student: PixelModel, size: int, folder: Path) -> None:
     assert program is not None  # it is with dynamo, the default
     for node in program.model.graph:
         node.metadata_props.clear()  # where in torch's graph each node comes from
-    card = asdict(student.card)
+    card = card_values(student.card)
     program.model.metadata_props["card"] = json.dumps(card, ensure_ascii=False)
     if student.card.class_names is not None:
         program.model.metadata_props["class_names"] = json.dumps(card["class_names"], ensure_ascii=False)

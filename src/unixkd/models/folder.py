@@ -41,12 +41,17 @@ def save_model(model: PixelModel, folder: str | Path) -> None:
         name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, value in model.net.state_dict().items()
     }
-    values = asdict(model.card)
-    if values["transformers"] is None:
-        del values["transformers"]
-    card = json.dumps({"schema": SCHEMA, **values}, indent=2, ensure_ascii=False) + "\n"
+    card = json.dumps({"schema": SCHEMA, **card_values(model.card)}, indent=2, ensure_ascii=False) + "\n"
     _replace(folder / WEIGHTS_FILE, lambda path: save_file(state, path))
     _replace(folder / CARD_FILE, lambda path: path.write_text(card, encoding="utf-8"))
+
+
+def card_values(card: ModelCard) -> dict[str, Any]:
+    """A card as JSON has it; a network that is none of transformers has no line for it."""
+    values = asdict(card)
+    return (
+        values if card.transformers is not None else {k: v for k, v in values.items() if k != "transformers"}
+    )
 
 
 def load_model(folder: str | Path, code: str | None = None) -> PixelModel:
