@@ -17,6 +17,8 @@ from torch import nn
 from running import TEST_IMAGES, alone, call, distilled, everything, make_teacher, metrics, summary, weights
 from several import together
 from unixkd import build
+from unixkd.batchnorm import has_statistics, is_synchronised, synchronise
+from unixkd.checks import check_synchronised
 from unixkd.config import AnswersConfig, MethodConfig, RunConfig
 from unixkd.data import load_data
 from unixkd.distill import StepResult
@@ -108,6 +110,16 @@ def test_without_batchnorm_kd_is_that_of_one_process(teacher, tmp_path):
 CONFIGS = {
     "alone": lambda teacher, folder: alone(nesterov=True, clip_norm=1.0),
     "unix, averaged": lambda teacher, folder: distilled(teacher, optimizer="adamw", lr=1e-3, ema_decay=0.9),
+    "unix, across": lambda teacher, folder: distilled(teacher, selection="global"),
+    "step curve, across, stored": lambda teacher, folder: stored(
+        distilled(
+            teacher,
+            MethodConfig("unix", curve="step", keep=0.7, scoring_every=2),
+            selection="global",
+            epochs=3,
+        ),
+        folder / "answers",
+    ),
     "scored in eval mode": lambda teacher, folder: distilled(
         teacher, MethodConfig("hard", scoring_mode="eval", scoring_batches=3)
     ),
@@ -172,7 +184,7 @@ def test_each_image_is_charged_once(name, teacher, runs, tmp_path):
     ours = summary(runs / name / "whole" / "run")["cost"]["images"]
     assert ours["evaluated"] == config.train.epochs * TEST_IMAGES
     assert summary(runs / name / "whole" / "run")["environment"]["processes"] == 2
-    if name in ("alone", "unix, averaged"):
+    if name in ("alone", "unix, averaged", "unix, across", "step curve, across, stored"):
         run(config, tmp_path / "one")
         assert ours == summary(tmp_path / "one")["cost"]["images"]
     if name == "stale, stored":
@@ -253,3 +265,42 @@ def test_a_number_of_processes_that_is_none(size, monkeypatch, capsys, tmp_path)
     assert call("train", "--model", "resnet8", "--out", tmp_path / "run") == 1
     assert "WORLD_SIZE" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("size", [2, 1])
+def test_batchnorm_across_processes_wants_a_gpu(size, tmp_path):
+    config = alone(sync_batchnorm=True)
+    told = (
+        together(2, refused, config, tmp_path / "run") if size == 2 else [refused(config, tmp_path / "run")]
+    )
+    assert told[0] == (
+        "UserError: train.sync_batchnorm needs CUDA: torch's SyncBatchNorm refuses cpu tensors; without it each "
+        "process normalises by its own images"
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def refused(config: RunConfig, folder: Path) -> str:
+    with pytest.raises(UserError) as error:
+        run(config, folder)
+    return f"{type(error.value).__name__}: {error.value}"
+
+
+def test_batchnorm_across_processes_and_parts_of_a_batch():
+    config = alone(sync_batchnorm=True, micro_batch=8).train
+    with pytest.raises(UserError, match="normalises by whole batches"):
+        check_synchronised(config, torch.device("cuda"))
+    check_synchronised(replace(config, micro_batch=None), torch.device("cuda"))
+
+
+def test_a_network_with_batchnorm_across_processes_is_saved_as_any_other(teacher):
+    plain = load_model(teacher)
+    network, images = load_model(teacher), torch.rand(4, 1, 8, 8)
+    synchronise(network, World())
+    assert not is_synchronised(network)  # of one process
+    synchronise(network, World(0, 2))
+    assert is_synchronised(network)
+    assert has_statistics(network)
+    assert network.state_dict().keys() == plain.state_dict().keys()
+    assert torch.equal(network.eval()(images), plain.eval()(images))
+    plain.load_state_dict(network.state_dict())

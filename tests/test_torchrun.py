@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,13 @@ from running import everything, make_teacher, metrics
 
 pytestmark = pytest.mark.slow
 PATIENCE = 120
+SOON = 30
+"""Seconds in which all processes end once one is gone."""
 
 
-def start(teacher: Path, out: Path, *more: str) -> subprocess.Popen[str]:
+def start(
+    teacher: Path, out: Path, *more: str, program: Sequence[str] = ("-m", "unixkd")
+) -> subprocess.Popen[str]:
     command = [
         sys.executable,
         "-m",
@@ -25,8 +30,7 @@ def start(teacher: Path, out: Path, *more: str) -> subprocess.Popen[str]:
         "--standalone",
         "--nproc-per-node",
         "2",
-        "-m",
-        "unixkd",
+        *program,
     ]
     command += [
         "distill",
@@ -74,7 +78,7 @@ def test_one_is_killed_all_end_and_go_on_exactly(victim, tmp_path):
     process = start(teacher, tmp_path / "killed")
     wait_for(tmp_path / "killed", 2, process)
     os.kill(workers(process.pid)[victim], signal.SIGKILL)
-    said, _ = process.communicate(timeout=PATIENCE)
+    said, _ = process.communicate(timeout=SOON)
     assert process.returncode != 0
     assert len(metrics(tmp_path / "killed")) < 6, "killed too late"
     assert "unixkd/train.py" not in said  # no traceback of ours
@@ -94,3 +98,36 @@ def test_both_stop_when_torchrun_is_asked_to(tmp_path):
     said, _ = process.communicate(timeout=PATIENCE)
     assert said.count("and saved; the same command with --resume goes on") == 1
     assert (tmp_path / "run" / "checkpoints").exists()
+
+
+FAULTY = """
+import os, sys
+from unixkd import cli, engine
+from unixkd.launched import end
+
+def step(self, *rest):
+    if os.environ["RANK"] == "1" and self.distiller.steps == 5:
+        raise KeyError("a fault of the second process")
+    return original(self, *rest)
+
+original, engine.Engine.step = engine.Engine.step, step
+end(cli.main(sys.argv[1:]))
+"""
+
+
+def test_one_fails_all_end_soon_and_its_traceback_is_told(tmp_path):
+    teacher = make_teacher(tmp_path / "teacher")
+    (tmp_path / "faulty.py").write_text(FAULTY)
+    process = start(teacher, tmp_path / "run", program=[str(tmp_path / "faulty.py")])
+    said, failed = [], None
+    assert process.stdout is not None
+    for line in process.stdout:
+        said.append(line)
+        if "a fault of the second process" in line and failed is None:
+            failed = time.monotonic()
+    process.wait(PATIENCE)
+    assert failed is not None, "".join(said)
+    assert time.monotonic() - failed < SOON
+    assert process.returncode != 0
+    assert any("Traceback" in line for line in said)
+    assert any("in step" in line and "faulty.py" in line for line in said)

@@ -27,6 +27,20 @@ def sees_clean_images(method: Method, epoch: int) -> bool:
     return (method.curve is None and method.size == 1) or (scored and scoring.within_step(epoch))
 
 
+def synchronise(student: nn.Module, world: World) -> None:
+    """Let BatchNorm normalise by the images of all processes; names of weights stay what they are.
+
+    A forward in train mode is then one of all processes. `checks.check_synchronised` has seen to the device.
+    """
+    if world.size > 1:
+        nn.SyncBatchNorm.convert_sync_batchnorm(student)
+
+
+def is_synchronised(module: nn.Module) -> bool:
+    """Whether a forward in train mode is one of all processes."""
+    return any(isinstance(m, nn.SyncBatchNorm) for m in module.modules())
+
+
 def has_statistics(module: nn.Module) -> bool:
     """Whether a module keeps running statistics of its batches."""
     return any(
@@ -50,7 +64,7 @@ def clean_statistics(
         batches: clean images, on the network's device
         dtype: precision by autocast
         keep: leave the new statistics in place
-        world: its leader has the batches
+        world: its leader has the batches, or each process its part of them where they normalise together
     """
     before = {name: buffer.clone() for name, buffer in module.named_buffers()}
     device = next(module.parameters()).device

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from unixkd.build_methods import build_method, named
-from unixkd.checks import check_data, check_sizes, check_small_batches, check_train
+from unixkd.checks import check_data, check_sizes, check_small_batches, check_synchronised, check_train
 from unixkd.config import LossConfig, ModelConfig, RunConfig, TrainConfig
 from unixkd.data import Data, MemorySplit, load_data
 from unixkd.errors import UserError
@@ -73,6 +73,7 @@ def build_run(config: RunConfig, device: torch.device) -> RunParts:
         UserError: something is missing or does not fit
     """
     check_train(config.train)
+    check_synchronised(config.train, device)
     if config.reference_epochs is not None and config.reference_epochs < 1:
         raise UserError(f"reference_epochs must be at least 1, got {config.reference_epochs}")
     method = build_method(config.method)
@@ -168,7 +169,9 @@ def pick_device(config: TrainConfig, number: int | None = None) -> torch.device:
     if not named("device", config.device, available)():
         raise UserError(f"device {config.device} is not available here; give --train.device auto or cpu")
     device = default_device() if config.device == "auto" else torch.device(config.device)
-    return torch.device(device.type, number) if device.type == "cuda" and number is not None else device
+    if device.type != "cuda" or number is None:
+        return device
+    return torch.device("cuda", number % torch.cuda.device_count())  # srun may show each process only its own
 
 
 def default_device() -> torch.device:

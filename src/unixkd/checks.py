@@ -49,6 +49,19 @@ def check_train(config: TrainConfig) -> None:
         raise UserError("train.nesterov needs a momentum above 0")
 
 
+def check_synchronised(config: TrainConfig, device: torch.device) -> None:
+    """Raise where BatchNorm cannot normalise by the images of all processes."""
+    if not config.sync_batchnorm:
+        return
+    if device.type != "cuda":
+        raise UserError(
+            f"train.sync_batchnorm needs CUDA: torch's SyncBatchNorm refuses {device.type} tensors; without it each "
+            "process normalises by its own images"
+        )
+    if config.micro_batch is not None:
+        raise UserError("train.sync_batchnorm normalises by whole batches: give no train.micro_batch with it")
+
+
 def check_small_batches(config: RunConfig, data: Data, method: Method, student: PixelModel) -> None:
     """Raise where a step would train on one image and the student's BatchNorm cannot.
 

@@ -80,7 +80,7 @@ def check_alone(name: str) -> None:
     """
     if processes() > 1 and not COMMANDS[name].shared:
         raise UsageError(
-            f"{name} is for one process, not for {processes()} (WORLD_SIZE): start it without torchrun"
+            f"{name} is for one process, not for {processes()} (WORLD_SIZE, or srun's SLURM_NTASKS): start it by itself"
         )
 
 

@@ -226,6 +226,9 @@ class TrainConfig:
             has seen only mixed or shrunk ones; 0: never
         checkpoint_every: save a checkpoint every so many epochs (the last one always)
         micro_batch: train on so many of a step's images at once at most, adding up gradients: less memory
+        selection: of several processes each keeps its share of its own images (local), or all together the most
+            uncertain of all (global)
+        sync_batchnorm: BatchNorm normalises by the images of all processes; needs CUDA
     """
 
     epochs: int = 30
@@ -258,6 +261,8 @@ class TrainConfig:
     bn_images: int = 2048
     checkpoint_every: int = 1
     micro_batch: int | None = None
+    selection: Literal["local", "global"] = "local"
+    sync_batchnorm: bool = False
 
 
 @dataclass(frozen=True)

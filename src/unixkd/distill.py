@@ -16,6 +16,7 @@ from torch import Tensor
 
 from unixkd.batch import Batch, Draws, MixedBatch, Outputs
 from unixkd.errors import UserError
+from unixkd.exchange import Exchange, Held
 from unixkd.inputs import Named
 from unixkd.methods import Method, StepCounts
 from unixkd.mixing import mix, num_kept, pure
@@ -23,7 +24,7 @@ from unixkd.modes import evaluating
 from unixkd.network import Network
 from unixkd.objective import Objective, evaluate_objective
 from unixkd.resizing import shrink, size_at
-from unixkd.scoring import rank, sampling_keys, score_logits
+from unixkd.scoring import rank_by, score_logits
 from unixkd.scoring_pass import Scoring
 from unixkd.teacher.asking import Teacher
 
@@ -42,6 +43,7 @@ class StepResult:
         scores: uncertainty of all N images, where the step scored them or knew their scores `[N]`
         row_scores: what is to be remembered of each of the k rows, where the method's choice wants it `[k]`
         answered: which rows the teacher had a finite answer to, where that was looked at; the others weigh 0 `[k]`
+        held: the batch that positions of `mixed` refer to, where it is not the one that came in
     """
 
     loss: Float[Tensor, ""]
@@ -53,6 +55,7 @@ class StepResult:
     scores: Float[Tensor, " n"] | None = None
     row_scores: Float[Tensor, " k"] | None = None
     answered: Bool[Tensor, " k"] | None = None
+    held: Held | None = None
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,7 @@ def distill_step(
     objective: Objective,
     batch_size: int,
     parts: Parts | None = None,
+    exchange: Exchange | None = None,
 ) -> StepResult:
     """One step on one batch; every random choice is in `draws`.
 
@@ -99,14 +103,18 @@ def distill_step(
         objective: weighted losses
         batch_size: the configured N that fractions of the method refer to
         parts: train on the kept rows in parts, whose gradients are added up here; None: on all at once
+        exchange: ranks and shares out the rows of all processes together; None: this batch is ranked alone
     """
     logits, scores = None, batch.scores
     if method.scorer is not None and scores is None:
         logits = score(student, batch.images, method.scoring)
         scores = score_logits(method.scorer, logits, batch.labels)
         check_finite(scores)
-    mixed = select(batch, scores, draws, method, batch_size)
-    answers = teacher(batch, mixed) if teacher else None
+    held = None
+    if exchange is not None and method.ranks:
+        held = exchange.hold(batch, scores, draws.noise, method.keep, method.sampling)
+    mixed = select(batch, scores, draws, method, batch_size, held)
+    answers = teacher(batch if held is None else held.batch, mixed) if teacher else None
     if answers is not None and answers.finite is not None:
         mixed = replace(mixed, sample_weight=mixed.sample_weight * answers.finite)
     told = answers.outputs if answers else None
@@ -127,7 +135,7 @@ def distill_step(
         trained_size=size_at(batch.images, method.size),
     )
     answered = None if answers is None else answers.finite
-    return StepResult(loss, values, mixed, outputs, counts, logits, scores, remembered, answered)
+    return StepResult(loss, values, mixed, outputs, counts, logits, scores, remembered, answered, held)
 
 
 def learn_in_parts(
@@ -201,13 +209,24 @@ def check_finite(scores: Float[Tensor, " n"] | None) -> None:
 
 
 def select(
-    batch: Batch, scores: Float[Tensor, " n"] | None, draws: Draws, method: Method, batch_size: int
+    batch: Batch,
+    scores: Float[Tensor, " n"] | None,
+    draws: Draws,
+    method: Method,
+    batch_size: int,
+    held: Held | None = None,
 ) -> MixedBatch:
-    """Rank the batch, keep the first k rows, mix them with partners from the whole batch."""
+    """Rank the batch, keep the first k rows, mix them with partners from the whole batch.
+
+    Rows that were ranked among those of all processes are mixed as strongly as their rank there wants.
+    """
+    if held is not None:
+        if method.curve is None:
+            return pure(held.batch, held.position)
+        k = len(held.position)
+        return mix(held.batch, held.position, k, method.curve, draws, held.batch_size, held.rank)
     k = num_kept(method.keep, batch_size, len(batch))
-    if scores is not None and method.sampling is not None:
-        scores = sampling_keys(scores, draws.noise, method.sampling)
-    ranking = rank(draws.noise if scores is None else scores) if method.ranks else None
+    ranking = rank_by(scores, draws.noise, method.sampling) if method.ranks else None
     if method.curve is None or ranking is None:
         return pure(batch, None if ranking is None else ranking[:k])
     return mix(batch, ranking, k, method.curve, draws, batch_size)

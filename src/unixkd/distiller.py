@@ -15,6 +15,7 @@ from unixkd.cost import Ledger
 from unixkd.distill import Parts, StepResult, distill_step
 from unixkd.draws import make_draws
 from unixkd.errors import UserError
+from unixkd.exchange import Exchange
 from unixkd.feature_losses import FeatureLoss
 from unixkd.flops import sample_flops
 from unixkd.inputs import TEACHERS, Inputs, Named, as_inputs
@@ -167,13 +168,14 @@ class Distiller:
                 "distiller.method = method.at(progress) before each epoch, progress in [0, 1)"
             )
 
-    def run(self, batch: Batch, draws: Draws, parts: Parts | None = None) -> StepResult:
+    def run(
+        self, batch: Batch, draws: Draws, parts: Parts | None = None, exchange: Exchange | None = None
+    ) -> StepResult:
         """The step alone, a pure function of its arguments and the weights: nothing is counted."""
         if self.batch_size is None:
             self.batch_size = len(batch)
-        return distill_step(
-            self.student, self.teacher, batch, draws, self.method, self.objective, self.batch_size, parts
-        )
+        networks, size = (self.student, self.teacher), self.batch_size
+        return distill_step(*networks, batch, draws, self.method, self.objective, size, parts, exchange)
 
     def count(self, counts: StepCounts, each: tuple[int, int] | None = None) -> None:
         """Charge a step to the ledger; `each` as in `Ledger.charge`."""

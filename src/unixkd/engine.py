@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 from unixkd.batch import Batch, Draws
 from unixkd.distill import Parts, StepResult, check_finite, score
 from unixkd.distiller import Distiller
+from unixkd.exchange import Exchange
 from unixkd.history import History
 from unixkd.parallel import ALONE, World
 from unixkd.resizing import size_at
@@ -33,6 +34,7 @@ class Engine:
         history: gets what the method's choice wants remembered of each image
         world: the processes that train together, each with a part of every batch
         micro_batch: train on so many rows at once at most, adding up gradients; None: on all
+        across: rows are kept of those of all processes together, not of each one's own
     """
 
     distiller: Distiller
@@ -44,6 +46,7 @@ class Engine:
     history: History | None = None
     world: World = ALONE
     micro_batch: int | None = None
+    across: bool = False
 
     @property
     def student(self) -> nn.Module:
@@ -58,6 +61,9 @@ class Engine:
             draws: for them
             weight: what its loss counts for beside those of other processes
         """
+        exchange = self.exchange(len(batch), weight)
+        if exchange is not None:
+            weight = exchange.weight(self.distiller.method.keep)
         if not self.channels_last:
             batch = replace(batch, images=batch.pixels.contiguous())
 
@@ -65,12 +71,12 @@ class Engine:
             (loss if weight == 1 else loss * weight).backward()
 
         if self.micro_batch is None:
-            result = self.distiller.run(batch, draws)
+            result = self.distiller.run(batch, draws, exchange=exchange)
             self.optimizer.zero_grad()
             backward(result.loss)
         else:
             self.optimizer.zero_grad()
-            result = self.distiller.run(batch, draws, Parts(self.micro_batch, backward))
+            result = self.distiller.run(batch, draws, Parts(self.micro_batch, backward), exchange)
         if self.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.clip_norm)
         self.optimizer.step()
@@ -80,6 +86,19 @@ class Engine:
         self.tally.add(batch, result)
         self.remember(batch, result)
         return result
+
+    def exchange(self, rows: int, weight: float) -> Exchange | None:
+        """What ranks the rows of all processes together; None where each keeps of its own.
+
+        Args:
+            rows: that this process has of the step
+            weight: what they count for: their number over that of an even share
+        """
+        if not self.across or not self.distiller.method.ranks:
+            return None
+        assert self.distiller.batch_size is not None
+        size = self.world.size
+        return Exchange(self.world, round(rows * size / weight), self.distiller.batch_size * size)
 
     def score_ahead(self, batch: Batch) -> Float[Tensor, " n"]:
         """The scores of images whose steps are to come, at a forward of the student that is charged here."""
@@ -101,7 +120,9 @@ class Engine:
             return
         assert batch.index is not None
         if result.row_scores is not None:
-            self.history.record(batch.index[result.mixed.position], result.row_scores)
+            index = batch.index if result.held is None else result.held.batch.index
+            assert index is not None
+            self.history.record(index[result.mixed.position], result.row_scores)
         elif result.scoring_logits is not None and result.scores is not None:
             self.history.record(batch.index, result.scores)
 

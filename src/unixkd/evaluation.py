@@ -6,12 +6,14 @@ import contextlib
 import time
 from typing import TYPE_CHECKING
 
-from unixkd.batchnorm import clean_statistics, has_statistics, sees_clean_images
+from unixkd.batchnorm import clean_statistics, has_statistics, is_synchronised, sees_clean_images
 from unixkd.data import epoch_order
 from unixkd.display import percent
 from unixkd.evaluate import Predictions, join_predictions, predict
 from unixkd.models import PixelModel
+from unixkd.parallel import PER_PROCESS
 from unixkd.precision import DTYPES
+from unixkd.shares import share_out
 
 if TYPE_CHECKING:
     from unixkd.train import Trainer
@@ -66,9 +68,16 @@ def statistics_for_evaluation(run: Trainer) -> contextlib.AbstractContextManager
     count, epoch, last = min(train.bn_images, len(split)), run.epoch - 1, run.epoch == train.epochs
     if not count or sees_clean_images(run.engine.distiller.method, epoch) or not has_statistics(run.student):
         return contextlib.nullcontext()
+    size, order = train.eval_batch_size, epoch_order(len(split), train.seed, epoch)
+    if is_synchronised(run.student):
+        least = PER_PROCESS * run.world.size  # of which every batch is a multiple
+        count = max(count // least, 1) * least
+        size = max(size // least, 1) * PER_PROCESS
+        own = share_out(order[:count], size * run.world.size, run.world).order
+    else:
+        own = order[: count if run.world.leads else 0]
     if run.world.leads:
         charge = run.ledger.charge_refresh if last else run.ledger.charge_evaluation
         charge(count)
-    order = epoch_order(len(split), train.seed, epoch)[: count if run.world.leads else 0]
-    batches = split.train_batches(epoch, order, train.eval_batch_size)
+    batches = split.train_batches(epoch, own, size)
     return clean_statistics(run.student, batches, DTYPES[train.precision], keep=last, world=run.world)

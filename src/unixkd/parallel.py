@@ -1,6 +1,6 @@
 """Several processes that train one student on parts of each batch: who each is, and what they tell each other.
 
-torch.distributed does the work. `torchrun`, or whatever sets `RANK`, `WORLD_SIZE`, `MASTER_ADDR` and
+torch.distributed does the work. `torchrun`, SLURM's `srun`, or whatever sets `RANK`, `WORLD_SIZE`, `MASTER_ADDR` and
 `MASTER_PORT`, starts the processes; without these there is one, and nothing here costs it anything.
 """
 
@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from unixkd.errors import UserError
-from unixkd.launched import LeaderError, processes
+from unixkd.launched import LeaderError, processes, variables
 
 T = TypeVar("T")
 
@@ -173,9 +173,16 @@ def together() -> Iterator[World]:
     if size == 1:
         yield ALONE
         return
-    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    given = variables()
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in given]
+    if missing and "WORLD_SIZE" not in os.environ:
+        raise UserError(
+            f"srun started {size} processes, but SLURM_STEP_NODELIST ({given.get('SLURM_STEP_NODELIST', 'not set')}) "
+            "does not tell where the first one is: export MASTER_ADDR, the name of its machine"
+        )
     if missing:
         raise UserError(f"WORLD_SIZE is {size}, but {', '.join(missing)} is not set: start with torchrun")
+    os.environ.update(given)  # torch looks there; of srun's processes it knows nothing
     if not dist.is_initialized():
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
         # only at the end: a second group of the same processes may meet the first one's store, and wait for ever

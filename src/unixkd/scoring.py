@@ -98,6 +98,19 @@ def sampling_keys(
     return noise.clamp_min(torch.finfo(noise.dtype).tiny).log() / percentile**beta
 
 
+def rank_by(
+    scores: Float[Tensor, " n"] | None, noise: Float[Tensor, " n"], sampling: float | None = None
+) -> Int[Tensor, " n"]:
+    """Positions in the batch, first the ones to keep: by score, by a draw that scores weigh (β), else by noise.
+
+    >>> rank_by(None, torch.tensor([0.2, 0.6]))
+    tensor([1, 0])
+    """
+    if scores is None:
+        return rank(noise)
+    return rank(scores if sampling is None else sampling_keys(scores, noise, sampling))
+
+
 def rank(scores: Float[Tensor, " n"]) -> Int[Tensor, " n"]:
     """Positions in the batch, most uncertain first; ties go to the lower position.
 

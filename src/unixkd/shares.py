@@ -68,14 +68,32 @@ def num_steps(images: int, batch_size: int, world: World) -> int:
     return full + (rest >= (1 if world.size == 1 else PER_PROCESS * world.size))
 
 
-def check_kept(keep: float, batch_size: int, world: World) -> None:
-    """Raise where a process would train on less than two of the images it has of each batch.
+def even_parts(rows: int, size: int) -> list[int]:
+    """So many rows shared out as evenly as it goes; the first ones have one more.
+
+    >>> even_parts(7, 3)
+    [3, 2, 2]
+    """
+    return [rows // size + (rank < rows % size) for rank in range(size)]
+
+
+def check_kept(keep: float, batch_size: int, world: World, *, across: bool = False) -> None:
+    """Raise where a process would train on less than two images of each batch.
+
+    Args:
+        keep: k/N
+        batch_size: of all processes together
+        world: the processes
+        across: rows are kept of those of all processes together
 
     Raises:
         UserError: with the numbers
     """
     own = own_batch_size(batch_size, world)
-    if world.size > 1 and round(keep * own) < PER_PROCESS:
+    if (
+        world.size > 1
+        and (round(keep * batch_size) // world.size if across else round(keep * own)) < PER_PROCESS
+    ):
         raise UserError(
             f"keep {keep:g} of the {own} images that each of {world.size} processes has of a batch are fewer than "
             f"{PER_PROCESS}: raise --train.batch_size or keep more"

@@ -143,7 +143,10 @@ class Stepper:
 
     def change_method(self, number: int) -> None:
         """Set the method of an epoch; where it is another one than before, a captured step is of no use."""
-        distiller, size = self.engine.distiller, self.batch_size
+        distiller, size = (
+            self.engine.distiller,
+            self.train.batch_size if self.engine.across else self.batch_size,
+        )
         method = self.method.at(number / self.train.epochs)
         if method is not self.method:  # epochs that keep as many, as large, are alike
             keep, share = num_kept(method.keep, size, size) / size, method.size

@@ -69,8 +69,9 @@ class Tally:
         self.sums["loss"] += result.loss.detach()
         for name, value in result.parts.items():
             self.sums[f"part.{name}"] += value
-        if batch.index is not None:
-            kept_index = batch.index[result.mixed.position]
+        index = batch.index if result.held is None else result.held.batch.index
+        if index is not None:
+            kept_index = index[result.mixed.position]
             self.times_kept.index_add_(
                 0, kept_index, torch.ones_like(kept_index, dtype=self.times_kept.dtype)
             )
@@ -112,7 +113,7 @@ class Tally:
         return bool(self.sums["loss"].isfinite())
 
     def _split(self, name: str, values: Tensor, result: StepResult) -> None:
-        kept = values[result.mixed.position].sum(dtype=torch.float32)
+        kept = values[kept_of(result)].sum(dtype=torch.float32)
         self.sums[f"{name}_kept"] += kept
         self.sums[f"{name}_dropped"] += values.sum(dtype=torch.float32) - kept
         for key in (f"{name}_kept.steps", f"{name}_dropped.steps"):  # a graph's replay adds them too
@@ -126,7 +127,7 @@ class Tally:
         if wrong is not None:
             cell = torch.add(cell, wrong, alpha=NUM_BINS)
         one = torch.ones_like(cell)
-        kept = cell[result.mixed.position]
+        kept = cell[kept_of(result)]
         self._table("histogram.seen").index_add_(0, cell, one)
         self._table("histogram.kept").index_add_(0, kept, one[: len(kept)])
 
@@ -222,3 +223,8 @@ class Tally:
             counts[name] = table.sum(0).tolist()
             counts[f"{name}_hard"] = table[1].tolist() if labelled else None
         return bins | {"remembered": False} | counts
+
+
+def kept_of(result: StepResult) -> Tensor:
+    """Positions, in the batch as it came, of the rows that are trained on, by whichever process."""
+    return result.mixed.position if result.held is None else result.held.kept

@@ -17,6 +17,7 @@ import torch
 from unixkd import health, runstate, stopping
 from unixkd.allocator import keep_freed_memory
 from unixkd.assembly import decide, make_distiller, make_stepper
+from unixkd.batchnorm import synchronise
 from unixkd.build import build_run, pick_device
 from unixkd.config import NO_LOG, LogConfig, RunConfig
 from unixkd.cost import Ledger
@@ -110,6 +111,8 @@ class Trainer:
         if config.train.threads is not None:
             torch.set_num_threads(config.train.threads)
         self.config = world.once(lambda: self.decided(config, mode))
+        if config.train.sync_batchnorm:
+            synchronise(self.parts.student, world)
         student = world.wrapped(self.parts.student, self.device)
         distiller = world.leader_first(
             lambda: make_distiller(self.config, self.parts, self.note, student, world)
