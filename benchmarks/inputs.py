@@ -11,6 +11,7 @@ from plain_way import make_images, write_images
 from unixkd.config import DataConfig, MethodConfig, ModelConfig, RunConfig, TrainConfig
 from unixkd.display import silent
 from unixkd.models import create_model
+from unixkd.parallel import ALONE, World
 from unixkd.runfolder import RunFolder
 from unixkd.train import Trainer
 
@@ -44,6 +45,7 @@ def make_trainer(
     *,
     classes: int = 100,
     batch_size: int = 64,
+    world: World = ALONE,
     **train: Any,
 ) -> Trainer:
     """A trainer as `unixkd distill` makes it on a CPU with one thread; the teacher's weights are random.
@@ -55,12 +57,15 @@ def make_trainer(
         method: name of the method
         folder: for weights and run folders, shared by all trainers of a benchmark
         classes: width of both classifiers
-        batch_size: images per step, N
+        batch_size: images per step, N, of all processes together
+        world: the processes that train together; each calls this
         **train: further fields of the training's configuration
     """
     weights = folder / f"{teacher}-{classes}.safetensors"
-    if not weights.exists():
+    if world.leads and not weights.exists():
+        folder.mkdir(parents=True, exist_ok=True)
         save_file(create_model(teacher, classes).state_dict(), weights)
+    world.gather(None)  # nobody reads them before
     config = RunConfig(
         ModelConfig(student),
         ModelConfig(teacher, weights=str(weights)),
@@ -69,4 +74,4 @@ def make_trainer(
         train=TrainConfig(batch_size=batch_size, device="cpu", threads=1, **train),
     )
     run = RunFolder(folder / f"{teacher}-{student}-{method}-{classes}-{batch_size}")
-    return Trainer(config, run, "overwrite", silent)
+    return Trainer(config, run, "overwrite", silent, world)

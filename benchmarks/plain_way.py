@@ -76,7 +76,7 @@ def our_steps(trainer: Trainer) -> Iterator[None]:
     """Train epoch after epoch, pausing after each step; `fit` would also save after every 16 steps here."""
     while True:
         yield from trainer.epoch_steps()
-        trainer.epoch += 1
+        trainer.epoch, trainer.done = trainer.epoch + 1, 0
 
 
 def set_up(teacher: str, student: str, folder: Path, threads: int) -> tuple[Iterator[float], Trainer]:

@@ -112,7 +112,7 @@ def test_where_the_first_one_is_has_to_be_said_where_slurm_does_not(environment)
     for nodes in ({"SLURM_STEP_NODELIST": "rack[1-2]n[1-4]"}, {"SLURM_STEP_NODELIST": ""}):
         environment({**STEP, **nodes})
         with (
-            pytest.raises(UserError, match="srun started 4 processes.* export MASTER_ADDR"),
+            pytest.raises(UserError, match=r"srun started 4 processes.* export MASTER_ADDR"),
             parallel.together(),
         ):
             pass

@@ -93,8 +93,8 @@ class Exchange:
             )
             batch = extended(batch, place[sent].to(device), counts[0].tolist(), counts[1].tolist())
         ranks = (holder == me).nonzero().flatten()
-        told = (place[ranks], ranks, (kept - starts[me])[mine])
-        return Held(batch, *(tensor.to(device) for tensor in told), self.batch_size)
+        position, ranks, own = (t.to(device) for t in (place[ranks], ranks, (kept - starts[me])[mine]))
+        return Held(batch, position, ranks, own, self.batch_size)
 
     def gather(self, values: Float[Tensor, " n"]) -> Float[Tensor, " all"]:
         """What every process has of its rows, one process after the other; padded on the way, as gloo wants it."""
@@ -145,4 +145,4 @@ def extended(batch: Batch, sent: Int[Tensor, " s"], send: list[int], receive: li
 
     assert isinstance(batch.images, Tensor)
     columns = (getattr(batch, field.name) for field in fields(batch))
-    return Batch(*(None if column is None else traded(column) for column in columns))
+    return Batch(*(None if column is None else traded(column) for column in columns))  # type: ignore[arg-type]
