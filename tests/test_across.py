@@ -57,13 +57,18 @@ def net(seed: int, *, batchnorm: bool = False) -> nn.Module:
     """A small network; with BatchNorm one whose running statistics are not those of any batch."""
     torch.manual_seed(seed)
     if batchnorm:
-        made = TinyNet(CLASSES, seed=seed)
+        made: nn.Module = TinyNet(CLASSES, seed=seed)
         for module in made.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.running_mean.uniform_(-0.5, 0.5)  # type: ignore[union-attr]
                 module.running_var.uniform_(0.5, 2.0)  # type: ignore[union-attr]
-        return made
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, CLASSES))
+        head: nn.Linear = made.head
+    else:
+        head = nn.Linear(4 * 36, CLASSES)
+        made = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), head)
+    with torch.no_grad():
+        head.weight.mul_(8)  # certain of some images: the last bits of a score decide nothing
+    return made
 
 
 def batch_of(rows: Tensor, *, answers: bool = False) -> Batch:
@@ -182,7 +187,7 @@ def one(world: World, name: str, *, across: bool) -> dict[str, Any]:
     return found
 
 
-@pytest.fixture(scope="module", params=[2, 4])
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
 def found(request: pytest.FixtureRequest) -> list[dict[Any, Any]]:
     return together(request.param, work)
 

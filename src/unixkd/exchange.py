@@ -141,6 +141,8 @@ def extended(batch: Batch, sent: Int[Tensor, " s"], send: list[int], receive: li
     def traded(rows: Shaped[Tensor, "n ..."]) -> Shaped[Tensor, "m ..."]:
         new = rows.new_empty(sum(receive), *rows.shape[1:])
         dist.all_to_all_single(new, rows[sent].contiguous(), receive, send)
+        if not len(new):
+            return rows
         return torch.cat([rows, torch.empty_like(rows[: len(new)]).copy_(new)])  # in the layout of its own
 
     assert isinstance(batch.images, Tensor)
