@@ -118,14 +118,14 @@ end(cli.main(sys.argv[1:]))
 def test_one_fails_all_end_soon_and_its_traceback_is_told(tmp_path):
     teacher = make_teacher(tmp_path / "teacher")
     (tmp_path / "faulty.py").write_text(FAULTY)
-    process = start(teacher, tmp_path / "run", program=[str(tmp_path / "faulty.py")])
     said, failed = [], None
-    assert process.stdout is not None
-    for line in process.stdout:
-        said.append(line)
-        if "a fault of the second process" in line and failed is None:
-            failed = time.monotonic()
-    process.wait(PATIENCE)
+    with start(teacher, tmp_path / "run", program=[str(tmp_path / "faulty.py")]) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            said.append(line)
+            if "a fault of the second process" in line and failed is None:
+                failed = time.monotonic()
+        process.wait(PATIENCE)
     assert failed is not None, "".join(said)
     assert time.monotonic() - failed < SOON
     assert process.returncode != 0
