@@ -23,6 +23,7 @@ from unixkd.config import (
 )
 from unixkd.errors import UsageError, unknown_name
 from unixkd.named_files import check_code, check_folder, is_code
+from unixkd.paper_options import asks_for_paper, paper_options
 from unixkd.targets import parse_target
 from unixkd.variants import parse_variants
 
@@ -128,6 +129,7 @@ def plan_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--rounds", type=NonNegativeInt, default=5, help="timed steps of each method; 0: no timing"
     )
+    paper_options(parser)
     parser.set_defaults({"method.name": "", "data.name": ""})  # all methods; the data of the teacher
 
 
@@ -217,6 +219,7 @@ def check_names(options: Namespace) -> None:
             raise unknown_name("model", name, MODELS)
     if parse_target(values.get("budget"), values.get("match_kd", False)) and values["method"].name:
         raise UsageError("a target ranks ways with methods of their own: leave --method or the target out")
+    asks_for_paper(options)
     method = [values["method"].name] if "method" in values else []
     variants = parse_variants(values.get("methods", [])).values()
     for name in [*method, *(variant.name for variant in variants)]:

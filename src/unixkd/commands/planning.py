@@ -15,14 +15,16 @@ from unixkd.batch import Batch
 from unixkd.build import default_device
 from unixkd.build_methods import build_method
 from unixkd.commands.choosing import choose, pair_line
+from unixkd.commands.on_paper import plan_on_paper
 from unixkd.commands.screen import console, say
 from unixkd.commands.single import check_named, data_of_run
 from unixkd.config import DataConfig, MethodConfig
 from unixkd.data import load_data, num_views
-from unixkd.errors import UserError
+from unixkd.errors import UsageError, UserError
 from unixkd.forecast import Setting
 from unixkd.methods import METHODS, Method
 from unixkd.models import PixelModel, build_model
+from unixkd.paper_options import asks_for_paper, parse_images
 from unixkd.planner import MethodPlan, Plan, make_plan
 from unixkd.targets import parse_target
 
@@ -52,14 +54,23 @@ KNOWN_DATA = {
 }
 """So nothing is downloaded for planning."""
 
+DEFAULT_DATA = "cifar100"
+
 
 def plan(options: Namespace) -> None:
-    """`unixkd plan`: F_t/F_s, every method's cost, a timed step, break-even, warnings; or the way to a target."""
+    """`unixkd plan`: every method's cost, a timed step, break-even; a run on paper; or the way to a target."""
     check_named(teacher=options.teacher, student=options.student)
+    target = parse_target(options.budget, options.match_kd)
     data = planned_data(options)
+    if asks_for_paper(options):
+        shape = shape_on_paper(options, data)
+        teacher, student = planned_networks(options, shape)
+        methods = planned_methods(options.method)
+        plan_on_paper(options, teacher, student, methods, shape.images, shape.size)
+        return
     shape = planned_shape(data)
     teacher, student, batch = planned_step(options, shape)
-    if (target := parse_target(options.budget, options.match_kd)) is not None:
+    if target is not None:
         choose(options, target, data, setting_of(options, data, shape, batch), teacher, student, batch)
         return
     result = make_plan(
@@ -91,8 +102,8 @@ def planned_methods(config: MethodConfig) -> list[Method]:
     return [method]
 
 
-def planned_step(options: Namespace, shape: Shape) -> tuple[PixelModel, PixelModel, Batch]:
-    """Teacher, student in train mode, and a batch of random pixels to time their steps on."""
+def planned_networks(options: Namespace, shape: Shape) -> tuple[PixelModel, PixelModel]:
+    """Teacher, and student in train mode."""
     means, device = [0.5] * shape.channels, default_device()
     teacher, student = (
         build_model(config, num_classes=shape.classes, in_channels=shape.channels, mean=means, std=means).to(
@@ -102,9 +113,15 @@ def planned_step(options: Namespace, shape: Shape) -> tuple[PixelModel, PixelMod
     )
     teacher.to(memory_format=torch.channels_last)
     student.to(memory_format=torch.channels_last)
+    return teacher, student.train()
+
+
+def planned_step(options: Namespace, shape: Shape) -> tuple[PixelModel, PixelModel, Batch]:
+    """The networks, and a batch of random pixels to time their steps on."""
+    (teacher, student), device = planned_networks(options, shape), default_device()
     pixels = torch.rand(options.batch_size, shape.channels, shape.size, shape.size, device=device)
     labels = torch.randint(shape.classes, (options.batch_size,), device=device)
-    return teacher, student.train(), Batch(pixels.to(memory_format=torch.channels_last), labels)
+    return teacher, student, Batch(pixels.to(memory_format=torch.channels_last), labels)
 
 
 def setting_of(options: Namespace, data: DataConfig, shape: Shape, batch: Batch) -> Setting:
@@ -126,7 +143,7 @@ def planned_data(options: Namespace) -> DataConfig:
     if options.data.name:
         return options.data
     folder = Path(options.teacher.name)
-    data = data_of_run(folder) if (folder / "run.yaml").exists() else DataConfig("cifar100")
+    data = data_of_run(folder) if (folder / "run.yaml").exists() else DataConfig(DEFAULT_DATA)
     return replace(data, size=options.data.size or data.size, limit=options.data.limit or data.limit)
 
 
@@ -143,6 +160,18 @@ def planned_shape(config: DataConfig) -> Shape:
     flip = config.name != "digits" if config.flip is None else config.flip
     images = config.limit or known.images - round(config.holdout * known.images)
     return known._replace(size=size, images=images, views=num_views(padding, flip))
+
+
+def shape_on_paper(options: Namespace, data: DataConfig) -> Shape:
+    """The data planned for, with the number of images that is given; ImageNet's shape where no data are named."""
+    if options.images is None:
+        return planned_shape(data)
+    images = parse_images(options.images)
+    if options.data.name or data.name != DEFAULT_DATA:
+        if options.classes is not None:
+            raise UsageError(f"--classes is for images without data: {data.name} has its own")
+        return planned_shape(data)._replace(images=images)
+    return Shape(3, options.data.size or 224, options.classes or 1000, images, options.data.views)
 
 
 def print_plan(result: Plan, teacher: str, student: str) -> None:

@@ -207,10 +207,10 @@ def _difference(part: str, there: object, here: object) -> str:
 def format_bytes(count: int) -> str:
     """A number of bytes for people.
 
-    >>> format_bytes(1_620_000_000), format_bytes(12)
-    ('1.62 GB', '12 bytes')
+    >>> format_bytes(2_000_000_000_000), format_bytes(1_620_000_000), format_bytes(12)
+    ('2.00 TB', '1.62 GB', '12 bytes')
     """
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= scale:
             return f"{count / scale:.2f} {unit}"
     return f"{count} bytes"
