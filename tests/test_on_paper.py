@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+from plan_check import link_of
 from running import call
 from unixkd import timed_parts
 from unixkd.commands.paper_tables import writing
@@ -107,6 +111,13 @@ def test_a_ring_is_as_fast_as_its_slowest_link():
     assert Cluster(1, 8, fast, slow).link == slow
     assert Cluster(8, 2, fast, slow).link == slow
     assert Cluster(8, 2, slow, fast).link == slow
+
+
+def test_a_link_is_found_from_a_short_and_a_long_message():
+    """As the benchmark does that checks the plan; the short one's bytes count for nothing beside its latency."""
+    short, long = (all_reduce_seconds(size, 4, LINK) for size in (0, 10**6))
+    found = link_of(short, long, 10**6, 4)
+    assert (found.bandwidth, found.latency) == pytest.approx((LINK.bandwidth, LINK.latency))
 
 
 @pytest.mark.parametrize("name", ["vgg8", "resnet8x4", "wrn_40_2"])

@@ -156,7 +156,7 @@ def sources(options: Namespace, student: PixelModel, paper: Paper, plain: PaperR
         return []
     device = device_of(student)
     rate = plain.flops["backward_2x"] / plain.steps / paper.cluster.processes / plain.step.compute / 1e12
-    where = f"a CPU with {torch.get_num_threads()} threads" if device.type == "cpu" else name_of(device)
+    where = f"a CPU (threads: {torch.get_num_threads()})" if device.type == "cpu" else name_of(device)
     part = device.type == "cpu" and paper.rows > TIMED_ROWS
     rows = f"{TIMED_ROWS} of {paper.rows} images, taken to be linear" if part else f"{paper.rows} images"
     lines = [
