@@ -11,7 +11,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from plan_check import link_of
-from running import call
+from running import call, make_teacher
 from unixkd import timed_parts
 from unixkd.commands.paper_tables import writing
 from unixkd.communication import (
@@ -329,6 +329,17 @@ def test_shrunk_images_are_timed_small():
     assert seen == [(4, 1, 6, 6)]
 
 
+def test_parts_run_in_the_precision_asked_for():
+    teacher, student = networks()
+    seen: list[torch.dtype] = []
+    for network in (teacher, student):
+        network.register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+    parts = [Part("scoring", 4), Part("teacher", 4), Part("training", 4)]
+    for run in part_calls(teacher, student, parts, (8, 8), torch.bfloat16).values():
+        run()
+    assert seen == [torch.bfloat16] * 3
+
+
 def test_parts_are_timed():
     parts = needed_parts([kd(), unix()], paper(8), (8, 8))
     seconds = part_seconds(*networks(), parts, (8, 8), rounds=2)
@@ -441,6 +452,14 @@ def test_a_plan_on_paper_on_a_cpu_says_that_no_gpu_was_measured(capsys):
     assert "GPUs are not measured on this machine" in text
     assert "process-" in text
     assert "GPU-" not in text
+
+
+def test_images_of_a_teachers_own_data(tmp_path, capsys):
+    """A run folder knows the size and the classes of its images; --images says how many."""
+    teacher = make_teacher(tmp_path / "run")
+    assert call("plan", "--teacher", teacher, "--student", "resnet8", "--images", "1e9", "--rounds", "0") == 0
+    text = capsys.readouterr().out
+    assert "1,000,000,000 images of 8 pixels in 10 classes" in text
 
 
 def test_imagenet_without_timing(capsys):

@@ -54,8 +54,6 @@ KNOWN_DATA = {
 }
 """So nothing is downloaded for planning."""
 
-DEFAULT_DATA = "cifar100"
-
 
 def plan(options: Namespace) -> None:
     """`unixkd plan`: every method's cost, a timed step, break-even; a run on paper; or the way to a target."""
@@ -142,9 +140,14 @@ def planned_data(options: Namespace) -> DataConfig:
     """The data named, or else those that the teacher was trained on, or else CIFAR-100."""
     if options.data.name:
         return options.data
-    folder = Path(options.teacher.name)
-    data = data_of_run(folder) if (folder / "run.yaml").exists() else DataConfig(DEFAULT_DATA)
+    name = options.teacher.name
+    data = data_of_run(Path(name)) if is_run(name) else DataConfig("cifar100")
     return replace(data, size=options.data.size or data.size, limit=options.data.limit or data.limit)
+
+
+def is_run(name: str) -> bool:
+    """Whether a teacher's name is a run folder, which knows its data."""
+    return (Path(name) / "run.yaml").exists()
 
 
 def planned_shape(config: DataConfig) -> Shape:
@@ -167,7 +170,7 @@ def shape_on_paper(options: Namespace, data: DataConfig) -> Shape:
     if options.images is None:
         return planned_shape(data)
     images = parse_images(options.images)
-    if options.data.name or data.name != DEFAULT_DATA:
+    if options.data.name or is_run(options.teacher.name):
         if options.classes is not None:
             raise UsageError(f"--classes is for images without data: {data.name} has its own")
         return planned_shape(data)._replace(images=images)
