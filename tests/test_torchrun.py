@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from running import everything, make_teacher, metrics
+from running import everything, make_teacher, metrics, summary
+from unixkd.models import load_student
 
 pytestmark = pytest.mark.slow
 PATIENCE = 120
@@ -98,6 +99,24 @@ def test_both_stop_when_torchrun_is_asked_to(tmp_path):
     said, _ = process.communicate(timeout=PATIENCE)
     assert said.count("and saved; the same command with --resume goes on") == 1
     assert (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_sharded_they_stop_and_go_on_exactly_and_one_process_loads_the_student(tmp_path):
+    teacher = make_teacher(tmp_path / "teacher")
+    sharded = ("--train.sharding", "both")
+    process = start(teacher, tmp_path / "stopped", *sharded)
+    wait_for(tmp_path / "stopped", 2, process)
+    process.terminate()
+    said, _ = process.communicate(timeout=PATIENCE)
+    assert said.count("and saved; the same command with --resume goes on") == 1
+    for name in ("stopped", "whole"):
+        process = start(teacher, tmp_path / name, *sharded)
+        said, _ = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0, said
+        assert said.count("final accuracy") == 1
+    assert everything(tmp_path / "stopped") == everything(tmp_path / "whole")
+    student = load_student(tmp_path / "whole")
+    assert sum(p.numel() for p in student.parameters()) == summary(tmp_path / "whole")["parameters"]
 
 
 FAULTY = """

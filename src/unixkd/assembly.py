@@ -18,11 +18,13 @@ from unixkd.distiller import Distiller
 from unixkd.engine import Engine
 from unixkd.errors import UserError
 from unixkd.feature_losses import FeatureLoss
+from unixkd.flops import flops_by_size
 from unixkd.history import History
 from unixkd.methods import pure_rows
 from unixkd.models import PixelModel
 from unixkd.parallel import World
 from unixkd.precision import DTYPES, recall, settle
+from unixkd.sharding import shard, skeleton, spreads
 from unixkd.shares import check_kept, own_batch_size
 from unixkd.stepper import Stepper
 from unixkd.tally import Tally
@@ -52,10 +54,30 @@ def decide(
         parts.student,
         parts.teacher,
         lambda: next(split.train_batches(0, torch.arange(size), size)).pixels.to(device),
+        device,
     )
     for line in notes:
         note(line)
     return replace(config, train=train)
+
+
+def open_ledger(config: RunConfig, parts: RunParts) -> Ledger:
+    """An empty ledger of the networks, which are measured here: before they are sharded."""
+    ledger = Ledger.of(parts.student, parts.teacher, parts.data.image_shape)
+    if not spreads(config.train, "student"):
+        return ledger
+    # A sharded network cannot be copied, to measure it on smaller images when they come.
+    return replace(ledger, student_at=flops_by_size(skeleton(parts.student), parts.data.channels))
+
+
+def spread(config: RunConfig, parts: RunParts, device: torch.device, world: World) -> nn.Module:
+    """The student as the processes train it: wrapped, or itself sharded, as the teacher is where it is to be."""
+    if parts.teacher is not None and spreads(config.train, "teacher"):
+        shard(parts.teacher.requires_grad_(False), world, device)
+    if not spreads(config.train, "student"):
+        return world.wrapped(parts.student, device)
+    shard(parts.student, world, device)
+    return parts.student
 
 
 def make_distiller(
@@ -63,6 +85,7 @@ def make_distiller(
     parts: RunParts,
     note: Callable[[str], None],
     student: nn.Module,
+    ledger: Ledger,
     world: World,
 ) -> Distiller:
     """Student, teacher, method and losses, with an open ledger and the store of answers.
@@ -71,7 +94,8 @@ def make_distiller(
         config: with both precisions decided
         parts: built from it
         note: shows the user a line
-        student: the parts' own, wrapped where several processes train it
+        student: as `spread` gives it
+        ledger: as `open_ledger` gives it
         world: the processes
     """
     train = config.train
@@ -85,7 +109,7 @@ def make_distiller(
         batch_size=own_batch_size(train.batch_size, world),
         seed=train.seed,
         rank=world.rank,
-        ledger=Ledger.of(parts.student, parts.teacher, parts.data.image_shape),
+        ledger=ledger,
         store=open_store(config, parts, config.answers.path, note),
         lender=open_store(config, parts, config.answers.lender, note),
         student_dtype=DTYPES[train.precision],

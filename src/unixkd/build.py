@@ -20,6 +20,7 @@ from unixkd.methods import Method
 from unixkd.models import PixelModel, build_model
 from unixkd.models.classes import own_num_classes
 from unixkd.objective import Objective, Term
+from unixkd.sharding import spreads
 
 LOSSES: dict[str, Callable[[LossConfig], Loss]] = {
     "kd": lambda c: KD(c.temperature),
@@ -67,7 +68,8 @@ class RunParts:
 def build_run(config: RunConfig, device: torch.device) -> RunParts:
     """Data, networks, method and losses of a run; every mismatch is found here, before training.
 
-    In-memory images and networks are put on the device, networks in channels_last unless configured.
+    In-memory images and networks are put on the device, networks in channels_last unless configured; those that are
+    to be sharded stay on the CPU.
 
     Raises:
         UserError: something is missing or does not fit
@@ -98,9 +100,12 @@ def build_run(config: RunConfig, device: torch.device) -> RunParts:
         data = replace(data, test=data.test.to(device))
     for network in (teacher, student):
         if network is not None:
-            network.to(device)
-            if config.train.channels_last:
-                network.to(memory_format=torch.channels_last)
+            if not spreads(
+                config.train, "student" if network is student else "teacher"
+            ):  # else it may not fit
+                network.to(device)
+                if config.train.channels_last:
+                    network.to(memory_format=torch.channels_last)
             if config.train.compile:
                 compile_network(network)
     return RunParts(data, student, teacher, method, objective)
@@ -147,10 +152,12 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """The named optimiser over all parameters; its learning rate is a tensor where a graph may read it."""
     lr: float | Tensor = config.lr
-    if device.type == "cuda" and config.fused:
+    # torch's fused SGD knows no sharded tensors
+    fused = config.fused and not (config.optimizer == "sgd" and spreads(config, "student"))
+    if device.type == "cuda" and fused:
         lr = torch.tensor(config.lr, device=device)
     return named("optimizer", config.optimizer, OPTIMIZERS)(
-        config, params=parameters, lr=lr, weight_decay=config.weight_decay, fused=config.fused
+        config, params=parameters, lr=lr, weight_decay=config.weight_decay, fused=fused
     )
 
 

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from unixkd.errors import UserError
+from unixkd.sharding import part_of
 
 FILES = ("state.safetensors", "state.json")
 KEPT_AND_NEW = 3
@@ -183,7 +184,8 @@ def unpack_optimizer(
         for key, value in values.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
                 # In the weights' own memory layout: a fused step walks through all of them in one go.
-                values[key] = torch.empty_like(parameter).copy_(value)
+                own = part_of(value, parameter)
+                values[key] = torch.empty_like(parameter).copy_(own)
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         if isinstance(rate, Tensor):  # the same tensor, as a captured step holds on to it
             group["lr"] = rate.fill_(group["lr"])

@@ -226,6 +226,8 @@ class TrainConfig:
             has seen only mixed or shrunk ones; 0: never
         checkpoint_every: save a checkpoint every so many epochs (the last one always)
         micro_batch: train on so many of a step's images at once at most, adding up gradients: less memory
+        sharding: none | student | both: of several processes each holds a part of this network's weights (FSDP),
+            gradients and optimiser state; both: of the teacher's weights too
         selection: of several processes each keeps its share of its own images (local), or all together the most
             uncertain of all (global)
         sync_batchnorm: BatchNorm normalises by the images of all processes; needs CUDA
@@ -261,6 +263,7 @@ class TrainConfig:
     bn_images: int = 2048
     checkpoint_every: int = 1
     micro_batch: int | None = None
+    sharding: Literal["none", "student", "both"] = "none"
     selection: Literal["local", "global"] = "local"
     sync_batchnorm: bool = False
 

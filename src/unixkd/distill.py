@@ -65,10 +65,13 @@ class Parts:
     Args:
         rows: of a part at most; parts are as even as it goes
         backward: called with each part's share of the loss
+        agree: how many parts there are to be, of as many as are needed here: a forward of a sharded student is one of
+            all processes
     """
 
     rows: int
     backward: Callable[[Tensor], None]
+    agree: Callable[[int], int] = int
 
     def bounds(self, k: int) -> list[tuple[int, int]]:
         """First row of each part, and the first after it.
@@ -76,7 +79,7 @@ class Parts:
         >>> Parts(4, torch.Tensor.backward).bounds(10)
         [(0, 4), (4, 7), (7, 10)]
         """
-        sizes = [len(part) for part in torch.arange(k).tensor_split(-(-k // self.rows))]
+        sizes = [len(part) for part in torch.arange(k).tensor_split(self.agree(-(-k // self.rows)))]
         stops = list(itertools.accumulate(sizes))
         return list(zip([0, *stops], stops, strict=False))
 

@@ -24,6 +24,7 @@ from unixkd.methods import Method, StepCounts, unix
 from unixkd.models.features import unwrap
 from unixkd.network import Network
 from unixkd.objective import Objective, Term, check_objective, resolve_layers
+from unixkd.sharding import is_sharded
 from unixkd.teacher.asking import Teacher
 from unixkd.teacher.store import AnswerStore
 
@@ -220,6 +221,10 @@ class Distiller:
         if self._ledger is None:
             channels, height, width = image_shape
             teacher = unwrap(self.teacher.network.module) if self.teacher else None
+            advice = (
+                "before you shard it make ledger=Ledger.of(student, teacher, (C, H, W)), for the Distiller"
+            )
+            check_whole(unwrap(self.student.module), teacher, advice=advice)
             self._ledger = Ledger.of(unwrap(self.student.module), teacher, (channels, height, width))
             if self._saved is not None:
                 self._ledger.load_state_dict(self._saved)
@@ -234,12 +239,20 @@ class Distiller:
         if shapes not in self._flops:
             networks = [self.student, self.teacher.network] if self.teacher else [self.student]
             bare = [network.bare() for network in networks]
+            advice = "inputs that are no images are measured batch by batch: leave it whole"
+            check_whole(*(network.module for network in bare), advice=advice)
             flops = [sample_flops(network.module, partial(network, inputs[:1])) for network in bare]
             self._flops[shapes] = (flops[0], flops[1] if self.teacher else 0)
         if self._ledger is None:
             fresh = Ledger(*self._flops[shapes], noun="samples")
             self._ledger = fresh if self._saved is None else restored(self._saved)
         return self._flops[shapes]
+
+
+def check_whole(*networks: nn.Module | None, advice: str) -> None:
+    """Raise where one is sharded: it cannot be copied, and a forward is one of all processes."""
+    if any(network is not None and is_sharded(network) for network in networks):
+        raise UserError(f"a network with sharded weights cannot be measured: {advice}")
 
 
 def unique(names: Iterable[str]) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from unixkd.history import History
 from unixkd.parallel import ALONE, World
 from unixkd.resizing import size_at
 from unixkd.scoring import score_logits
+from unixkd.sharding import is_sharded
 from unixkd.tally import Tally
 
 
@@ -76,7 +77,9 @@ class Engine:
             backward(result.loss)
         else:
             self.optimizer.zero_grad()
-            result = self.distiller.run(batch, draws, Parts(self.micro_batch, backward), exchange)
+            agree = self.most if is_sharded(self.student) else int
+            parts = Parts(self.micro_batch, backward, agree)
+            result = self.distiller.run(batch, draws, parts, exchange)
         if self.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.clip_norm)
         self.optimizer.step()
@@ -86,6 +89,10 @@ class Engine:
         self.tally.add(batch, result)
         self.remember(batch, result)
         return result
+
+    def most(self, number: int) -> int:
+        """The largest of all processes' numbers."""
+        return max(self.world.gather(number))
 
     def exchange(self, rows: int, weight: float) -> Exchange | None:
         """What ranks the rows of all processes together; None where each keeps of its own.

@@ -6,6 +6,9 @@ import contextlib
 import time
 from typing import TYPE_CHECKING
 
+import torch
+
+from unixkd.batch import Batch
 from unixkd.batchnorm import clean_statistics, has_statistics, is_synchronised, sees_clean_images
 from unixkd.data import epoch_order
 from unixkd.display import percent
@@ -13,6 +16,7 @@ from unixkd.evaluate import Predictions, join_predictions, predict
 from unixkd.models import PixelModel
 from unixkd.parallel import PER_PROCESS
 from unixkd.precision import DTYPES
+from unixkd.sharding import is_sharded
 from unixkd.shares import share_out
 
 if TYPE_CHECKING:
@@ -58,8 +62,13 @@ def answers_of(run: Trainer, network: PixelModel, precision: str) -> Predictions
     test, world = run.parts.data.test, run.world
     if test is None:
         return None
-    batches = test.eval_batches(run.config.train.eval_batch_size, world.rank, world.size)
-    return join_predictions(world.gather(predict(network, batches, run.device, DTYPES[precision])))
+    size, dtype = run.config.train.eval_batch_size, DTYPES[precision]
+    found = predict(network, test.eval_batches(size, world.rank, world.size), run.device, dtype)
+    over = len(range(0, len(test), size)) % world.size  # processes with a batch more than the rest
+    if is_sharded(network) and 0 < over <= world.rank:
+        # Theirs needs this process's part of the weights, so it takes part with a blank image.
+        predict(network, [Batch(torch.zeros(1, *run.parts.data.image_shape), None)], run.device, dtype)
+    return join_predictions(world.gather(found))
 
 
 def statistics_for_evaluation(run: Trainer) -> contextlib.AbstractContextManager[None]:
@@ -68,6 +77,7 @@ def statistics_for_evaluation(run: Trainer) -> contextlib.AbstractContextManager
     count, epoch, last = min(train.bn_images, len(split)), run.epoch - 1, run.epoch == train.epochs
     if not count or sees_clean_images(run.engine.distiller.method, epoch) or not has_statistics(run.student):
         return contextlib.nullcontext()
+    alone = is_sharded(run.student) and not is_synchronised(run.student)  # each goes through all of them
     size, order = train.eval_batch_size, epoch_order(len(split), train.seed, epoch)
     if is_synchronised(run.student):
         least = PER_PROCESS * run.world.size  # of which every batch is a multiple
@@ -75,8 +85,8 @@ def statistics_for_evaluation(run: Trainer) -> contextlib.AbstractContextManager
         size = max(size // least, 1) * PER_PROCESS
         own = share_out(order[:count], size * run.world.size, run.world).order
     else:
-        own = order[: count if run.world.leads else 0]
-    if run.world.leads:
+        own = order[: count if alone or run.world.leads else 0]
+    if alone or run.world.leads:
         charge = run.ledger.charge_refresh if last else run.ledger.charge_evaluation
         charge(count)
     batches = split.train_batches(epoch, own, size)

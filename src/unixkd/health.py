@@ -8,6 +8,7 @@ import torch
 
 from unixkd import runstate
 from unixkd.errors import UserError
+from unixkd.sharding import own_part
 
 if TYPE_CHECKING:
     from unixkd.train import Trainer
@@ -23,7 +24,8 @@ def check(run: Trainer) -> None:
     """
     runstate.share(run)
     check_answers(run)
-    weights = torch.stack([p.detach().isfinite().all() for p in run.parts.student.parameters()]).all()
+    parts = [own_part(p.detach()) for p in run.parts.student.parameters()]
+    weights = torch.stack([part.isfinite().all() for part in parts]).all()
     if not all(run.world.gather(bool(run.engine.tally.finite() and weights))):
         raise not_finite(run)
 

@@ -48,6 +48,7 @@ def settle(
     student: nn.Module,
     teacher: nn.Module | None,
     images: Callable[[], Float[Tensor, "n c h w"]],
+    device: torch.device | None = None,
 ) -> tuple[TrainConfig, list[str]]:
     """The configuration with both networks' precision decided, and what a probe found, a line each.
 
@@ -56,6 +57,7 @@ def settle(
         student: probed forward and backward
         teacher: probed forward; None: there is nothing to decide
         images: gives a batch to probe with
+        device: where they will run (default: where they are)
 
     Raises:
         UserError: there is no such precision
@@ -68,7 +70,7 @@ def settle(
         if module is None:
             settled[name] = "fp32" if wanted == "auto" else wanted
             continue
-        choice = choose_precision(wanted, module, images, training=training)
+        choice = choose_precision(wanted, module, images, training=training, device=device)
         settled[name] = choice.precision
         if choice.speedup is not None:
             who = "student" if training else "teacher"
@@ -95,6 +97,7 @@ def choose_precision(
     images: Callable[[], Float[Tensor, "n c h w"]],
     *,
     training: bool,
+    device: torch.device | None = None,
 ) -> Choice:
     """The wanted precision; for "auto", what is faster on these images.
 
@@ -106,10 +109,11 @@ def choose_precision(
         module: the network; a copy is probed
         images: gives a batch such as it will see
         training: whether a backward is part of its work
+        device: where it will run (default: where it is)
     """
     if wanted != "auto":
         return Choice(wanted)
-    device = next(module.parameters()).device
+    device = next(module.parameters()).device if device is None else device
     if not has_native_bf16(device):
         return Choice("fp32")
     if device.type == "cuda":

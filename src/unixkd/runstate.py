@@ -20,6 +20,7 @@ from unixkd.checkpoint import (
 )
 from unixkd.cost import Ledger
 from unixkd.errors import UserError
+from unixkd.sharding import gathered, load_parts
 from unixkd.teacher.journal import Journal
 from unixkd.teacher.store import AnswerStore
 
@@ -52,11 +53,13 @@ def save(run: Trainer) -> None:
 def collect(run: Trainer) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Everything that a run cannot compute again: tensors by name, and the rest.
 
-    Weights, optimiser and what is known of each image are the same in all processes once `share` was called.
+    Weights, optimiser and what is known of each image are the same in all processes once `share` was called; those
+    that are sharded only the leader gets.
     """
     share(run)
     optimizer, values = pack_optimizer(run.engine.optimizer)
-    tensors = prefixed("optimizer", optimizer) | prefixed("student", run.parts.student.net.state_dict())
+    trained = prefixed("optimizer", optimizer) | prefixed("student", run.parts.student.net.state_dict())
+    tensors = gathered(trained, run.world)
     if run.engine.average is not None:
         tensors |= prefixed("average", run.engine.average.state_dict())
     if run.engine.history is not None:
@@ -159,7 +162,7 @@ def restore(run: Trainer) -> None:
 def restore_engine(run: Trainer, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
     """Put back what a step changes."""
     engine, rank = run.engine, run.world.rank
-    run.parts.student.net.load_state_dict(group(tensors, "student"))
+    load_parts(run.parts.student.net, group(tensors, "student"))
     if engine.average is not None:
         engine.average.load_state_dict(group(tensors, "average"))
     unpack_optimizer(engine.optimizer, group(tensors, "optimizer"), state["optimizer"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,13 +22,18 @@ if TYPE_CHECKING:
 SCHEMA = 1
 
 
-def write_results(run: Trainer) -> dict[str, Any]:
-    """Write model, selection and, last, the summary whose presence says that the run is finished."""
+def write_results(run: Trainer, weights: Mapping[str, Tensor] | None = None) -> dict[str, Any]:
+    """Write model, selection and, last, the summary whose presence says that the run is finished.
+
+    Args:
+        run: at its end
+        weights: of the student's network (default: as it has them), gathered where they are sharded
+    """
     with run.folder.writing():
         student = run.student
         if student.card.size is None:  # from now on it wants images as large as it was trained on
             student = PixelModel(student.net, replace(student.card, size=run.parts.data.size))
-        save_model(student, run.folder.path)
+        save_model(student, run.folder.path, weights)
         if run.parts.method.selects:
             run.folder.write_json("selection.json", selection(run.engine.tally, run.epoch, run.parts.data))
         summary = summarise(run)

@@ -16,7 +16,7 @@ import torch
 
 from unixkd import health, runstate, stopping
 from unixkd.allocator import keep_freed_memory
-from unixkd.assembly import decide, make_distiller, make_stepper
+from unixkd.assembly import decide, make_distiller, make_stepper, open_ledger, spread
 from unixkd.batchnorm import synchronise
 from unixkd.build import build_run, pick_device
 from unixkd.config import NO_LOG, LogConfig, RunConfig
@@ -32,6 +32,7 @@ from unixkd.parallel import ALONE, Agreement, World, together
 from unixkd.planned import plan_of_run
 from unixkd.planner import synchronize
 from unixkd.runfolder import Mode, RunFolder, flatten, to_plain
+from unixkd.sharding import check_sharding, gathered
 from unixkd.stopping import Stopped, stoppable
 from unixkd.summary import write_results
 
@@ -73,7 +74,8 @@ def steps(
             trainer = Trainer(config, folder, mode, shown, world)
             with closing(trainer.open_loggers(log)):
                 yield from trainer.fit()
-                summary = world.once(lambda: write_results(trainer))
+                weights = gathered(trainer.student.net.state_dict(), world)
+                summary = world.once(lambda: write_results(trainer, weights))
                 trainer.loggers.finish(summary)
     finally:
         folder.close()
@@ -105,6 +107,7 @@ class Trainer:
         torch.set_flush_denormal(config.train.flush_denormal)  # first, as threads to come inherit it
         if config.train.keep_memory and self.device.type == "cpu":
             keep_freed_memory(True)
+        world.once(lambda: check_sharding(config, world))
         self.parts = world.leader_first(lambda: build_run(config, self.device))
         if not world.leads:  # dropout, the same in all processes, would be less of it
             torch.manual_seed(config.train.seed + STRIDE * world.rank)
@@ -113,9 +116,10 @@ class Trainer:
         self.config = world.once(lambda: self.decided(config, mode))
         if config.train.sync_batchnorm:
             synchronise(self.parts.student, world)
-        student = world.wrapped(self.parts.student, self.device)
+        ledger = open_ledger(self.config, self.parts)
+        student = spread(self.config, self.parts, self.device, world)
         distiller = world.leader_first(
-            lambda: make_distiller(self.config, self.parts, self.note, student, world)
+            lambda: make_distiller(self.config, self.parts, self.note, student, ledger, world)
         )
         self.stepper = make_stepper(self.config, self.parts, distiller, self.device, self.note, world)
         self.agreement = Agreement(world)

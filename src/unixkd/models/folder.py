@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from unixkd.errors import UserError
 from unixkd.models import hf_config, huggingface, own
@@ -27,19 +27,20 @@ SCHEMA = 1
 _MAX_CLASSES, _MAX_CHANNELS, _MAX_SIZE = 100_000, 1024, 4096
 
 
-def save_model(model: PixelModel, folder: str | Path) -> None:
+def save_model(model: PixelModel, folder: str | Path, weights: Mapping[str, Tensor] | None = None) -> None:
     """Write the network's weights and the model's card; each file appears whole or not at all.
 
     Args:
-        model: the model; the weights saved are those of `model.net`
+        model: the model
         folder: run folder, made where it is missing
+        weights: what is saved (default: those of `model.net`)
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     # Clones in the default layout: the format takes neither channels_last nor shared memory.
     state = {
         name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, value in model.net.state_dict().items()
+        for name, value in (model.net.state_dict() if weights is None else weights).items()
     }
     card = json.dumps({"schema": SCHEMA, **card_values(model.card)}, indent=2, ensure_ascii=False) + "\n"
     _replace(folder / WEIGHTS_FILE, lambda path: save_file(state, path))
