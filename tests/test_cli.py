@@ -239,6 +239,22 @@ def test_flag_beats_file_beats_recipe_beats_default(flag_first, tmp_path):
     assert train.eval_every == 1  # the default
 
 
+def test_the_imagenet_recipe_takes_its_data_from_the_command_line_and_gives_way_to_flags_and_files(tmp_path):
+    words = ("--recipe", "imagenet/resnet34-resnet18", "--data", "folder:imagenet")
+    path = tmp_path / "options.yaml"
+    path.write_text("train:\n  epochs: 7\n  lr: 0.3\nloss:\n  ce: 0\n")
+    given = parsed("distill", *words, "--config", str(path), "--lr", "0.2")
+    assert (given.data.name, given.data.size) == ("folder:imagenet", 224)
+    assert (given.teacher.name, given.teacher.pretrained) == ("torchvision:resnet34", True)
+    assert (given.student.name, given.student.pretrained) == ("torchvision:resnet18", False)
+    assert (given.train.lr, given.train.epochs, given.train.batch_size) == (0.2, 7, 256)
+    assert (given.loss.kd, given.loss.ce, given.loss.temperature) == (0.5, 0.0, 1.0)
+    assert parsed("plan", *words).batch_size == 256
+    assert parsed("plan", *words, "--batch_size", "32").batch_size == 32
+    assert parsed("compare", *words).train.milestones == [0.3, 0.6, 0.9]
+    assert parsed("train", *words).model.name == "torchvision:resnet34"
+
+
 def test_a_recipe_on_the_command_line_beats_that_of_the_file(tmp_path):
     path = tmp_path / "options.yaml"
     path.write_text("recipe: cifar100/vgg13-vgg8\nteacher:\n  weights: w.pth\n")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from running import call, make_teacher
 from unixkd.batch import Batch
@@ -178,6 +179,21 @@ def test_plan_of_a_recipe_shows_the_published_ratio_and_reads_no_data(capsys):
     assert "F_t/F_s = 3.08" in text
     (row,) = (line.split() for line in text.splitlines() if line.startswith(" ") and "unix" in line)
     assert all(float(cell) > 0 for cell in row[1:5])
+
+
+def test_plan_of_the_imagenet_recipe_needs_data_and_no_weights(capsys, tmp_path, monkeypatch):
+    """The networks' costs are torchvision's: 3.67 and 1.82 GFLOPs, multiply and add counted as one."""
+    recipe = ("--recipe", "imagenet/resnet34-resnet18", "--rounds", "0", "--method", "kd")
+    assert call("plan", *recipe) == 2
+    assert "give --data, as in --data folder:imagenet" in capsys.readouterr().err
+    monkeypatch.setattr("unixkd.models.published.pretrained", lambda name: pytest.fail("weights for a plan"))
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (300, 250)).save(tmp_path / name / "0.jpg")
+    assert call("plan", *recipe, "--data", f"folder:{tmp_path}") == 0
+    text = capsys.readouterr().out
+    ratio = float(text.partition("F_t/F_s = ")[2].split()[0])
+    assert ratio == pytest.approx(3.67 / 1.82, rel=0.02)
 
 
 def test_plan_warns(capsys):

@@ -117,7 +117,9 @@ def make_parser(name: str) -> ArgumentParser:
     if command.groups:
         parser.add_argument("--config", action="config", help="YAML file with any of these options")
     if command.recipe is not None:
-        parser.add_argument("--recipe", type=str, help=f"settings of the paper: {recipes.PAIRS[0].name}, ...")
+        parser.add_argument(
+            "--recipe", type=str, help=f"published settings: {recipes.PAIRS[0].name}, ..., {recipes.IMAGENET}"
+        )
     for group in command.groups:
         parser.add_class_arguments(GROUPS[group], group)
     command.options(parser)

@@ -263,7 +263,7 @@ COMMANDS = {
         "what methods will cost, which way to distil fits a target",
         (*_PAIR, "method", "data"),
         plan_options,
-        recipes.recipe,
+        recipes.planned_recipe,
     ),
     "report": Command("table and HTML page of finished runs", (), report_options),
     "export": Command(

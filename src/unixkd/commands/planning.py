@@ -26,6 +26,7 @@ from unixkd.methods import METHODS, Method
 from unixkd.models import PixelModel, build_model
 from unixkd.paper_options import asks_for_paper, parse_images
 from unixkd.planner import MethodPlan, Plan, make_plan
+from unixkd.recipes import IMAGENET
 from unixkd.targets import parse_target
 
 
@@ -53,6 +54,8 @@ KNOWN_DATA = {
     "cifar100": Shape(3, 32, 100, 50000, 162),
 }
 """So nothing is downloaded for planning."""
+IMAGENET_DATA = Shape(3, 224, 1000, 1_281_167, None)
+"""Of the recipe that names no data: wherever they are kept, they are these."""
 
 
 def plan(options: Namespace) -> None:
@@ -66,7 +69,7 @@ def plan(options: Namespace) -> None:
         methods = planned_methods(options.method)
         plan_on_paper(options, teacher, student, methods, shape.images, shape.size)
         return
-    shape = planned_shape(data)
+    shape = planned_shape(data) if options.data.name or options.recipe != IMAGENET else imagenet_shape(data)
     teacher, student, batch = planned_step(options, shape)
     if target is not None:
         choose(options, target, data, setting_of(options, data, shape, batch), teacher, student, batch)
@@ -104,9 +107,13 @@ def planned_networks(options: Namespace, shape: Shape) -> tuple[PixelModel, Pixe
     """Teacher, and student in train mode."""
     means, device = [0.5] * shape.channels, default_device()
     teacher, student = (
-        build_model(config, num_classes=shape.classes, in_channels=shape.channels, mean=means, std=means).to(
-            device
-        )
+        build_model(
+            replace(config, pretrained=False),
+            num_classes=shape.classes,
+            in_channels=shape.channels,
+            mean=means,
+            std=means,
+        ).to(device)
         for config in (options.teacher, options.student)
     )
     teacher.to(memory_format=torch.channels_last)
@@ -137,9 +144,11 @@ def setting_of(options: Namespace, data: DataConfig, shape: Shape, batch: Batch)
 
 
 def planned_data(options: Namespace) -> DataConfig:
-    """The data named, or else those that the teacher was trained on, or else CIFAR-100."""
+    """The data named, or else the recipe's, or else those that the teacher was trained on, or else CIFAR-100."""
     if options.data.name:
         return options.data
+    if options.recipe == IMAGENET:
+        return replace(options.data, name="folder:imagenet")
     name = options.teacher.name
     data = data_of_run(Path(name)) if is_run(name) else DataConfig("cifar100")
     return replace(data, size=options.data.size or data.size, limit=options.data.limit or data.limit)
@@ -175,6 +184,14 @@ def shape_on_paper(options: Namespace, data: DataConfig) -> Shape:
             raise UsageError(f"--classes is for images without data: {data.name} has its own")
         return planned_shape(data)._replace(images=images)
     return Shape(3, options.data.size or 224, options.classes or 1000, images, options.data.views)
+
+
+def imagenet_shape(config: DataConfig) -> Shape:
+    """ImageNet-1k's, for as many of its images as are trained on; nothing is read."""
+    held_out = round(config.holdout * IMAGENET_DATA.images)
+    return IMAGENET_DATA._replace(
+        size=config.size or IMAGENET_DATA.size, images=config.limit or IMAGENET_DATA.images - held_out
+    )
 
 
 def print_plan(result: Plan, teacher: str, student: str) -> None:
