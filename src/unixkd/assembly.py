@@ -133,7 +133,8 @@ def open_store(
         return None
     return open_answers(
         Path(path).expanduser(),
-        config.answers.precision,
+        config.answers,
+        config.loss.temperature,
         parts.teacher,
         train.teacher_precision,
         parts.data.train,

@@ -175,6 +175,8 @@ class AnswersConfig:
     Args:
         path: folder of the stored answers, shared by runs; None: the teacher is asked every time
         precision: fp16 | fp32 of the stored logits
+        top_k: keep only so many of an answer's logits, the largest, and spread the others' share evenly when it is
+            read, which is exact for their sum at loss.temperature (default: all)
         fill: lazy (when an answer is first needed) | epoch (all that an epoch shows, ahead of it, in
             large batches) | auto (epoch on a GPU)
         lender: folder of a second store, for experiments about cost: an answer it has needs no forward and is
@@ -185,6 +187,7 @@ class AnswersConfig:
 
     path: str | None = None
     precision: Literal["fp16", "fp32"] = "fp16"
+    top_k: int | None = None
     fill: Literal["auto", "lazy", "epoch"] = "auto"
     lender: str | None = None
     max_faulty: int = 0

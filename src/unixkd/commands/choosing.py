@@ -17,7 +17,7 @@ from unixkd.forecast import Forecast, Setting, make_forecasts
 from unixkd.models import PixelModel
 from unixkd.recipes import PAIRS
 from unixkd.targets import Budget, Group, MatchKD
-from unixkd.teacher.folder import Contents
+from unixkd.teacher.contents import Contents
 from unixkd.ways import Evidence, Way, ways
 
 

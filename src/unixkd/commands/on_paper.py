@@ -19,7 +19,7 @@ from unixkd.methods import Method, kd
 from unixkd.models import PixelModel
 from unixkd.on_paper import Paper, PaperRun, asked_share, needed_parts, predict
 from unixkd.step_parts import BACKWARD, Part, from_flops
-from unixkd.teacher.folder import format_bytes
+from unixkd.teacher.contents import format_bytes
 from unixkd.timed_parts import part_seconds
 
 TIMED_ROWS = 32

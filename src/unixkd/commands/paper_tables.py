@@ -8,7 +8,7 @@ from rich import box
 from rich.table import Table
 
 from unixkd.on_paper import Paper, PaperRun
-from unixkd.teacher.folder import Contents, format_bytes
+from unixkd.teacher.contents import Contents, format_bytes
 
 
 def step_table(runs: Sequence[PaperRun]) -> Table:

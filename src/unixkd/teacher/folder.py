@@ -10,70 +10,25 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from unixkd.errors import UserError
+from unixkd.teacher.contents import CHECKS, LOGITS, SCHEMA, TOP_SCHEMA, Contents
 
-SCHEMA = 1
-"""Raised by one whenever files of before would be read wrongly."""
-
-_DTYPES: dict[str, np.dtype[np.floating]] = {"fp16": np.dtype("<f2"), "fp32": np.dtype("<f4")}
-_INDEX, _LOGITS, _CHECKS = "answers.json", "logits.bin", "checks.bin"
+_INDEX = "answers.json"
 _STALE_SECONDS = 3600  # no store takes so long to make: an older unfinished one was left by a kill
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _CANNOT_RESERVE = (errno.EOPNOTSUPP, errno.EINVAL)  # file systems that only ever allocate on writing
 
 
-@dataclass(frozen=True)
-class Contents:
-    """What a store holds.
-
-    Args:
-        key: whose answers to what, by named parts
-        images: number of images
-        views: number of views of each image
-        classes: logits of an answer
-        precision: fp16 | fp32
-
-    Raises:
-        UserError: a number is below 1
-
-    >>> print(Contents({}, 50_000, 162, 100, "fp16"))
-    50,000 images × 162 views × 100 classes as fp16 = 1.62 GB (plus checksums)
-    """
-
-    key: Mapping[str, str]
-    images: int
-    views: int
-    classes: int
-    precision: Literal["fp16", "fp32"]
-
-    def __post_init__(self) -> None:
-        if min(self.images, self.views, self.classes) < 1:
-            raise UserError(f"stored answers need at least one image, view and class, got {self}")
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """Bytes of each file of numbers."""
-        rows = self.images * self.views
-        return {_LOGITS: rows * self.classes * _DTYPES[self.precision].itemsize, _CHECKS: rows * 4}
-
-    def __str__(self) -> str:
-        return (
-            f"{self.images:,} images × {self.views:,} views × {self.classes:,} classes as {self.precision} = "
-            f"{format_bytes(self.sizes[_LOGITS])} (plus checksums)"
-        )
-
-
 def open_folder(
     path: Path, contents: Contents, announce: Callable[[str], None]
 ) -> tuple[np.memmap, np.memmap]:
-    """The mapped logits `[images × views, classes]` and checksums `[images × views]` of a store.
+    """The mapped rows `[images × views, width]` and checksums `[images × views]` of a store.
 
     Where there is nothing at `path` (or an empty folder) the store is made, and announced first.
 
@@ -85,10 +40,9 @@ def open_folder(
         if not path.exists() or (path.is_dir() and not any(path.iterdir())):
             _create(path.resolve(), contents, announce)
         _check(path, contents)
-        rows = contents.images * contents.views
-        shape = (rows, contents.classes)
-        logits = np.memmap(path / _LOGITS, _DTYPES[contents.precision], mode="r+", shape=shape)
-        return logits, np.memmap(path / _CHECKS, np.dtype("<u4"), mode="r+", shape=(rows,))
+        rows, packing = contents.images * contents.views, contents.packing
+        logits = np.memmap(path / LOGITS, packing.dtype, mode="r+", shape=(rows, packing.width))
+        return logits, np.memmap(path / CHECKS, np.dtype("<u4"), mode="r+", shape=(rows,))
     except OSError as error:
         where = error.filename or path
         raise UserError(f"cannot keep answers at {where}: {error.strerror}; give another folder") from None
@@ -105,7 +59,7 @@ def _create(place: Path, contents: Contents, announce: Callable[[str], None]) ->
         for name, size in contents.sizes.items():
             _reserve(temporary / name, size)
         with (temporary / _INDEX).open("w") as file:
-            json.dump({"schema": SCHEMA, **asdict(contents)}, file, indent=2)
+            json.dump(contents.index, file, indent=2)
             file.flush()
             os.fsync(file.fileno())
         temporary.rename(place)
@@ -116,7 +70,8 @@ def _create(place: Path, contents: Contents, announce: Callable[[str], None]) ->
             raise
         raise UserError(
             f"no space for stored teacher answers at {place}: {contents} need {needed:,} bytes, "
-            f"{_free_bytes(place):,} are free; keep fewer views (--data.views), or give another folder"
+            f"{_free_bytes(place):,} are free; keep fewer views (--data.views) or logits (--answers.top_k), "
+            "or give another folder"
         ) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -151,9 +106,9 @@ def _free_bytes(place: Path) -> int:
 def _check(path: Path, contents: Contents) -> None:
     """Raise where a folder is not the store of these contents."""
     saved = _read_index(path)
-    if saved["schema"] != SCHEMA:
+    if saved["schema"] not in (SCHEMA, TOP_SCHEMA):
         raise UserError(f"{path} was written by another version of unixkd: give another folder, or remove it")
-    there, here = _parts(saved), _parts(asdict(contents))
+    there, here = _parts(saved), _parts(contents.index)
     parts = [part for part in {**here, **there} if there.get(part) != here.get(part)]
     if parts:
         differences = "; ".join(_difference(part, there.get(part), here.get(part)) for part in parts)
@@ -194,7 +149,9 @@ def _read_index(path: Path) -> dict[str, Any]:
 def _parts(index: dict[str, Any]) -> dict[str, Any]:
     """All that two stores can differ in, by the name a reader knows it by."""
     numbers = {f"number of {name}": index.get(name) for name in ("images", "views", "classes")}
-    return {**index["key"], **numbers, "stored precision": index.get("precision")}
+    top_k = index.get("top_k")
+    kept = "all" if top_k is None else f"the largest {top_k}, for temperature {index.get('temperature')}"
+    return {**index["key"], **numbers, "stored precision": index.get("precision"), "logits kept": kept}
 
 
 def _difference(part: str, there: object, here: object) -> str:
@@ -202,15 +159,3 @@ def _difference(part: str, there: object, here: object) -> str:
     if any(re.fullmatch("[0-9a-f]{32,}", value) for value in values):  # tells a reader nothing
         return part
     return f"{part} ({values[0]} there, {values[1]} here)"
-
-
-def format_bytes(count: int) -> str:
-    """A number of bytes for people.
-
-    >>> format_bytes(2_000_000_000_000), format_bytes(1_620_000_000), format_bytes(12)
-    ('2.00 TB', '1.62 GB', '12 bytes')
-    """
-    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= scale:
-            return f"{count / scale:.2f} {unit}"
-    return f"{count} bytes"

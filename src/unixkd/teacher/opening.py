@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
+from unixkd.config import AnswersConfig
 from unixkd.data import Split
 from unixkd.errors import UserError
 from unixkd.models import PixelModel
@@ -16,7 +16,8 @@ from unixkd.teacher.store import AnswerStore
 
 def open_answers(
     path: Path,
-    precision: Literal["fp16", "fp32"],
+    kept: AnswersConfig,
+    temperature: float,
     teacher: PixelModel,
     teacher_precision: str,
     split: Split,
@@ -27,7 +28,8 @@ def open_answers(
 
     Args:
         path: its folder
-        precision: of the stored logits
+        kept: how many logits of an answer are kept, in which precision
+        temperature: of the losses that use them
         teacher: who answers
         teacher_precision: it computes in
         split: the training images and their views
@@ -48,7 +50,9 @@ def open_answers(
         images=len(split),
         views=split.num_views,
         classes=teacher.card.num_classes,
-        precision=precision,
+        precision=kept.precision,
+        top_k=kept.top_k,
+        temperature=temperature,
         announce=announce,
     )
 

@@ -2,8 +2,9 @@
 
 A store is a folder of three files:
     answers.json  whose answers these are, to what, and how many
-    logits.bin    [images, views, classes], little-endian fp16 or fp32
-    checks.bin    [images, views], little-endian uint32: 0 = no answer, else a checksum of its logits
+    logits.bin    [images, views, classes], little-endian fp16 or fp32; rows of `TopLogits` where only the largest
+                  logits are kept
+    checks.bin    [images, views], little-endian uint32: 0 = no answer, else a checksum of its row
 Logits are written before their checksum, and every read compares the two. So there are no locks: an answer
 torn by a kill, a power cut or two writers at once is one that is not there, and is asked for again.
 """
@@ -14,7 +15,7 @@ import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,10 +26,11 @@ from torch import Tensor
 from unixkd.errors import UserError
 from unixkd.parallel import World
 from unixkd.teacher.checksums import checksum_weights, checksums
-from unixkd.teacher.folder import Contents, open_folder
+from unixkd.teacher.contents import Contents
+from unixkd.teacher.folder import open_folder
 from unixkd.teacher.journal import Journal
+from unixkd.teacher.packing import Precision
 
-_DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 _NAMED = 8  # images that an error names
 _LOG = logging.getLogger(__name__)
 
@@ -62,9 +64,10 @@ class AnswerStore:
         self.contents = contents
         self._maps = [logits, checks]
         # Plain views: indexing a memmap makes memmaps, which is slow.
-        self._logits: NDArray[np.floating] = np.asarray(logits)
+        self._logits: NDArray[Any] = np.asarray(logits)
         self._checks: NDArray[np.uint32] = np.asarray(checks)
-        self._weights = checksum_weights(contents.classes)
+        self._packing = contents.packing
+        self._weights = checksum_weights(self._packing.width)
         self._forgotten: NDArray[np.bool_] | None = None
         self.journal: Journal | None = None
         """Notes what is written, where a run keeps one."""
@@ -78,7 +81,9 @@ class AnswerStore:
         images: int,
         views: int,
         classes: int,
-        precision: Literal["fp16", "fp32"] = "fp16",
+        precision: Precision = "fp16",
+        top_k: int | None = None,
+        temperature: float = 1.0,
         announce: Callable[[str], None] = _LOG.info,
     ) -> AnswerStore:
         """The store at a path, which is made where there is none or an empty folder.
@@ -90,12 +95,15 @@ class AnswerStore:
             views: number of views of each image
             classes: logits of an answer
             precision: fp16 (within 65,504, 11 bits) | fp32
+            top_k: keep only so many of an answer's logits, the largest; None: all
+            temperature: of the losses that will use them, where only the largest are kept (`TopLogits`)
             announce: is told the size, in one line, before a store is made
 
         Raises:
-            UserError: no space for it, a folder of something else or of other answers, a damaged file
+            UserError: no space for it, a folder of something else or of other answers, a damaged file, a `top_k`
+                that is out of range or saves nothing
         """
-        contents = Contents(dict(key), images, views, classes, precision)
+        contents = Contents(dict(key), images, views, classes, precision, top_k, temperature)
         return cls(path, contents, *open_folder(path, contents, announce))
 
     @property
@@ -113,19 +121,19 @@ class AnswerStore:
             view: number of each image's view `[N]`
 
         Returns:
-            Rows that are not known are 0.
+            Rows that are not known are 0. Where only the largest logits are kept, all others of a row are equal.
 
         Raises:
             UserError: an image or view that the store has no place for
         """
         rows = self._rows(index, view)
-        logits = self._logits.take(rows, axis=0)
+        packed = self._logits.take(rows, axis=0)
         # Of the copy: another process may be writing to the rows themselves.
-        known = checksums(logits, self._weights) == self._checks.take(rows)
+        known = checksums(packed, self._weights) == self._checks.take(rows)
         if self._forgotten is not None:
             known &= ~self._forgotten[rows]
-        logits[~known] = 0
-        return torch.from_numpy(logits), torch.from_numpy(known)
+        packed[~known] = 0  # before it is unpacked: a torn row names classes that do not exist
+        return self._packing.unpack(packed), torch.from_numpy(known)
 
     def known(self, index: Int[Tensor, " n"], view: Int[Tensor, " n"]) -> Bool[Tensor, " n"]:
         """Which answers are there `[N]`, on the CPU; verified, so that `read` will give them all."""
@@ -151,21 +159,20 @@ class AnswerStore:
                 f"{self.path} holds {self.contents.classes} logits of each answer, got logits of shape "
                 f"{tuple(logits.shape)} for {len(rows)} images"
             )
-        rounded = self.rounded(logits.detach()).cpu()
+        packed, numbers = self._packing.pack(logits.detach())
         # aminmax hands on a NaN, and is far faster than isfinite on every number
-        if len(rows) and not torch.stack(rounded.aminmax()).isfinite().all():
-            raise _unstorable(index, logits, self.contents.precision)
-        values = rounded.numpy()
+        if len(rows) and not torch.stack(numbers.aminmax()).isfinite().all():
+            raise _unstorable(index, logits, numbers, self.contents.precision)
         if self.journal is not None:
             self.journal.append(rows)
-        self._logits[rows] = values
-        self._checks[rows] = checksums(values, self._weights)
+        self._logits[rows] = packed
+        self._checks[rows] = checksums(packed, self._weights)
         if self._forgotten is not None:
             self._forgotten[rows] = False
 
     def rounded(self, logits: Float[Tensor, "n classes"]) -> Float[Tensor, "n classes"]:
         """What `read` will give where these logits are written; on their own device."""
-        return logits.to(_DTYPES[self.contents.precision])
+        return self._packing.rounded(logits)
 
     def forget(self, rows: NDArray[np.int64]) -> None:
         """Take these rows to be unknown until they are written again; other users of the store still read them.
@@ -219,12 +226,12 @@ class AnswerStore:
         return images * held.views + views
 
 
-def _unstorable(index: Tensor, logits: Tensor, precision: str) -> UserError:
-    """The error for logits `[N, classes]` some of which are not finite once rounded."""
+def _unstorable(index: Tensor, logits: Tensor, numbers: Tensor, precision: str) -> UserError:
+    """The error for logits `[N, classes]` of which some numbers to be stored `[N, ...]` are not finite."""
     infinite = ~logits.isfinite().all(dim=1).cpu()
     if infinite.any():
         return UserError(f"the teacher's logits are not finite for images {_first(index.cpu()[infinite])}")
-    large = ~logits.to(_DTYPES[precision]).isfinite().all(dim=1).cpu()
+    large = ~numbers.isfinite().all(dim=1)
     return UserError(
         f"the teacher's logits are too large for {precision} for images {_first(index.cpu()[large])}: "
         "store them as fp32 (--answers.precision fp32)"
