@@ -534,7 +534,7 @@ def test_an_index_that_is_no_text(written):
 
 
 def test_a_store_of_a_later_version(written):
-    (written / "answers.json").write_text(json.dumps({"schema": 2, "key": {}}))
+    (written / "answers.json").write_text(json.dumps({"schema": 3, "key": {}}))
     with pytest.raises(UserError, match="another version of unixkd"):
         open_store(written)
 

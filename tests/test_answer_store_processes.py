@@ -26,8 +26,8 @@ IMAGES, VIEWS, CLASSES, WRITERS = 400, 20, 500, 4
 BATCH = 64
 
 
-def open_store(path: Path) -> AnswerStore:
-    return AnswerStore.open(path, KEY, images=IMAGES, views=VIEWS, classes=CLASSES)
+def open_store(path: Path, top_k: int | None = None) -> AnswerStore:
+    return AnswerStore.open(path, KEY, images=IMAGES, views=VIEWS, classes=CLASSES, top_k=top_k)
 
 
 def answers(index: torch.Tensor, view: torch.Tensor, writer: int) -> torch.Tensor:
@@ -36,12 +36,12 @@ def answers(index: torch.Tensor, view: torch.Tensor, writer: int) -> torch.Tenso
     return ((row * 7 + torch.arange(CLASSES) * (2 * row + 1)) % 500 * WRITERS + writer).float()
 
 
-def write(path: Path, writer: int, rounds: int | None, start: Barrier) -> None:
+def write(path: Path, top_k: int | None, writer: int, rounds: int | None, start: Barrier) -> None:
     """Write random rows again and again; without a number of rounds, those of the first half for ever."""
     torch.set_num_threads(1)
     start.wait()
     generator = torch.Generator().manual_seed(writer)
-    with open_store(path) as store:
+    with open_store(path, top_k) as store:
         for _ in itertools.count() if rounds is None else range(rounds):
             images = IMAGES // 2 if rounds is None else IMAGES
             index = torch.randint(images, (BATCH,), generator=generator)
@@ -60,13 +60,13 @@ def everywhere() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.arange(IMAGES).repeat_interleave(VIEWS), torch.arange(VIEWS).repeat(IMAGES)
 
 
-def check(path: Path) -> torch.Tensor:
+def check(path: Path, top_k: int | None = None) -> torch.Tensor:
     """Which rows are known; each is wholly what one writer has said."""
     index, view = everywhere()
-    with open_store(path) as store:
+    with open_store(path, top_k) as store:
         logits, known = store.read(index, view)
-    said = torch.stack([answers(index, view, writer) for writer in range(WRITERS)])
-    assert (logits.float() == said).all(dim=2).any(dim=0)[known].all()
+        said = torch.stack([store.rounded(answers(index, view, writer)) for writer in range(WRITERS)])
+    assert (logits == said).all(dim=2).any(dim=0)[known].all()
     return known
 
 
@@ -86,27 +86,28 @@ def running(context: ForkServerContext, target: Callable[..., None], each: list[
             process.join()
 
 
-def test_killed_writers_leave_nothing_that_is_wrong(forking, tmp_path):
+@pytest.mark.parametrize("top_k", [None, 16])
+def test_killed_writers_leave_nothing_that_is_wrong(top_k, forking, tmp_path):
     path, start = tmp_path / "answers", forking.Barrier(WRITERS + 1)
     rounds = [None, None, 40, 40]
-    open_store(path).close()
-    with running(forking, write, [(path, n, rounds[n], start) for n in range(WRITERS)]) as writers:
+    open_store(path, top_k).close()
+    with running(forking, write, [(path, top_k, n, rounds[n], start) for n in range(WRITERS)]) as writers:
         start.wait(timeout=60)
         for writer in writers[:2]:
             time.sleep(random.uniform(0.05, 0.5))
-            check(path)
+            check(path, top_k)
             writer.kill()
     assert [writer.exitcode for writer in writers] == [-signal.SIGKILL, -signal.SIGKILL, 0, 0]
     assert [p.name for p in tmp_path.iterdir()] == ["answers"]
 
-    known = check(path)
+    known = check(path, top_k)
     assert known.any()
     assert not known.all()  # of 4,000 rows of the second half 2,560 draws reach 1,900 or so
     index, view = everywhere()
-    with open_store(path) as store:
+    with open_store(path, top_k) as store:
         store.write(index[~known], view[~known], answers(index[~known], view[~known], 3))
         assert store.filled() == IMAGES * VIEWS
-    assert check(path).all()
+    assert check(path, top_k).all()
 
 
 def fill_a_share(path: Path, number: int, start: Barrier) -> None:

@@ -25,7 +25,7 @@ from unixkd.models.features import unwrap
 from unixkd.network import Network
 from unixkd.objective import Objective, Term, check_objective, resolve_layers
 from unixkd.sharding import is_sharded
-from unixkd.teacher.asking import Teacher
+from unixkd.teacher.asking import Teacher, check_store
 from unixkd.teacher.store import AnswerStore
 
 
@@ -96,8 +96,9 @@ class Distiller:
                 raise UserError(
                     "student and teacher are the same module; a student must be trained, a teacher not"
                 )
-            if (store or lender) is not None and features:
-                raise UserError("stored answers hold logits only: at and sp compare features, use no store")
+            for each in (store, lender):
+                if each is not None:
+                    check_store(each, [term.loss for term in self.objective])
             teacher.requires_grad_(False).eval()
             self._teacher_modules = list(teacher.modules())
             layers = unique(name for loss in features for name in loss.teacher_layers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,9 +11,30 @@ from torch import Tensor
 
 from unixkd.batch import Batch, MixedBatch, Outputs
 from unixkd.errors import UserError
+from unixkd.feature_losses import FeatureLoss
 from unixkd.inputs import Named, concat
+from unixkd.losses import Loss
 from unixkd.network import Network
 from unixkd.teacher.store import AnswerStore
+
+
+def check_store(store: AnswerStore, losses: Sequence[Loss]) -> None:
+    """Raise where losses cannot use a store's answers.
+
+    Args:
+        store: of all logits, or of the largest ones, which hold for one temperature
+        losses: of the objective
+    """
+    held = store.contents
+    for loss in losses:
+        if isinstance(loss, FeatureLoss):
+            raise UserError("stored answers hold logits only: at and sp compare features, use no store")
+        temperature = getattr(loss, "temperature", held.temperature)
+        if held.top_k is not None and temperature != held.temperature:
+            raise UserError(
+                f"{store.path} holds the largest logits for temperature {held.temperature:g}, a loss has "
+                f"{temperature:g}: open another store, with temperature={temperature:g}"
+            )
 
 
 @dataclass(frozen=True)

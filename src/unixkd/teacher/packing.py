@@ -63,8 +63,8 @@ class TopLogits:
     That level r is such that the others weigh at temperature T together as much as they did:
     (C − k) · exp(r/T) = Σ exp(x_c/T) over the C − k others. So at this T the softened probability of each of the k
     classes and of the rest together is that of the full answer, but for rounding; how the rest is spread is lost. At
-    another temperature the rest weighs too little (above T) or too much (below it), as r falls with T from the
-    others' maximum to their mean.
+    another temperature the rest weighs too much (above T) or too little (below it), as the right r falls with T, from
+    the others' maximum to their mean.
 
     A row is, in words of 2 bytes: k logits, the largest first, and r, as fp16 or fp32; then the k classes as uint16,
     or as uint32 where there are more than 65,536 classes.
@@ -105,8 +105,8 @@ class TopLogits:
 
     def unpack(self, rows: NDArray[Any]) -> Float[Tensor, "n classes"]:
         """The logits that rows of the file stand for; 0 for a row of zeros."""
-        values = np.ascontiguousarray(rows[:, : self._words]).view(_NUMPY[self.precision])
-        places = np.ascontiguousarray(rows[:, self._words :]).view(self._places)
+        values = rows[:, : self._words].copy().view(_NUMPY[self.precision])
+        places = rows[:, self._words :].copy().view(self._places)
         return self._spread(torch.from_numpy(values), torch.from_numpy(places.astype(np.int64)))
 
     def rounded(self, logits: Float[Tensor, "n classes"]) -> Float[Tensor, "n classes"]:
