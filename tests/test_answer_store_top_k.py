@@ -136,12 +136,19 @@ def test_classes_beyond_16_bits(classes, width, tmp_path):
     assert read.argmax(1).tolist() == [classes - 1, 3]
 
 
-def test_of_equal_logits_the_first_classes_are_kept(tmp_path):
+def test_of_equal_logits_the_first_classes_are_kept():
     packing = TopLogits(CLASSES, "fp32", TOP, 1.0)
     packed, _ = packing.pack(torch.tensor([[1.0, 2.0, 1.0, 2.0, 1.0, 2.0, 1.0, 2.0, 1.0], [7.0] * 9]))
     assert packed[:, -TOP:].tolist() == [[1, 3, 5], [0, 1, 2]]
-    flat = packing.unpack(packed)[1]
-    assert flat.tolist() == [7.0] * 9  # not a digit above those kept
+
+
+def test_the_level_is_not_a_digit_above_a_kept_logit():
+    """A thousand answers with equal logits: rounding in the sum must not make the rest the likeliest."""
+    flat = answers_of(1000, classes=1).expand(-1, CLASSES)
+    read = TopLogits(CLASSES, "fp32", TOP, 4.0).rounded(flat)
+    assert torch.equal(read[:, :TOP], flat[:, :TOP])
+    assert (read[:, TOP:] <= flat[:, TOP:]).all()
+    torch.testing.assert_close(read, flat)
 
 
 @PRECISIONS
