@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 
 from running import call, make_teacher
 from unixkd.batch import Batch
@@ -181,19 +180,23 @@ def test_plan_of_a_recipe_shows_the_published_ratio_and_reads_no_data(capsys):
     assert all(float(cell) > 0 for cell in row[1:5])
 
 
-def test_plan_of_the_imagenet_recipe_needs_data_and_no_weights(capsys, tmp_path, monkeypatch):
+def test_plan_of_the_imagenet_recipe_needs_neither_data_nor_weights(capsys, tmp_path, monkeypatch):
     """The networks' costs are torchvision's: 3.67 and 1.82 GFLOPs, multiply and add counted as one."""
-    recipe = ("--recipe", "imagenet/resnet34-resnet18", "--rounds", "0", "--method", "kd")
-    assert call("plan", *recipe) == 2
-    assert "give --data, as in --data folder:imagenet" in capsys.readouterr().err
+    recipe = ("--recipe", "imagenet/resnet34-resnet18", "--rounds", "0", "--batch_size", "2")
     monkeypatch.setattr("unixkd.models.published.pretrained", lambda name: pytest.fail("weights for a plan"))
-    for name in "ab":
-        (tmp_path / name).mkdir()
-        Image.new("RGB", (300, 250)).save(tmp_path / name / "0.jpg")
-    assert call("plan", *recipe, "--data", f"folder:{tmp_path}") == 0
+    monkeypatch.chdir(tmp_path)
+    seen: list[int] = []
+    original = planning.make_plan
+    monkeypatch.setattr(
+        planning, "make_plan", lambda *a, **k: seen.append(k["epoch_images"]) or original(*a, **k)
+    )
+    assert call("plan", *recipe, "--method", "kd") == 0
+    assert seen == [1_281_167]
     text = capsys.readouterr().out
     ratio = float(text.partition("F_t/F_s = ")[2].split()[0])
     assert ratio == pytest.approx(3.67 / 1.82, rel=0.02)
+    assert call("plan", *recipe, "--data", "folder:photos") == 1
+    assert "photos: no such folder" in capsys.readouterr().err
 
 
 def test_plan_warns(capsys):
