@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from unixkd.build_methods import build_method, named
 from unixkd.checks import check_data, check_sizes, check_small_batches, check_synchronised, check_train
 from unixkd.config import LossConfig, ModelConfig, RunConfig, TrainConfig
-from unixkd.data import Data, MemorySplit, load_data
+from unixkd.data import Data, load_data
 from unixkd.errors import UserError
 from unixkd.feature_losses import AttentionTransfer, FeatureLoss, SimilarityPreserving
 from unixkd.losses import DIST, DKD, KD, CrossEntropy, Loss
@@ -68,8 +68,8 @@ class RunParts:
 def build_run(config: RunConfig, device: torch.device) -> RunParts:
     """Data, networks, method and losses of a run; every mismatch is found here, before training.
 
-    In-memory images and networks are put on the device, networks in channels_last unless configured; those that are
-    to be sharded stay on the CPU.
+    Images in memory, batches of others and networks are put on the device, networks in channels_last unless configured;
+    those that are to be sharded stay on the CPU.
 
     Raises:
         UserError: something is missing or does not fit
@@ -94,10 +94,8 @@ def build_run(config: RunConfig, device: torch.device) -> RunParts:
     student = build_student(config, data, teacher)
     check_small_batches(config, data, method, student)
     check_sizes(config, data, method, student)
-    if isinstance(data.train, MemorySplit):
-        data = replace(data, train=data.train.to(device))
-    if isinstance(data.test, MemorySplit):
-        data = replace(data, test=data.test.to(device))
+    test = None if data.test is None else data.test.to(device)
+    data = replace(data, train=data.train.to(device), test=test)
     for network in (teacher, student):
         if network is not None:
             if not spreads(

@@ -18,7 +18,7 @@ class DataConfig:
     """Which images, and how they are cut and augmented.
 
     Args:
-        name: digits | cifar10 | cifar100 | folder:PATH | parquet:PATH | hub:ID
+        name: digits | cifar10 | cifar100 | folder:PATH | parquet:PATH | wds:PATH | hub:ID
         root: folder that holds (or will hold) cifar10/cifar100: Parquet or torchvision layout
         size: side in pixels of the square images the loop sees (default: the data's own)
         limit: train on a class-balanced subset of this many images
@@ -31,7 +31,8 @@ class DataConfig:
         views: train on the first so many views of each image only (default: all there are)
         labels: false: train without labels, whatever the data has
         image_column: column that holds the image (parquet:, hub:; default: the first image column)
-        label_column: column that holds the label (parquet:, hub:; default: the first class column)
+        label_column: column that holds the label (parquet:, hub:; default: the first class column); of wds: cls, txt
+            or a field of .json
         in_memory: decode once and keep uint8 in memory (default: for images of at most 64 pixels)
         workers: loader processes for images that are not kept in memory
         max_unreadable: leave out up to so many training images that cannot be read, and list them; with any, all are

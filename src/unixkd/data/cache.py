@@ -1,4 +1,4 @@
-"""Decoded pixels kept on disk, so that a data set is decoded once and not at every start."""
+"""Arrays kept on disk, so that a data set is decoded (or tar files are indexed) once and not at every start."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-
-from unixkd.data.images import Pixels
+from numpy.typing import NDArray
 
 
 def cache_dir() -> Path:
@@ -27,18 +27,19 @@ def files_key(files: Iterable[Path]) -> str:
     return digest.hexdigest()[:24]
 
 
-def cached_array(name: str, make: Callable[[], Pixels]) -> Pixels:
+def cached_array(name: str, make: Callable[[], NDArray[Any]], folder: str = "decoded") -> NDArray[Any]:
     """The array kept under a name, or `make()`, then kept; a cache that cannot be used is left alone."""
-    path = cache_dir() / "decoded" / f"{name}.npy"
+    path = cache_dir() / folder / f"{name}.npy"
     try:
-        return np.load(path, allow_pickle=False)
+        array: NDArray[Any] = np.load(path, allow_pickle=False)
+        return array
     except (OSError, ValueError, EOFError):
         array = make()
     _keep(path, array)
     return array
 
 
-def _keep(path: Path, array: Pixels) -> None:
+def _keep(path: Path, array: NDArray[Any]) -> None:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,36 +2,29 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Int
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from unixkd.batch import Batch
-from unixkd.data.images import Pixels, fit, to_array, to_channels
+from unixkd.data.images import Pixels
+from unixkd.data.loader import NO_VIEW, Cut, in_batches, load_pixels
 from unixkd.data.records import Encoded
 from unixkd.data.viewed import Viewed
-from unixkd.data.views import apply_views, to_pixels
-from unixkd.errors import UserError
 
-_NO_VIEW = -1
-_Sample = tuple[int, int]  # position, code of the view
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class DiskSplit(Viewed):
     """A split that is read through a `DataLoader`; how many workers read it cannot change a batch.
 
-    Without a padding, a training view is a `RandomResizedCrop` and a flip, drawn from a 63-bit seed that
-    is also the view's code. With one, views are the same crops and flips of the evaluation image as in
-    memory, with the same codes.
+    Views are those of `Cut`: random resized crops, or with a padding the crops of images in memory.
 
     Args:
         records: the encoded images with their labels
@@ -42,6 +35,7 @@ class DiskSplit(Viewed):
         view_seed: seed of the augmentations
         workers: loader processes; 0 reads in this process
         views: train on the first so many views of each image only; None: on all
+        onto: where batches are made; they cross to it as uint8
     """
 
     records: Encoded
@@ -52,6 +46,7 @@ class DiskSplit(Viewed):
     view_seed: int = 0
     workers: int = 0
     views: int | None = None
+    onto: torch.device = _CPU
 
     @property
     def labels(self) -> Int[Tensor, " n"] | None:
@@ -66,6 +61,10 @@ class DiskSplit(Viewed):
     def __len__(self) -> int:
         return len(self.records)
 
+    def to(self, device: torch.device | str) -> DiskSplit:
+        """The same split whose batches are made on a device."""
+        return replace(self, onto=torch.device(device))
+
     def train_batches(self, epoch: int, order: Int[Tensor, " m"], batch_size: int) -> Iterator[Batch]:
         """Augmented batches in the given order; see `Split`.
 
@@ -78,7 +77,7 @@ class DiskSplit(Viewed):
         views = self.epoch_views(epoch, order)
         batches = self._batches(order, self._codes(order, views), batch_size)
         for batch, view in zip(batches, views.split(batch_size), strict=True):
-            yield replace(batch, view=view)
+            yield replace(batch, view=view.to(self.onto))
 
     def eval_batches(self, batch_size: int, first: int = 0, every: int = 1) -> Iterator[Batch]:
         """All images in their own order; see `Split`.
@@ -90,79 +89,22 @@ class DiskSplit(Viewed):
         if not parts:
             return
         positions = torch.cat(parts)
-        yield from self._batches(positions, torch.full_like(positions, _NO_VIEW), batch_size)
+        yield from self._batches(positions, torch.full_like(positions, NO_VIEW), batch_size)
 
     def image(self, i: int) -> NDArray[np.uint8]:
         """Image i as in evaluation `[size, size, C]`, uint8."""
-        return fit(to_channels(self.records.read(i), self.channels), self.size)
+        return self.read((i, NO_VIEW))
+
+    def read(self, sample: tuple[int, int]) -> Pixels:
+        """An image by its position in the view of a code `[size, size, C]`, uint8; runs in a worker."""
+        position, code = sample
+        cut = Cut(self.size, self.channels, self.padding, self.flip)
+        return cut(self.records.read(position), code)
 
     def _batches(
         self, index: Int[Tensor, " m"], codes: Int[Tensor, " m"], batch_size: int
     ) -> Iterator[Batch]:
-        samples = list(zip(index.tolist(), codes.tolist(), strict=True))
-        loader: DataLoader[Pixels | UserError] = DataLoader(
-            _Reader(self),
-            batch_sampler=[samples[i : i + batch_size] for i in range(0, len(samples), batch_size)],
-            num_workers=self.workers,
-            collate_fn=_collate,
-            generator=torch.Generator(),  # a loader draws from the global one otherwise
-            worker_init_fn=_leave_interrupts_alone,
-        )
-        labels, reading = self.labels, iter(loader)
-        for positions in index.split(batch_size):
-            try:
-                loaded = next(reading)
-            except RuntimeError as error:
-                raise UserError(
-                    f"a loader process died ({' '.join(str(error).split())}): if memory ran out, fewer "
-                    "--data.workers or a smaller --train.batch_size may help"
-                ) from error
-            if isinstance(loaded, UserError):
-                del reading  # stops the workers now; held by the traceback they would outlive the error
-                raise loaded
-            yield Batch(to_pixels(loaded), None if labels is None else labels[positions], positions)
-
-
-def _leave_interrupts_alone(worker: int) -> None:
-    """Ctrl-C reaches loader processes too, but it is the main one that stops."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-class _Reader(Dataset[Pixels | UserError]):
-    """What runs in a worker; an error is returned, because a worker would bury it in a traceback."""
-
-    def __init__(self, split: DiskSplit) -> None:
-        self.split = split
-
-    def __getitem__(self, sample: _Sample) -> Pixels | UserError:
-        position, code = sample
-        split = self.split
-        try:
-            image = to_channels(split.records.read(position), split.channels)
-        except UserError as error:
-            return error
-        if code == _NO_VIEW:
-            return fit(image, split.size)
-        if split.padding is None:
-            return _random_resized_crop(image, split.size, split.flip, seed=code)
-        pixels = torch.from_numpy(fit(image, split.size))[None]
-        return apply_views(pixels, torch.tensor([code]), split.padding, split.flip)[0].numpy()
-
-
-def _random_resized_crop(image: Image.Image, size: int, flip: bool, seed: int) -> Pixels:
-    from torchvision.transforms import v2
-
-    steps = [v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip(0.5 if flip else 0.0)]
-    with torch.random.fork_rng(devices=[]):
-        # not torch.manual_seed, which would reseed the accelerators too
-        torch.default_generator.manual_seed(seed)
-        return to_array(v2.Compose(steps)(image))
-
-
-def _collate(samples: Sequence[Pixels | UserError]) -> UInt8[Tensor, "n h w c"] | UserError:
-    arrays = []
-    for sample in samples:
-        if isinstance(sample, UserError):
-            return sample
-        arrays.append(sample)
-    return torch.from_numpy(np.stack(arrays))
+        batches = in_batches(index, codes, batch_size)
+        labels, loading = self.labels, load_pixels(self.read, batches, self.workers, self.onto)
+        for positions, pixels in zip(index.split(batch_size), loading, strict=True):
+            yield Batch(pixels, None if labels is None else labels[positions], positions).to(self.onto)

@@ -18,6 +18,7 @@ from unixkd.data.folder import load_folder
 from unixkd.data.hub import load_hub, load_parquet
 from unixkd.data.images import fit, fit_all, to_channels
 from unixkd.data.records import Decoded, Records, Source
+from unixkd.data.shards import load_shards
 from unixkd.data.split import MemorySplit
 from unixkd.data.splits import hold_out, subset
 from unixkd.data.unreadable import leave_out
@@ -34,6 +35,7 @@ _PREFIXED: dict[str, Callable[[str, DataConfig], Source]] = {
     "parquet": lambda place, config: load_parquet(
         Path(place).expanduser(), config.image_column, config.label_column, config.max_unreadable
     ),
+    "wds": lambda place, config: load_shards(place, config.label_column, config.max_unreadable),
     "hub": lambda place, config: load_hub(
         place, config.image_column, config.label_column, config.max_unreadable
     ),
@@ -81,7 +83,7 @@ def data_names() -> tuple[str, ...]:
     """The data sets that a configuration can name.
 
     >>> data_names()
-    ('digits', 'cifar10', 'cifar100', 'folder:PATH', 'parquet:PATH', 'hub:ID')
+    ('digits', 'cifar10', 'cifar100', 'folder:PATH', 'parquet:PATH', 'wds:PATH', 'hub:ID')
     """
     return (*_NAMED, *(f"{prefix}:{'ID' if prefix == 'hub' else 'PATH'}" for prefix in _PREFIXED))
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,20 @@ class Items(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, position: int, /) -> Path | bytes: ...
+
+
+@runtime_checkable
+class NamedItems(Items, Protocol):
+    """Encoded images of which more is known than their bytes."""
+
+    def name(self, position: int, /) -> str:
+        """What an image is called in messages."""
+
+    def head(self, position: int, /) -> bytes:
+        """The beginning of an image's bytes, which may be enough to open it."""
+
+    def digest(self, positions: NDArray[np.int64], /) -> bytes:
+        """SHA-256 of what the images at these positions are called, and their sizes."""
 
 
 @dataclass(frozen=True)
@@ -75,10 +90,15 @@ class Encoded:
     def _item(self, i: int) -> tuple[Path | bytes, str]:
         position = int(self.positions[i])
         item = self.items[position]
+        if isinstance(self.items, NamedItems):
+            return item, self.items.name(position)
         return item, str(item) if isinstance(item, Path) else f"{self.origin}: image {position}"
 
     def header(self, i: int) -> Image.Image:
         """Image i, not decoded yet. Raises UserError where it is unreadable."""
+        if isinstance(self.items, NamedItems):
+            with contextlib.suppress(UserError):  # the rest may be needed
+                return read_header(self.items.head(int(self.positions[i])), self.origin)
         return read_header(*self._item(i))
 
     def read(self, i: int) -> Image.Image:
@@ -86,7 +106,9 @@ class Encoded:
         return read_image(*self._item(i))
 
     def digest(self) -> bytes:
-        """SHA-256 of each file's name below the origin and size, or of up to 256 images' bytes."""
+        """SHA-256 of each file's (or tar member's) name and size, or of up to 256 images' bytes."""
+        if isinstance(self.items, NamedItems):
+            return self.items.digest(self.positions)
         whole = hashlib.sha256()
         names_known = isinstance(self._item(0)[0], Path)
         count = len(self) if names_known else min(len(self), 256)
