@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -11,7 +12,7 @@ from typing import Any
 
 @dataclass
 class Samples:
-    """Seconds of each round: on the wall, and of CPU in all threads."""
+    """Seconds of each round: on the wall, and of CPU in all threads and in processes that have ended."""
 
     wall: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
@@ -24,6 +25,12 @@ class Samples:
         return found
 
 
+def cpu_seconds() -> float:
+    """CPU time of this process's threads and of its children that have ended."""
+    times = os.times()
+    return time.process_time() + times.children_user + times.children_system
+
+
 def interleave(
     contenders: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 1
 ) -> dict[str, Samples]:
@@ -32,11 +39,11 @@ def interleave(
     for number in range(-warmup, rounds):
         names = list(contenders)
         for name in names if number % 2 else reversed(names):
-            wall, cpu = time.perf_counter(), time.process_time()
+            wall, cpu = time.perf_counter(), cpu_seconds()
             contenders[name]()
             if number >= 0:
                 samples[name].wall.append(time.perf_counter() - wall)
-                samples[name].cpu.append(time.process_time() - cpu)
+                samples[name].cpu.append(cpu_seconds() - cpu)
     return samples
 
 

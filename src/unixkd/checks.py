@@ -124,6 +124,8 @@ def check_data(config: RunConfig, data: Data, method: Method, objective: Objecti
         num_kept(method.at(epoch / config.train.epochs).keep, batch_size, batch_size)
     if images < batch_size:
         raise UserError(f"{data.name} has {images} training images, fewer than a batch of {batch_size}")
+    if not data.train.lasting:
+        check_stream(config, data.name, method)
     if isinstance(method.scorer, TrueLoss) and not data.train.labelled:
         raise UserError(
             f"the training images of {data.name} have no labels, which scoring by the true loss needs: "
@@ -134,3 +136,18 @@ def check_data(config: RunConfig, data: Data, method: Method, objective: Objecti
         raise UserError(
             f"the training images of {data.name} have no labels, which the loss {needing[0]} needs"
         )
+
+
+def check_stream(config: RunConfig, name: str, method: Method) -> None:
+    """Raise where a run would have to know an image of a stream again in a later epoch."""
+    if method.remembers:
+        raise UserError(
+            f"{method.name} remembers scores of images from epoch to epoch, and {name} does not give the same ones "
+            "again: take another method, or data that fit the disk"
+        )
+    for option in ("path", "lender"):
+        if getattr(config.answers, option) is not None:
+            raise UserError(
+                f"stored answers belong to images that come again, and those of {name} may not: "
+                f"leave answers.{option} out"
+            )

@@ -18,13 +18,13 @@ class DataConfig:
     """Which images, and how they are cut and augmented.
 
     Args:
-        name: digits | cifar10 | cifar100 | folder:PATH | parquet:PATH | wds:PATH | hub:ID
+        name: digits | cifar10 | cifar100 | folder:PATH | parquet:PATH | wds:PATH | hub:ID | stream:ID
         root: folder that holds (or will hold) cifar10/cifar100: Parquet or torchvision layout
         size: side in pixels of the square images the loop sees (default: the data's own)
         limit: train on a class-balanced subset of this many images
         holdout: share of the training images held out, by class, and evaluated on instead of the test set
         evaluate_on: auto (what is held out, else the test set) | test (also where images are held out)
-        split_seed: seed of `limit` and `holdout`
+        split_seed: seed of `limit` and `holdout`, and of a stream's order
         crop_padding: zero padding of the random crop in pixels (default: the data's own)
         flip: random horizontal flip (default: the data's own)
         view_seed: seed of the augmentations, apart from the run's seed so that runs can share answers
@@ -35,6 +35,8 @@ class DataConfig:
             or a field of .json
         in_memory: decode once and keep uint8 in memory (default: for images of at most 64 pixels)
         workers: loader processes for images that are not kept in memory
+        stream_images: images of an epoch of a stream (default: all, where their number is known)
+        stream_buffer: encoded images of a stream that are kept in memory, and among which the next one is drawn
         max_unreadable: leave out up to so many training images that cannot be read, and list them; with any, all are
             read once before training
     """
@@ -56,6 +58,8 @@ class DataConfig:
     in_memory: bool | None = None
     workers: int = 2
     max_unreadable: int = 0
+    stream_images: int | None = None
+    stream_buffer: int = 2000
 
 
 @dataclass(frozen=True)

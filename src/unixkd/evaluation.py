@@ -10,7 +10,6 @@ import torch
 
 from unixkd.batch import Batch
 from unixkd.batchnorm import clean_statistics, has_statistics, is_synchronised, sees_clean_images
-from unixkd.data import epoch_order
 from unixkd.display import percent
 from unixkd.evaluate import Predictions, join_predictions, predict
 from unixkd.models import PixelModel
@@ -78,7 +77,7 @@ def statistics_for_evaluation(run: Trainer) -> contextlib.AbstractContextManager
     if not count or sees_clean_images(run.engine.distiller.method, epoch) or not has_statistics(run.student):
         return contextlib.nullcontext()
     alone = is_sharded(run.student) and not is_synchronised(run.student)  # each goes through all of them
-    size, order = train.eval_batch_size, epoch_order(len(split), train.seed, epoch)
+    size, order = train.eval_batch_size, split.epoch_order(train.seed, epoch)
     if is_synchronised(run.student):
         least = PER_PROCESS * run.world.size  # of which every batch is a multiple
         count = max(count // least, 1) * least

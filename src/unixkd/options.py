@@ -186,7 +186,7 @@ METHODS = (
     *("random-epoch", "stale", "infobatch", "student-alone"),
 )
 NETWORKS = ("model", "teacher", "student")
-DATA = ("digits", "cifar10", "cifar100", "folder:PATH", "parquet:PATH", "wds:PATH", "hub:ID")
+DATA = ("digits", "cifar10", "cifar100", "folder:PATH", "parquet:PATH", "wds:PATH", "hub:ID", "stream:ID")
 """The names that `models`, `methods` and `data` know, so that a misspelt one is answered without torch."""
 
 

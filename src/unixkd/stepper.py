@@ -13,7 +13,7 @@ from torch import Tensor
 from unixkd.batch import Draws
 from unixkd.capture import CapturedStep, Recorder, Tables
 from unixkd.config import TrainConfig
-from unixkd.data import MemorySplit, Split, epoch_order
+from unixkd.data import MemorySplit, Split
 from unixkd.draws import epoch_draws
 from unixkd.engine import Engine
 from unixkd.methods import Method, StepCounts, pure_rows
@@ -123,7 +123,7 @@ class Stepper:
     def plan(self, number: int) -> EpochPlan:
         """What an epoch's steps are told, step after step."""
         self.change_method(number)
-        order = epoch_order(len(self.split), self.train.seed, number)
+        order = self.split.epoch_order(self.train.seed, number)
         order, weights = self.choose(number, order)
         shares, size = share_out(order, self.train.batch_size, self.engine.world), self.batch_size
         order = shares.order

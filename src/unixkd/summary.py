@@ -34,7 +34,7 @@ def write_results(run: Trainer, weights: Mapping[str, Tensor] | None = None) -> 
         if student.card.size is None:  # from now on it wants images as large as it was trained on
             student = PixelModel(student.net, replace(student.card, size=run.parts.data.size))
         save_model(student, run.folder.path, weights)
-        if run.parts.method.selects:
+        if run.parts.method.selects and run.parts.data.train.lasting:
             run.folder.write_json("selection.json", selection(run.engine.tally, run.epoch, run.parts.data))
         summary = summarise(run)
         run.folder.write_json("summary.json", summary)

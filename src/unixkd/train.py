@@ -166,7 +166,9 @@ class Trainer:
         return self.loggers
 
     def list_left_out(self) -> None:
-        """Leave a list of the training images that could not be read."""
+        """Show what is to be known of the data; leave a list of the training images that could not be read."""
+        for line in self.parts.data.notes:
+            self.note(line, shared=True)
         if wrong := self.parts.data.left_out:
             self.folder.write_json("left_out.json", {"unreadable": list(wrong)})
             self.note(

@@ -28,12 +28,16 @@ class Column:
         return len(self.dataset)
 
     def __getitem__(self, position: int) -> Path | bytes:
-        value = self.dataset[position][self.column] or {}
-        if value.get("bytes") is not None:
-            return bytes(value["bytes"])
-        if value.get("path"):
-            return Path(value["path"])
-        raise UserError(f"{self.origin}: image {position} is empty")
+        return image_bytes(self.dataset[position][self.column], f"{self.origin}: image {position}")
+
+
+def image_bytes(value: dict[str, Any] | None, where: str) -> Path | bytes:
+    """What an image that `datasets` has not decoded holds. Raises UserError where it is empty."""
+    if value and value.get("bytes") is not None:
+        return bytes(value["bytes"])
+    if value and value.get("path"):
+        return Path(value["path"])
+    raise UserError(f"{where} is empty")
 
 
 def load_parquet(
@@ -46,7 +50,13 @@ def load_parquet(
     Raises:
         UserError: nothing is there, a file is corrupt, a column is missing or a label is faulty.
     """
-    library = _library()
+    library = datasets_library()
+    parts = load_parts(library, str(path), "parquet", data_files=parquet_files(path))
+    return _source(library, parts, str(path), image_column, label_column, most_unreadable)
+
+
+def parquet_files(path: Path) -> dict[str, list[str]]:
+    """The files of each part of the data. Raises UserError where there are none."""
     files = [path] if path.is_file() else sorted([*path.glob("*.parquet"), *path.glob("data/*.parquet")])
     if not files:
         reason = "no *.parquet in this folder" if path.is_dir() else "no such file or folder"
@@ -55,8 +65,7 @@ def load_parquet(
     for file in files:
         part = file.name.replace(".", "-").split("-")[0]
         shards.setdefault(part if part in TEST_NAMES and path.is_dir() else "train", []).append(str(file))
-    parts = _load(library, str(path), "parquet", data_files=shards)
-    return _source(library, parts, str(path), image_column, label_column, most_unreadable)
+    return shards
 
 
 def load_hub(
@@ -67,27 +76,33 @@ def load_hub(
     Raises:
         UserError: it cannot be loaded, a column is missing or a label is faulty.
     """
-    library = _library()
-    parts = _load(library, f"hub:{identifier}", identifier)
+    library = datasets_library()
+    parts = load_parts(library, f"hub:{identifier}", identifier)
     return _source(library, parts, f"hub:{identifier}", image_column, label_column, most_unreadable)
 
 
-def _library() -> ModuleType:
+def datasets_library() -> ModuleType:
+    """The `datasets` library, silent. Raises UserError where it is not installed."""
     try:
         import datasets
     except ImportError as error:
-        raise missing_extra("datasets", "parquet", "parquet: and hub: data") from error
+        raise missing_extra("datasets", "parquet", "parquet:, hub: and stream: data") from error
     datasets.disable_progress_bars()  # they would break into the run's own display
     return datasets
 
 
-def _load(library: ModuleType, origin: str, *args: Any, **options: Any) -> dict[str, Any]:
+def load_parts(library: ModuleType, origin: str, *args: Any, **options: Any) -> dict[str, Any]:
+    """What `load_dataset` makes of these arguments, by part. Raises UserError where it cannot."""
     try:
         return dict(library.load_dataset(*args, **options))
     except Exception as error:  # whatever the library, the network or a file's parser raises
-        cause = error.__cause__ or error
-        reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
-        raise UserError(f"{origin}: cannot be loaded as a data set ({reason})") from error
+        raise UserError(f"{origin}: cannot be loaded as a data set ({reason_of(error)})") from error
+
+
+def reason_of(error: Exception) -> str:
+    """The first line of what went wrong first."""
+    cause = error.__cause__ or error
+    return (str(cause).strip() or type(cause).__name__).splitlines()[0]
 
 
 def _source(
@@ -101,33 +116,37 @@ def _source(
     train = parts.get("train") or (next(iter(parts.values())) if len(parts) == 1 else None)
     if train is None or not len(train):
         raise UserError(f"{origin}: no training images; its splits are {', '.join(parts) or 'none'}")
-    column = _image_column(library, train.features, image_column, origin)
-    label = _label_column(library, train.features, label_column)
-    names, labels = _labels(library, train, label, f"{origin}: train")
+    column = find_image_column(library, train.features, image_column, origin)
+    label = find_label_column(library, train.features, label_column)
+    names, labels = read_labels(library, train, label, f"{origin}: train")
     num_classes = len(names) if names else None if labels is None else int(labels.max()) + 1
     if labels is not None and num_classes is not None:
         check_filled(labels, num_classes, names, f"{origin}: train")
-    records = _records(library, train, column, labels, origin)
+    records = encoded_images(library, train, column, labels, origin)
     test = None
     for name in TEST_NAMES:
         if test is None and name in parts and label in parts[name].features:
-            _, known = _labels(library, parts[name], label, f"{origin}: {name}", names, num_classes)
+            _, known = read_labels(library, parts[name], label, f"{origin}: {name}", names, num_classes)
             test = (
-                None if known is None else _records(library, parts[name], column, known, f"{origin}: {name}")
+                None
+                if known is None
+                else encoded_images(library, parts[name], column, known, f"{origin}: {name}")
             )
     size, channels = inspect(records, test, most_unreadable)
     mean, std = normalization(channels)
     return Source(records, test, names, num_classes, channels, size, mean, std)
 
 
-def _records(
+def encoded_images(
     library: ModuleType, part: Any, column: str, labels: NDArray[np.int64] | None, origin: str
 ) -> Encoded:
+    """The images of a column, with their labels."""
     images = part.select_columns([column]).cast_column(column, library.Image(decode=False))
     return Encoded.of(Column(images, column, origin), labels, origin)
 
 
-def _image_column(library: ModuleType, features: Any, wanted: str | None, origin: str) -> str:
+def find_image_column(library: ModuleType, features: Any, wanted: str | None, origin: str) -> str:
+    """The wanted column, else the first that holds images. Raises UserError where there is none."""
     if wanted is not None:
         if wanted not in features:
             raise unknown_name("image column", wanted, features)
@@ -142,7 +161,8 @@ def _image_column(library: ModuleType, features: Any, wanted: str | None, origin
     raise UserError(f"{origin}: no image column among {', '.join(features)}; name it with data.image_column")
 
 
-def _label_column(library: ModuleType, features: Any, wanted: str | None) -> str | None:
+def find_label_column(library: ModuleType, features: Any, wanted: str | None) -> str | None:
+    """The wanted column, else the first that holds classes, or None. Raises UserError where the wanted is none."""
     if wanted is not None:
         if wanted not in features:
             raise unknown_name("label column", wanted, features)
@@ -151,7 +171,7 @@ def _label_column(library: ModuleType, features: Any, wanted: str | None) -> str
     return next(iter([*typed, *(name for name in _LABEL_NAMES if name in features)]), None)
 
 
-def _labels(
+def read_labels(
     library: ModuleType,
     part: Any,
     column: str | None,

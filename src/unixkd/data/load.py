@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,8 @@ from unixkd.data.records import Decoded, Records, Source
 from unixkd.data.shards import load_shards
 from unixkd.data.split import MemorySplit
 from unixkd.data.splits import hold_out, subset
+from unixkd.data.stream import load_stream
+from unixkd.data.stream_split import StreamSplit
 from unixkd.data.unreadable import leave_out
 from unixkd.errors import UserError, unknown_name
 
@@ -30,6 +32,7 @@ _NAMED: dict[str, Callable[[DataConfig], Source]] = {
     "cifar10": lambda config: load_cifar("cifar10", config.root),
     "cifar100": lambda config: load_cifar("cifar100", config.root),
 }
+_IDS = ("hub", "stream")
 _PREFIXED: dict[str, Callable[[str, DataConfig], Source]] = {
     "folder": lambda place, config: load_folder(Path(place).expanduser(), config.max_unreadable),
     "parquet": lambda place, config: load_parquet(
@@ -59,10 +62,11 @@ class Data:
         std: per-channel standard deviation
         fingerprint: SHA-256 that tells this data from any other, see `load_data`
         left_out: what is wrong with each training image that could not be read
+        notes: what to tell the user before training
     """
 
     name: str
-    train: MemorySplit | DiskSplit
+    train: MemorySplit | DiskSplit | StreamSplit
     test: MemorySplit | DiskSplit | None
     class_names: tuple[str, ...] | None
     num_classes: int | None
@@ -72,6 +76,7 @@ class Data:
     std: tuple[float, ...]
     fingerprint: str
     left_out: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -83,9 +88,10 @@ def data_names() -> tuple[str, ...]:
     """The data sets that a configuration can name.
 
     >>> data_names()
-    ('digits', 'cifar10', 'cifar100', 'folder:PATH', 'parquet:PATH', 'wds:PATH', 'hub:ID')
+    ('digits', 'cifar10', 'cifar100', 'folder:PATH', 'parquet:PATH', 'wds:PATH', 'hub:ID', 'stream:ID')
     """
-    return (*_NAMED, *(f"{prefix}:{'ID' if prefix == 'hub' else 'PATH'}" for prefix in _PREFIXED))
+    prefixes = (*_PREFIXED, "stream")
+    return (*_NAMED, *(f"{prefix}:{'ID' if prefix in _IDS else 'PATH'}" for prefix in prefixes))
 
 
 def open_source(config: DataConfig) -> Source:
@@ -97,14 +103,19 @@ def open_source(config: DataConfig) -> Source:
     """
     if config.name in _NAMED:
         return _NAMED[config.name](config)
-    prefix, separator, place = config.name.partition(":")
+    prefix, separator, _ = config.name.partition(":")
     if separator and prefix in _PREFIXED:
-        if not place:
-            raise UserError(f"data.name '{config.name}' lacks what comes after the colon")
-        return _PREFIXED[prefix](place, config)
+        return _PREFIXED[prefix](_place(config.name), config)
     if Path(config.name).expanduser().exists():
         raise unknown_name("data", config.name, [f"folder:{config.name}", f"parquet:{config.name}"])
     raise unknown_name("data", prefix, data_names())
+
+
+def _place(name: str) -> str:
+    place = name.partition(":")[2]
+    if not place:
+        raise UserError(f"data.name '{name}' lacks what comes after the colon")
+    return place
 
 
 def load_data(config: DataConfig) -> Data:
@@ -126,6 +137,8 @@ def load_data(config: DataConfig) -> Data:
     ((1, 8, 8), 10, 1295, 143, 9)
     """
     _check_numbers(config)
+    if config.name.startswith("stream:"):
+        return _load_stream(config)
     source = open_source(config)
     train, test = source.train, source.test
     if not len(train):
@@ -140,21 +153,49 @@ def load_data(config: DataConfig) -> Data:
         train = train.select(subset(train.labels, len(train), config.limit, config.split_seed))
     train, left_out = leave_out(train, config.max_unreadable, config.workers)
     if not config.labels:
-        train = replace(train, labels=None)
+        train = train.unlabelled()
     size = source.size if config.size is None else config.size
     splits = [_split(part, source, size, config) for part in (train, test) if part is not None]
+    return _data(config, source, size, splits[0], splits[1] if len(splits) == 2 else None, left_out=left_out)
+
+
+def _load_stream(config: DataConfig) -> Data:
+    """The same of a stream, whose images stay where they are."""
+    source, streamed = load_stream(_place(config.name), config)
+    size = source.size if config.size is None else config.size
+    train = StreamSplit(
+        records=streamed if config.labels else streamed.unlabelled(),
+        size=size,
+        channels=source.channels,
+        padding=config.crop_padding,
+        flip=source.flip if config.flip is None else config.flip,
+        view_seed=config.view_seed,
+        workers=config.workers,
+    )
+    test = None if source.test is None else _split(source.test, source, size, config)
+    return _data(config, source, size, train, test, notes=(streamed.announcement(),))
+
+
+def _data(
+    config: DataConfig,
+    source: Source,
+    size: int,
+    train: MemorySplit | DiskSplit | StreamSplit,
+    test: MemorySplit | DiskSplit | None,
+    **more: tuple[str, ...],
+) -> Data:
     return Data(
         name=config.name,
-        train=splits[0],
-        test=splits[1] if len(splits) == 2 else None,
+        train=train,
+        test=test,
         class_names=source.class_names,
         num_classes=source.num_classes,
         channels=source.channels,
         size=size,
         mean=source.mean,
         std=source.std,
-        fingerprint=_fingerprint(splits, source.class_names),
-        left_out=left_out,
+        fingerprint=_fingerprint([train] if test is None else [train, test], source.class_names),
+        **more,
     )
 
 
@@ -203,7 +244,9 @@ def _split(records: Records, source: Source, size: int, config: DataConfig) -> M
     return MemorySplit(torch.from_numpy(pixels), labels, padding, flip, config.view_seed, config.views)
 
 
-def _fingerprint(splits: list[MemorySplit | DiskSplit], class_names: tuple[str, ...] | None) -> str:
+def _fingerprint(
+    splits: Sequence[MemorySplit | DiskSplit | StreamSplit], class_names: tuple[str, ...] | None
+) -> str:
     digest = hashlib.sha256(repr(class_names).encode())
     for split in splits:
         if isinstance(split, MemorySplit):

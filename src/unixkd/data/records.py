@@ -57,6 +57,10 @@ class Decoded:
         labels = None if self.labels is None else self.labels[positions]
         return replace(self, pixels=self.pixels[positions], labels=labels)
 
+    def unlabelled(self) -> Decoded:
+        """The same images without their labels."""
+        return replace(self, labels=None)
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -86,6 +90,10 @@ class Encoded:
         """The images at these positions."""
         labels = None if self.labels is None else self.labels[positions]
         return replace(self, labels=labels, positions=self.positions[positions])
+
+    def unlabelled(self) -> Encoded:
+        """The same images without their labels."""
+        return replace(self, labels=None)
 
     def _item(self, i: int) -> tuple[Path | bytes, str]:
         position = int(self.positions[i])

@@ -34,8 +34,15 @@ class Split(Protocol):
         """Whether the images have labels."""
 
     @property
+    def lasting(self) -> bool:
+        """Whether an index means the same image in every epoch, as everywhere but in a stream."""
+
+    @property
     def num_views(self) -> int | None:
         """How many views of each image are trained on; None: unbounded."""
+
+    def epoch_order(self, seed: int, epoch: int) -> Int[Tensor, " n"]:
+        """The order in which an epoch visits all images `[N]`."""
 
     def __len__(self) -> int: ...
 

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from unixkd.data.splits import epoch_order
 from unixkd.data.views import balanced_views, first_codes, num_views, numbered_seeds, view_codes
 
 
@@ -33,6 +34,15 @@ class Viewed(ABC):
     def device(self) -> torch.device:
         """Where the pixels are and batches are made."""
         return torch.device("cpu")
+
+    @property
+    def lasting(self) -> bool:
+        """Whether an index means the same image in every epoch."""
+        return True
+
+    def epoch_order(self, seed: int, epoch: int) -> Int[Tensor, " n"]:
+        """The order in which an epoch visits all images `[N]`: of a run's seed and the epoch alone."""
+        return epoch_order(len(self), seed, epoch)
 
     @property
     def num_views(self) -> int | None:
