@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from unixkd.config import DataConfig
-from unixkd.data import epoch_order, identity_view, load_data, view_codes
+from unixkd.data import epoch_order, identity_view, load_data, loader, view_codes
 from unixkd.errors import UsageError, UserError
 
 pytest.importorskip("sklearn")
@@ -111,6 +111,24 @@ def test_disk_batches_do_not_depend_on_workers_or_order(photos):
     assert not (next_epoch == images).flatten(1).all(1).any()
     assert images.shape == (6, 3, 24, 24)
     assert images.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_disk_batches_cross_to_the_device_as_bytes(photos, monkeypatch):
+    crossed = []
+
+    def to_pixels(images):
+        crossed.append((images.dtype, images.device.type))
+        return loader.to_pixels_before(images)
+
+    monkeypatch.setattr(loader, "to_pixels_before", loader.to_pixels, raising=False)
+    monkeypatch.setattr(loader, "to_pixels", to_pixels)
+    split = load_data(DataConfig(f"folder:{photos}", size=24, in_memory=False, workers=0)).train.to("meta")
+    for batch in (*split.train_batches(0, torch.arange(6), 4), *split.eval_batches(4)):
+        assert batch.images.dtype == torch.float32
+        assert batch.images.is_contiguous(memory_format=torch.channels_last)
+        known = [t for t in (batch.images, batch.labels, batch.index, batch.view) if t is not None]
+        assert {t.device.type for t in known} == {"meta"}
+    assert crossed == [(torch.uint8, "meta")] * 4
 
 
 def test_disk_batches_leave_the_global_random_state_alone(photos):

@@ -283,6 +283,13 @@ def test_methods_and_stores_that_know_images_again_are_refused(place, tmp_path):
     assert not (tmp_path / "no").exists()
 
 
+def test_other_data_have_no_stream_images():
+    with pytest.raises(
+        UserError, match=r"data\.stream_images is for a stream, and digits is none: give data\.limit"
+    ):
+        load_data(DataConfig("digits", stream_images=5))
+
+
 def test_a_stream_that_is_not_there(tmp_path):
     with pytest.raises(UserError, match=r"no \*\.parquet in this folder"):
         load(tmp_path)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from slow import TinyNet
@@ -19,7 +20,7 @@ from unixkd.batch import Batch, MixedBatch, Outputs
 from unixkd.build import build_optimizer
 from unixkd.capture import refuse_waiting
 from unixkd.config import DataConfig, MethodConfig, ModelConfig, RunConfig, TrainConfig
-from unixkd.data import MemorySplit
+from unixkd.data import MemorySplit, load_data
 from unixkd.display import silent
 from unixkd.distiller import Distiller
 from unixkd.draws import make_draws
@@ -355,3 +356,20 @@ def test_unix_charges_every_image_on_a_gpu(tmp_path: Path) -> None:
     summary = train(tmp_path / "unix", "cuda", method="unix")
     assert summary["cost"]["images"]["scored"] == 2 * 256
     assert summary["cost"]["images"]["teacher_forwarded"] == 2 * 4 * 48
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_images_from_disk_become_the_same_pixels_on_the_device(workers: int, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for i in range(6):
+        noise = torch.randint(0, 256, (30 + i, 40, 3), generator=generator, dtype=torch.uint8)
+        Image.fromarray(noise.numpy()).save(tmp_path / f"{i}.png")
+    split = load_data(DataConfig(f"folder:{tmp_path}", size=24, in_memory=False, workers=workers)).train
+    order = torch.tensor([4, 1, 5, 0, 3])
+    pairs = zip(split.train_batches(2, order, 2), split.to(DEVICE).train_batches(2, order, 2), strict=True)
+    for expected, batch in pairs:
+        assert batch.images.device.type == batch.index.device.type == batch.view.device.type == "cuda"
+        assert batch.images.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(batch.images.cpu(), expected.images, rtol=1e-6, atol=0)
+        assert torch.equal(batch.index.cpu(), expected.index)
+        assert torch.equal(batch.view.cpu(), expected.view)

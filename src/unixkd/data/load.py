@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from unixkd.config import DataConfig
+from unixkd.data.checks import check_numbers
 from unixkd.data.cifar import load_cifar
 from unixkd.data.digits import load_digits
 from unixkd.data.disk import DiskSplit
@@ -136,7 +137,7 @@ def load_data(config: DataConfig) -> Data:
     >>> data.image_shape, data.num_classes, len(data.train), len(data.test), data.train.num_views
     ((1, 8, 8), 10, 1295, 143, 9)
     """
-    _check_numbers(config)
+    check_numbers(config)
     if config.name.startswith("stream:"):
         return _load_stream(config)
     source = open_source(config)
@@ -197,23 +198,6 @@ def _data(
         fingerprint=_fingerprint([train] if test is None else [train, test], source.class_names),
         **more,
     )
-
-
-def _check_numbers(config: DataConfig) -> None:
-    if not 0 <= config.holdout < 1:
-        raise UserError(f"data.holdout must be at least 0 and below 1, not {config.holdout}")
-    if config.evaluate_on not in ("auto", "test"):
-        raise unknown_name("data.evaluate_on", config.evaluate_on, ("auto", "test"))
-    if config.size is not None and config.size < 1:
-        raise UserError(f"data.size must be at least 1 pixel, not {config.size}")
-    if config.crop_padding is not None and config.crop_padding < 0:
-        raise UserError(f"data.crop_padding must be at least 0 pixels, not {config.crop_padding}")
-    if config.views is not None and config.views < 1:
-        raise UserError(f"data.views must be at least 1, not {config.views}; leave it out for all views")
-    if config.max_unreadable < 0:
-        raise UserError(f"data.max_unreadable must be at least 0, not {config.max_unreadable}")
-    if config.workers < 0:
-        raise UserError(f"data.workers must be at least 0, not {config.workers}")
 
 
 def _split(records: Records, source: Source, size: int, config: DataConfig) -> MemorySplit | DiskSplit:

@@ -16,7 +16,7 @@ from torch import Tensor
 from unixkd.batch import Batch
 from unixkd.data.images import Pixels, read_image
 from unixkd.data.loader import NO_VIEW, Cut, load_pixels
-from unixkd.data.stream import Streamed
+from unixkd.data.streamed import Streamed
 from unixkd.data.viewed import Viewed
 
 _CPU = torch.device("cpu")
