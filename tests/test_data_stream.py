@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -137,6 +140,21 @@ def test_the_evaluation_set_lies_on_the_disk_and_is_that_of_the_files(place):
     assert all(torch.equal(a.images, b.images) for a, b in pairs)
     assert stream.image_shape == files.image_shape == (3, 12, 12)
     assert stream.train.image(3)[0, 0].tolist() == [12, 12, 12]
+
+
+def test_an_evaluation_set_is_fetched_once_and_again_when_it_has_changed(place, tmp_path):
+    code = (
+        "import datasets, sys; datasets.config.HF_DATASETS_CACHE = sys.argv[1]\n"
+        "from unixkd.config import DataConfig; from unixkd.data import load_data\n"
+        "print(load_data(DataConfig(sys.argv[2])).test.labels.tolist())"
+    )
+    words = [sys.executable, "-c", code, str(tmp_path / "datasets"), f"stream:{place}"]
+    other = subprocess.run(words, capture_output=True, text=True, check=True)  # another process, another hash
+    assert other.stdout.strip() == "[0, 1, 0, 1, 0, 1, 0, 1, 0]"
+    assert load_data(config_of(place)).test.labels.tolist() == [0, 1, 0, 1, 0, 1, 0, 1, 0]
+    assert len(list((tmp_path / "datasets" / "generator").glob("default-*[0-9a-f]"))) == 1
+    write_parquet(place / "test-0.parquet", [png(1, side=12)] * 2, [1, 0], NAMES, image="image")
+    assert load_data(config_of(place)).test.labels.tolist() == [1, 0]
 
 
 def test_without_labels(place):
@@ -281,6 +299,59 @@ def test_methods_and_stores_that_know_images_again_are_refused(place, tmp_path):
         with pytest.raises(UserError, match=rf"leave answers\.{option} out"):
             run(replace(config, method=MethodConfig("kd"), answers=answers), tmp_path / "no")
     assert not (tmp_path / "no").exists()
+
+
+def test_of_the_hub_the_number_of_images_may_not_be_known(place, monkeypatch):
+    """The Hub is played by the files; which images there are it does not say, as of many data sets."""
+    original, asked = datasets.load_dataset, []
+
+    def load_dataset(path, **options):
+        asked.append((path, options))
+        files = {"train": sorted(map(str, place.glob("train-*"))), "test": str(place / "test-0.parquet")}
+        return original("parquet", data_files=files, streaming=True)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(
+        "huggingface_hub.HfApi.dataset_info", lambda api, name: SimpleNamespace(sha=f"of {name}")
+    )
+    hub = DataConfig("stream:owner/set", workers=0, stream_buffer=16)
+    with pytest.raises(UserError, match=r"is not known: give data\.stream_images"):
+        load_data(hub)
+    data = load_data(replace(hub, stream_images=30))
+    assert asked[-1] == ("owner/set", {"streaming": True})
+    assert len(set(shown(data.train, 0))) == 30
+    assert "an epoch is 30 images, of which some may come again" in data.notes[0]
+    assert len(data.test) == TEST
+    with pytest.raises(UserError, match="ended after 57 images of an epoch of 99"):
+        shown(load_data(replace(hub, stream_images=99)).train, 0)
+
+
+def test_a_hub_that_does_not_answer_is_told(place, monkeypatch):
+    def fail(*args, **options):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    with pytest.raises(
+        UserError, match=r"stream:owner/set: cannot be loaded as a data set \(no route to host\)"
+    ):
+        load_data(DataConfig("stream:owner/set"))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stream_that_breaks_off_says_where_and_how_to_go_on(place, workers, monkeypatch):
+    split = load(place, workers=workers)
+
+    class Broken:
+        def shuffle(self, **how):
+            examples = iter(split.records.stream.shuffle(**how))
+            yield from (next(examples) for _ in range(20))
+            raise RuntimeError("connection reset")
+
+    broken = replace(split, records=replace(split.records, stream=Broken()))
+    with pytest.raises(
+        UserError, match=r"image 20 of epoch 1: cannot be read on \(connection reset\); --resume goes on"
+    ):
+        list(broken.train_batches(0, torch.arange(IMAGES), 8))
 
 
 def test_other_data_have_no_stream_images():

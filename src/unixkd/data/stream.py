@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from unixkd.config import DataConfig
+from unixkd.data import folder
+from unixkd.data.cache import files_key
 from unixkd.data.checks import check_stream
-from unixkd.data.folder import TEST_NAMES, inspect
 from unixkd.data.hub import (
     datasets_library,
     encoded_images,
@@ -54,7 +57,7 @@ def load_stream(place: str, config: DataConfig) -> tuple[Source, Streamed]:
     names = None
     if label is not None and isinstance(train.features[label], library.ClassLabel):
         names = tuple(train.features[label].names)
-    test = _evaluation_set(library, parts, image, label, names, origin)
+    test = _evaluation_set(library, parts, (image, label), names, origin, _version(place, files))
     num_classes = _num_classes(names, test)
     if label is not None and config.labels and num_classes is None:
         raise UserError(
@@ -76,7 +79,7 @@ def load_stream(place: str, config: DataConfig) -> tuple[Source, Streamed]:
         origin=origin,
     )
     first = Encoded.of(list(head), None, origin)
-    size, channels = inspect(first, test)
+    size, channels = folder.inspect(first, test)
     mean, std = normalization(channels)
     return Source(first, test, names, num_classes, channels, size, mean, std), streamed
 
@@ -127,32 +130,54 @@ def _epoch(config: DataConfig, total: int | None, origin: str) -> int:
     return count
 
 
+def _version(place: str, files: dict[str, list[str]] | None) -> str:
+    """What tells the data from what they were: the files' sizes and times, or the commit on the Hub."""
+    if files is not None:
+        return files_key(Path(file) for part in sorted(files) for file in files[part])
+    from huggingface_hub import HfApi  # datasets itself needs it
+
+    try:
+        return str(HfApi().dataset_info(place).sha)
+    except Exception as error:
+        raise UserError(
+            f"stream:{place}: the Hub cannot be asked for its version ({reason_of(error)})"
+        ) from error
+
+
 def _evaluation_set(
     library: ModuleType,
     parts: dict[str, Any],
-    image: str,
-    label: str | None,
+    columns: tuple[str, str | None],
     names: tuple[str, ...] | None,
     origin: str,
+    version: str,
 ) -> Encoded | None:
     """The first labelled part that is for evaluation, from the disk."""
-    for name in TEST_NAMES:
+    image, label = columns
+    for name in folder.TEST_NAMES:
         part = parts.get(name)
         if part is None or label is None or label not in (part.features or {}):
             continue
         part = _undecoded(library, part, image, label)
+        told = repr((origin, version, name, part.features, library.__version__))
         try:
             whole = library.Dataset.from_generator(
-                _examples, gen_kwargs={"stream": part}, features=part.features
+                _examples, gen_kwargs={"stream": part}, features=part.features, **_known_by(library, told)
             )
         except Exception as error:
             raise UserError(f"{origin}: {name}: cannot be read ({reason_of(error)})") from error
-        _, labels = read_labels(
-            library, whole, label, f"{origin}: {name}", names, len(names) if names else None
-        )
+        num_classes = len(names) if names else None
+        _, labels = read_labels(library, whole, label, f"{origin}: {name}", names, num_classes)
         if labels is not None:
             return encoded_images(library, whole, image, labels, f"{origin}: {name}")
     return None
+
+
+def _known_by(library: ModuleType, told: str) -> dict[str, str]:
+    """By what `datasets` knows a set again that it has kept; older versions keep a copy for every start."""
+    if "fingerprint" not in inspect.signature(library.Dataset.from_generator).parameters:
+        return {}
+    return {"fingerprint": hashlib.sha256(told.encode()).hexdigest()[:16]}
 
 
 def _examples(stream: Any) -> Iterator[dict[str, Any]]:
