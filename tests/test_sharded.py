@@ -38,6 +38,8 @@ from unixkd.sharding import (
 )
 from unixkd.train import run
 
+pytestmark = pytest.mark.slow
+
 EVEN, UNEVEN = 100, 105
 """Training images: a last batch of 4, and one of 9, of which one process has five and the other four."""
 
