@@ -173,7 +173,8 @@ def check_nulls(options: Namespace) -> None:
     for group in GROUPS:
         for field in fields(GROUPS[group]):
             value = getattr(options.get(group), field.name, field.default)
-            if value is None and "None" not in str(field.type):
+            left_open = isinstance(options.get(group), Namespace) and field.name == "selection"  # by plan
+            if value is None and "None" not in str(field.type) and not left_open:
                 raise UsageError(f"{group}.{field.name} is null, but must be {field.type}")
 
 
