@@ -35,6 +35,8 @@ NAMES = ["even", "odd"]
 @pytest.fixture(autouse=True)
 def own_datasets_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+    # What it waits for pyarrow's threads at the end of an epoch (apache/arrow issue 45214); these are done at once.
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.1)
     datasets.disable_progress_bars()
 
 
