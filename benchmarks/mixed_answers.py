@@ -9,7 +9,7 @@ and on how many pairs the likeliest class is the same. A bias is small where it 
 
 Target: mixed logits are nearer to the truth than mixed probabilities at every m.
 
-    python benchmarks/mixed_answers.py --teacher RUN_FOLDER --root CIFAR100   # e.g. of `pareto.py teachers`; a minute
+    python benchmarks/mixed_answers.py --teacher RUN_FOLDER --root CIFAR100   # a minute
     python benchmarks/mixed_answers.py --quick                                # a teacher of one epoch on the digits
 """
 

@@ -24,10 +24,10 @@ import full_protocol as protocol
 import kept
 import pieces
 
-import pareto_protocol
+import evidence_arenas
 
 
-def contender(name: str) -> pareto_protocol.Contender:
+def contender(name: str) -> evidence_arenas.Contender:
     return next(each for each in protocol.contenders() if each.name == name)
 
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-from pareto_evidence import load, paired, points
+from evidence_queue import load, points
+from evidence_report import paired
 from unixkd.build_methods import build_method
 from unixkd.config import MethodConfig
 from unixkd.data.views import view_codes
@@ -149,7 +150,7 @@ WAYS = {
     "random": "random",
     "unix": "unix",
 }
-"""Ways by the contenders of benchmarks/pareto.py that they are."""
+"""Ways by the contenders of benchmarks/evidence.py that they are."""
 
 
 @pytest.mark.parametrize("name", EVIDENCE)

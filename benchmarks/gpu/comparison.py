@@ -14,7 +14,7 @@ from kept import check_teacher, publish_teacher, trim
 from pieces import Pace, run_in_turns
 
 from common import keep_summary
-from pareto_protocol import Contender, folder
+from evidence_arenas import Contender
 from unixkd.assembly import open_store
 from unixkd.build import build_run, pick_device
 from unixkd.compare import Job, is_finished
@@ -66,7 +66,7 @@ class Comparison:
             for contender in self.contenders:
                 for pair in self.pairs:
                     config = protocol.student(contender, protocol.PAIRS[pair], seed, self.scale)
-                    yield pair, Job(config, folder(contender, pair, seed, "runs", Path()))
+                    yield pair, Job(config, Path(pair) / "runs" / f"{contender.file_name}-seed{seed}")
 
     def teachers(self) -> dict[str, RunConfig]:
         """Every teacher once."""

@@ -33,7 +33,8 @@ import kept
 from comparison import Comparison
 from pieces import Pace
 
-from pareto import rows, spread
+from evidence_queue import load
+from evidence_report import mean_and_sd, rows
 from unixkd.display import LineDisplay
 from unixkd.errors import UserError
 
@@ -59,9 +60,9 @@ def print_table(pair: str, lines: list[dict[str, Any]]) -> None:
     for line in lines:
         printed = published(pair, line["contender"])
         cells = (
-            spread(line["accuracy"]),
-            "" if line["against_kd"] is None else spread(line["against_kd"]),
-            spread(line["best"]),
+            mean_and_sd(line["accuracy"]),
+            "" if line["against_kd"] is None else mean_and_sd(line["against_kd"]),
+            mean_and_sd(line["best"]),
             "" if printed is None else f"{printed:.2f}",
             f"{100 * line['cost']['backward_1x']:.1f}",
             f"{100 * line['cost']['backward_2x']:.1f}",
@@ -72,7 +73,8 @@ def print_table(pair: str, lines: list[dict[str, Any]]) -> None:
 
 def report(compared: Comparison, *, quick: bool) -> dict[str, Any]:
     """What is finished, what is left, and the tables, which are printed."""
-    tables = {pair: rows(comparison.RESULTS / pair) for pair in compared.pairs}
+    names = [contender.name for contender in compared.contenders]
+    tables = {pair: rows(load(comparison.RESULTS / pair), names) for pair in compared.pairs}
     for pair, lines in tables.items():
         if lines:
             print_table(pair, lines)

@@ -1,0 +1,411 @@
+"""What is compared with what: arenas (data, teacher, student, schedule), contenders, stages and seeds.
+
+One training image seen once by a method is charged as the run's own ledger has it; every run pays for the store it
+fills, although runs on one machine lend each other the teacher's forwards (`AnswersConfig.lender`).
+
+Arenas:
+- vgg13-vgg8, wrn_40_2-wrn_16_1: 500 images of CIFAR-100 at 16 pixels, 640 epochs; closed, their results are complete
+- 10k-*: 10,000 images, 120 epochs; 45k-*: 45,000 images, 40 epochs; the same images at 16 pixels
+
+All of them: SGD with momentum 0.9, lr 0.05, cosine, batches of 64, T = 4, no labels, crops with 2 pixels of padding
+and flips (50 views of an image), bf16 on one thread. `search` looks at the 5,000 training images that a holdout of 0.1
+leaves out, with seeds 0 and 1; `confirm` at the test set, once, with seeds from 10 on. The last epoch is the result.
+
+Before the 500-image arenas were chosen, doubling KD's epochs still gained 5.9 points with 2,500 images and 128 epochs:
+what makes up for missing epochs would have looked good. `results/pareto/protocol.json` has what was tried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from unixkd.config import AnswersConfig, DataConfig, MethodConfig, ModelConfig, RunConfig, TrainConfig
+
+STAGES = ("search", "confirm")
+SEARCH_SEEDS = (0, 1)
+VIEWS = 50
+"""All views that an image of 16 pixels has."""
+KD = MethodConfig("kd")
+SMALL = MethodConfig("kd", size=0.75, full_last=0.5)
+"""12 pixels for the first half of the run, 16 for the second."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One line of the table.
+
+    Args:
+        name: of the line
+        method: who is scored, kept, mixed
+        epochs: share of the arena's epochs
+        views: how many views of each image are trained on; None: all
+        stored: whether the teacher's answers are stored, in a store of the run's own
+        images: share of the training images, a fixed subset
+        mixes: how many fixed mixes of each image are trained on instead of its views; None: none
+    """
+
+    name: str
+    method: MethodConfig = KD
+    epochs: float = 1.0
+    views: int | None = None
+    stored: bool = False
+    images: float = 1.0
+    mixes: int | None = None
+
+    @property
+    def file_name(self) -> str:
+        """The name as a part of a path."""
+        return self.name.replace(", ", "+").replace(" ", "-")
+
+
+@dataclass(frozen=True)
+class TeacherRecipe:
+    """How a teacher is trained where none is brought along: on labels, on all images that are not held out.
+
+    Args:
+        network: its name
+        train: its schedule
+    """
+
+    network: str
+    train: TrainConfig
+
+
+@dataclass(frozen=True)
+class Arena:
+    """One set of images, one pair of networks, one schedule.
+
+    Args:
+        name: of the folder of its results
+        title: in tables and figures
+        teacher: who teaches
+        student: the network that learns
+        images: training images; None: all that are not held out
+        epochs: of plain KD
+        contenders: who competes, the most interesting first
+        kd_seconds: a first guess of a plain KD run on one core, until one has been measured
+        confirm_seeds: of the stage confirm
+        confirmed: names of the contenders of the stage confirm; empty: not frozen yet
+        recipe: the candidate that the search has found, frozen before the first run of the confirmation
+        rivals: what it has to beat, at about its cost
+        closed: complete; nothing is queued unless the arena is named
+        data: other options of its images
+        train: other options of its schedule
+    """
+
+    name: str
+    title: str
+    teacher: TeacherRecipe
+    student: str
+    images: int | None
+    epochs: int
+    contenders: tuple[Contender, ...]
+    kd_seconds: float
+    confirm_seeds: tuple[int, ...]
+    confirmed: tuple[str, ...] = ()
+    recipe: str | None = None
+    rivals: tuple[str, ...] = ()
+    closed: bool = False
+    data: DataConfig = field(default_factory=lambda: DataConfig("cifar100", size=16, holdout=0.1))
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def seeds(self, stage: str) -> tuple[int, ...]:
+        """Of a stage."""
+        return SEARCH_SEEDS if stage == "search" else self.confirm_seeds
+
+    def contender(self, name: str) -> Contender:
+        """The contender of that name."""
+        return next(each for each in self.contenders if each.name == name)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where things lie on this machine.
+
+    Args:
+        root: CIFAR-100
+        out: runs, stores, trained teachers
+        teachers: run folders of trained teachers, by the network's name; None: teachers are trained in `out`
+    """
+
+    root: str
+    out: Path
+    teachers: Path | None = None
+
+    def teacher(self, arena: Arena) -> Path:
+        """The run folder of an arena's teacher; a closed arena had one of its own."""
+        if self.teachers is not None and not arena.closed:
+            brought = self.teachers / arena.teacher.network
+            if brought.exists():
+                return brought
+        return self.out / "teachers" / (arena.name if arena.closed else arena.teacher.network)
+
+    def run(self, arena: Arena, stage: str, contender: Contender, seed: int) -> Path:
+        """The folder of a run."""
+        return self.out / arena.name / stage / f"{contender.file_name}-seed{seed}"
+
+    def store(self, arena: Arena, stage: str, contender: Contender, seed: int) -> Path:
+        """A run's own store of answers, so that it is charged for all of them."""
+        run = self.run(arena, stage, contender, seed)
+        return run.with_name(f"{run.name}.answers")
+
+    def lender(self, arena: Arena, contender: Contender) -> Path:
+        """The answers that runs on the same images in the same views lend each other; nobody is charged less for it."""
+        kind = f"{contender.views or VIEWS}-views" if contender.mixes is None else f"{contender.mixes}-mixes"
+        images = "" if contender.images == 1 else f"-{contender.images:g}-of-images"
+        return self.out / arena.name / f"lent-{kind}{images}"
+
+
+def teacher_run(arena: Arena, place: Place) -> RunConfig:
+    """The training of an arena's teacher."""
+    recipe = arena.teacher
+    data = replace(arena.data, root=place.root)
+    return RunConfig(
+        ModelConfig(recipe.network), None, MethodConfig("student-alone"), data=data, train=recipe.train
+    )
+
+
+def student_run(arena: Arena, stage: str, contender: Contender, seed: int, place: Place) -> RunConfig:
+    """The configuration of one run of a contender."""
+    limit = arena.images
+    if contender.images != 1:
+        assert limit is not None, "a share of the images needs a known number of them"
+        limit = round(contender.images * limit)
+    data = replace(
+        arena.data,
+        root=place.root,
+        limit=limit,
+        evaluate_on="test" if stage == "confirm" else "auto",
+        views=contender.views,
+    )
+    store = str(place.store(arena, stage, contender, seed)) if contender.stored else None
+    return RunConfig(
+        ModelConfig(arena.student),
+        ModelConfig(str(place.teacher(arena))),
+        contender.method,
+        data=data,
+        answers=AnswersConfig(store, lender=str(place.lender(arena, contender))),
+        train=replace(
+            arena.train,
+            epochs=max(1, round(contender.epochs * arena.epochs)),
+            seed=seed,
+            precision="bf16",
+            teacher_precision="bf16",
+            threads=1,
+            eval_every=max(1, arena.epochs // 4),
+            checkpoint_every=max(1, arena.epochs // 12),
+        ),
+        label=contender.name,
+        # Costs are those of plain KD on all of the arena's images; a reference counts the run's own.
+        reference_epochs=round(arena.epochs / contender.images),
+    )
+
+
+SAMPLE = 16
+"""Of a run that is only timed, epochs and views are divided by this."""
+
+
+def sample_run(arena: Arena, contender: Contender, place: Place, path: Path) -> RunConfig:
+    """A shortened run at `path` that asks the teacher itself, to be timed."""
+
+    def less(count: int | None) -> int | None:
+        return None if count is None else max(1, round(count / SAMPLE))
+
+    short = replace(contender, views=less(contender.views), mixes=less(contender.mixes))
+    config = student_run(replace(arena, epochs=max(1, arena.epochs // SAMPLE)), "search", short, 0, place)
+    answers = AnswersConfig(str(path.with_name(f"{path.name}.answers")) if contender.stored else None)
+    return replace(config, answers=answers)
+
+
+def quick(arena: Arena) -> Arena:
+    """The same in a few steps, to try the machinery."""
+    data = replace(arena.data, holdout=0.01)
+    teacher = replace(arena.teacher, train=replace(arena.teacher.train, epochs=1))
+    return replace(arena, images=256, epochs=4, data=data, teacher=teacher)
+
+
+def mixing(name: str, **options: object) -> MethodConfig:
+    """A method with options of its own."""
+    return MethodConfig(name, **options)  # type: ignore[arg-type]
+
+
+RANDOM_HALF = "random-half"
+CONTENDERS = (
+    Contender("student-alone", MethodConfig("student-alone")),
+    Contender("kd"),
+    Contender("kd, epochs x2", epochs=2.0),
+    Contender("kd, epochs x0.75", epochs=0.75),
+    Contender("kd, epochs x0.5", epochs=0.5),
+    Contender("kd, epochs x0.33", epochs=0.33),
+    Contender("random", MethodConfig("random")),
+    Contender("unix-random", MethodConfig("unix-random")),
+    Contender("hard", MethodConfig("hard")),
+    Contender("mixup", MethodConfig("mixup")),
+    Contender("mixup, epochs x0.5", MethodConfig("mixup"), 0.5),
+    Contender("mixup, epochs x0.33", MethodConfig("mixup"), 0.33),
+    Contender("mixup, epochs x0.2", MethodConfig("mixup"), 0.2),
+    Contender("unix-random, epochs x0.44", MethodConfig("unix-random"), 0.44),
+    Contender("unix, epochs x0.4", MethodConfig("unix"), 0.4),
+    Contender("unix", MethodConfig("unix")),
+    Contender("unix, step", MethodConfig("unix", curve="step")),
+    Contender("infobatch", MethodConfig("infobatch")),
+    Contender("selective-backprop", MethodConfig("selective-backprop")),
+    Contender("unix, scored at half the side", MethodConfig("unix", scoring_size=0.5)),
+    Contender("hard, scored every 4th epoch", MethodConfig("hard", scoring_every=4)),
+    Contender("stale", MethodConfig("stale")),
+    Contender("kd, views", views=VIEWS, stored=True),
+    Contender("kd, views, epochs x0.9", epochs=0.9, views=VIEWS, stored=True),
+    Contender("kd, views, epochs x0.75", epochs=0.75, views=VIEWS, stored=True),
+    Contender("kd, views, epochs x0.6", epochs=0.6, views=VIEWS, stored=True),
+    Contender("kd, views, epochs x0.5", epochs=0.5, views=VIEWS, stored=True),
+    Contender("random-epoch, views", MethodConfig("random-epoch"), views=VIEWS, stored=True),
+    Contender("stale, views", MethodConfig("stale"), views=VIEWS, stored=True),
+    Contender("infobatch, views", MethodConfig("infobatch"), views=VIEWS, stored=True),
+    Contender(
+        "mixup, views, mixed answers", MethodConfig("mixup", mixes_answers=True), views=VIEWS, stored=True
+    ),
+    Contender(
+        "mixup, views, mixed answers, epochs x0.75",
+        MethodConfig("mixup", mixes_answers=True),
+        0.75,
+        views=VIEWS,
+        stored=True,
+    ),
+    Contender(
+        "mixup, views, mixed answers, epochs x0.6",
+        MethodConfig("mixup", mixes_answers=True),
+        0.6,
+        views=VIEWS,
+        stored=True,
+    ),
+    Contender("kd, views, small first", SMALL, views=VIEWS, stored=True),
+)
+"""Of the arenas with 500 images."""
+
+RECIPE = "mixup, views, mixed answers, epochs x0.6"
+"""The candidate with 500 images, frozen on 2026-11-25 after the search and before any run of the confirmation."""
+RIVALS = ("kd, views, epochs x0.6", "random-epoch, views", "kd, epochs x0.33", "mixup, epochs x0.33")
+
+
+def few(views: int) -> Contender:
+    """Plain KD on a few views of each image, whose answers are stored."""
+    return Contender(f"kd, {views} views", views=views, stored=True)
+
+
+AT_SCALE = (
+    Contender("kd"),
+    few(6),
+    Contender("unix", MethodConfig("unix")),
+    Contender("unix-random", MethodConfig("unix-random")),
+    Contender("mixup", MethodConfig("mixup")),
+    Contender("random", MethodConfig("random")),
+    few(12),
+    Contender("remix", MethodConfig("remix"), views=VIEWS, stored=True),
+    Contender("kd, 6 views, epochs x0.75", epochs=0.75, views=6, stored=True),
+    Contender("kd, epochs x0.33", epochs=0.33),
+    Contender("kd, epochs x0.5", epochs=0.5),
+    Contender("kd, 6 views, small first", SMALL, views=6, stored=True),
+    Contender("random-epoch, 6 views", MethodConfig("random-epoch"), views=6, stored=True),
+    Contender("stale, 6 views", MethodConfig("stale"), views=6, stored=True),
+    Contender(f"{RANDOM_HALF}, 12 views", images=0.5, views=12, stored=True),
+    Contender(RANDOM_HALF, images=0.5),
+    Contender("remix, epochs x0.6", MethodConfig("remix"), 0.6, views=VIEWS, stored=True),
+    Contender("remix, 12 views", MethodConfig("remix"), views=12, stored=True),
+    few(25),
+    Contender("hard", MethodConfig("hard")),
+    Contender("unix, step", MethodConfig("unix", curve="step")),
+    Contender("mixup, epochs x0.5", MethodConfig("mixup"), 0.5),
+    Contender("mixup, epochs x0.33", MethodConfig("mixup"), 0.33),
+    Contender("kd, epochs x0.75", epochs=0.75),
+    Contender("infobatch", MethodConfig("infobatch")),
+    Contender("kd, views", views=VIEWS, stored=True),
+    Contender("kd, epochs x2", epochs=2.0),
+    Contender("student-alone", MethodConfig("student-alone")),
+)
+"""Of the arenas with 10,000 images, the order being that of the queue."""
+
+MATTERS = ("kd", "kd, 6 views", "unix", "unix-random", "mixup", "random", "remix", "kd, epochs x0.5")
+
+
+def chosen(contenders: Sequence[Contender], names: Sequence[str]) -> tuple[Contender, ...]:
+    """Those of these names, in their order."""
+    return tuple(next(each for each in contenders if each.name == name) for name in names)
+
+
+_OLD_TEACHER = TrainConfig(epochs=20, schedule="onecycle", precision="bf16", threads=1, eval_every=5)
+_TEACHER = TrainConfig(
+    epochs=24,
+    batch_size=128,
+    lr=0.1,
+    schedule="onecycle",
+    nesterov=True,
+    precision="bf16",
+    threads=1,
+    eval_every=4,
+)
+
+
+def _old(teacher: str, student: str) -> Arena:
+    """An arena with 500 images."""
+    return Arena(
+        f"{teacher}-{student}",
+        f"{teacher} → {student}, 500 images, 640 epochs",
+        TeacherRecipe(teacher, _OLD_TEACHER),
+        student,
+        500,
+        640,
+        CONTENDERS,
+        480.0,
+        (10, 11, 12, 13, 14),
+        tuple(contender.name for contender in CONTENDERS),
+        RECIPE,
+        RIVALS,
+        closed=True,
+    )
+
+
+ARENAS = {
+    arena.name: arena
+    for arena in (
+        _old("vgg13", "vgg8"),
+        _old("wrn_40_2", "wrn_16_1"),
+        Arena(
+            "10k-resnet32x4-resnet8x4",
+            "resnet32x4 → resnet8x4, 10,000 images, 120 epochs",
+            TeacherRecipe("resnet32x4", _TEACHER),
+            "resnet8x4",
+            10_000,
+            120,
+            AT_SCALE,
+            4200.0,
+            (10, 11, 12),
+        ),
+        Arena(
+            "45k-resnet32x4-resnet8x4",
+            "resnet32x4 → resnet8x4, 45,000 images, 40 epochs",
+            TeacherRecipe("resnet32x4", _TEACHER),
+            "resnet8x4",
+            None,
+            40,
+            chosen(AT_SCALE, MATTERS),
+            6500.0,
+            (10, 11),
+        ),
+        Arena(
+            "45k-wrn_40_2-wrn_16_2",
+            "wrn_40_2 → wrn_16_2, 45,000 images, 40 epochs",
+            TeacherRecipe("wrn_40_2", _TEACHER),
+            "wrn_16_2",
+            None,
+            40,
+            chosen(AT_SCALE, MATTERS),
+            5000.0,
+            (10, 11),
+        ),
+    )
+}
+"""By name; the queue takes them in this order."""
+FIGURES = {"pareto-confirm": ("vgg13-vgg8", "wrn_40_2-wrn_16_1")}
+"""The arenas that are drawn together, one row each, as docs/NAME.svg."""
