@@ -179,6 +179,7 @@ def student_run(arena: Arena, stage: str, contender: Contender, seed: int, place
         limit=limit,
         evaluate_on="test" if stage == "confirm" else "auto",
         views=contender.views,
+        mixes=contender.mixes,
     )
     store = str(place.store(arena, stage, contender, seed)) if contender.stored else None
     return RunConfig(
@@ -294,9 +295,16 @@ def few(views: int) -> Contender:
     return Contender(f"kd, {views} views", views=views, stored=True)
 
 
+def fixed_mixes(number: int) -> Contender:
+    """Plain KD on a few fixed mixes of each image with others, whose answers are stored."""
+    return Contender(f"kd, {number} mixes", mixes=number, stored=True)
+
+
 AT_SCALE = (
     Contender("kd"),
     few(6),
+    fixed_mixes(8),
+    fixed_mixes(16),
     Contender("unix", MethodConfig("unix")),
     Contender("unix-random", MethodConfig("unix-random")),
     Contender("mixup", MethodConfig("mixup")),
@@ -314,6 +322,8 @@ AT_SCALE = (
     Contender("remix, epochs x0.6", MethodConfig("remix"), 0.6, views=VIEWS, stored=True),
     Contender("remix, 12 views", MethodConfig("remix"), views=12, stored=True),
     few(25),
+    fixed_mixes(32),
+    Contender("kd, 8 mixes, epochs x0.75", epochs=0.75, mixes=8, stored=True),
     Contender("hard", MethodConfig("hard")),
     Contender("unix, step", MethodConfig("unix", curve="step")),
     Contender("mixup, epochs x0.5", MethodConfig("mixup"), 0.5),
@@ -326,7 +336,17 @@ AT_SCALE = (
 )
 """Of the arenas with 10,000 images, the order being that of the queue."""
 
-MATTERS = ("kd", "kd, 6 views", "unix", "unix-random", "mixup", "random", "remix", "kd, epochs x0.5")
+MATTERS = (
+    "kd",
+    "kd, 6 views",
+    "kd, 8 mixes",
+    "unix",
+    "unix-random",
+    "mixup",
+    "random",
+    "remix",
+    "kd, epochs x0.5",
+)
 
 
 def chosen(contenders: Sequence[Contender], names: Sequence[str]) -> tuple[Contender, ...]:

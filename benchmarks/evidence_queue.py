@@ -20,7 +20,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from common import environment
-from evidence_arenas import SEARCH_SEEDS, Arena, Contender, Place
+from evidence_arenas import SEARCH_SEEDS, STAGES, Arena, Contender, Place
 
 NEAR = 1.5
 """Points below the front up to which a contender is searched with a second seed."""
@@ -103,7 +103,7 @@ def wanted(arena: Arena, kept: Path) -> Iterator[Item]:
 def missing(arenas: list[Arena], kept: Path) -> list[Item]:
     """What has no result: every arena's first seed of the search, then the rest, arena by arena."""
     items = [item for arena in arenas for item in wanted(arena, kept) if not item.result(kept).exists()]
-    return sorted(items, key=lambda item: (item.stage, item.seed))  # stable: "confirm" has larger seeds
+    return sorted(items, key=lambda item: (STAGES.index(item.stage), item.seed))
 
 
 class Estimates:

@@ -25,6 +25,8 @@ class Batch:
         answers: the teacher's stored logits on each image in this view `[N, classes]`, or None
         weight: of each image in every loss `[N]`, or None: 1
         scores: of each image, where they are known before the step `[N]`, or None
+        mixed_labels: where the images come mixed, the class of the one mixed in `[N]`, or None
+        mix_weight: where the images come mixed, the weight of the one mixed in `[N]`, or None
     """
 
     images: Shaped[Tensor, "n ..."] | Named
@@ -34,6 +36,8 @@ class Batch:
     answers: Float[Tensor, "n classes"] | None = None
     weight: Float[Tensor, " n"] | None = None
     scores: Float[Tensor, " n"] | None = None
+    mixed_labels: Int[Tensor, " n"] | None = None
+    mix_weight: Float[Tensor, " n"] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -83,10 +87,10 @@ class MixedBatch:
         images: mixed pixels `[k, C, H, W]`, or named tensors of the mixed samples
         label_a: label of the ranked image `[k]`, or None
         label_b: label of its partner `[k]`, or None
-        weight: mixing weight m of the partner, 0 = pure, `[k]`
+        weight: mixing weight m of the other image, 0 = pure, `[k]`
         sample_weight: weight of each row in every loss `[k]`
         position: position in the batch of each ranked image `[k]`
-        num_pure: so many leading rows are images as they are: their weight is 0, whatever the draws
+        num_pure: number of leading rows that the step leaves as they came, whatever the draws: a store may know them
         partner: position in the batch of each row's partner `[k]`, None where no row is mixed
     """
 

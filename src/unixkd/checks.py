@@ -131,10 +131,26 @@ def check_data(config: RunConfig, data: Data, method: Method, objective: Objecti
             f"the training images of {data.name} have no labels, which scoring by the true loss needs: "
             "give --method.scorer entropy"
         )
+    if data.train.mixes is not None:
+        check_mixed(config, method)
     needing = [term.name for term in objective if term.loss.needs_labels]
     if needing and not data.train.labelled:
         raise UserError(
             f"the training images of {data.name} have no labels, which the loss {needing[0]} needs"
+        )
+
+
+def check_mixed(config: RunConfig, method: Method) -> None:
+    """Raise where a method cannot be shown images that are mixed already."""
+    if any(method.at(epoch / config.train.epochs).curve is not None for epoch in range(config.train.epochs)):
+        raise UserError(
+            f"{method.name} mixes images, and data.mixes has mixed them already: take a method that does not mix, "
+            "such as kd, or leave data.mixes out"
+        )
+    if isinstance(method.scorer, TrueLoss):
+        raise UserError(
+            f"{method.name} scores images by the loss of one label, and a mix of data.mixes has two: give "
+            "--method.scorer entropy"
         )
 
 

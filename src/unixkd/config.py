@@ -29,6 +29,8 @@ class DataConfig:
         flip: random horizontal flip (default: the data's own)
         view_seed: seed of the augmentations, apart from the run's seed so that runs can share answers
         views: train on the first so many views of each image only (default: all there are)
+        mixes: train on the first so many fixed mixes of each image with another one instead of its views; answers to
+            them can be stored (default: none, images are shown as they are)
         labels: false: train without labels, whatever the data has
         image_column: column that holds the image (parquet:, hub:; default: the first image column)
         label_column: column that holds the label (parquet:, hub:; default: the first class column); of wds: cls, txt
@@ -52,6 +54,7 @@ class DataConfig:
     flip: bool | None = None
     view_seed: int = 0
     views: int | None = None
+    mixes: int | None = None
     labels: bool = True
     image_column: str | None = None
     label_column: str | None = None

@@ -10,6 +10,7 @@ import torch
 
 from unixkd.batch import Batch
 from unixkd.batchnorm import clean_statistics, has_statistics, is_synchronised, sees_clean_images
+from unixkd.data.viewed import unmixed
 from unixkd.display import percent
 from unixkd.evaluate import Predictions, join_predictions, predict
 from unixkd.models import PixelModel
@@ -74,7 +75,8 @@ def statistics_for_evaluation(run: Trainer) -> contextlib.AbstractContextManager
     """BatchNorm's statistics on clean images, where the epoch showed none; the last ones stay and are charged."""
     train, split = run.config.train, run.parts.data.train
     count, epoch, last = min(train.bn_images, len(split)), run.epoch - 1, run.epoch == train.epochs
-    if not count or sees_clean_images(run.engine.distiller.method, epoch) or not has_statistics(run.student):
+    clean = split.mixes is None and sees_clean_images(run.engine.distiller.method, epoch)
+    if not count or clean or not has_statistics(run.student):
         return contextlib.nullcontext()
     alone = is_sharded(run.student) and not is_synchronised(run.student)  # each goes through all of them
     size, order = train.eval_batch_size, split.epoch_order(train.seed, epoch)
@@ -88,5 +90,5 @@ def statistics_for_evaluation(run: Trainer) -> contextlib.AbstractContextManager
     if alone or run.world.leads:
         charge = run.ledger.charge_refresh if last else run.ledger.charge_evaluation
         charge(count)
-    batches = split.train_batches(epoch, own, size)
+    batches = unmixed(split).train_batches(epoch, own, size)
     return clean_statistics(run.student, batches, DTYPES[train.precision], keep=last, world=run.world)

@@ -145,7 +145,7 @@ def run_cost(way: Way, asked: Asked, ledger: Ledger, setting: Setting, refreshes
     last = method.at((epochs - 1) / epochs)
     if ledger.image_size is not None:
         last = replace(last, size=shrunk_share(ledger.image_size[0], last.size))
-    clean = sees_clean_images(last, epochs - 1)
+    clean = not way.mixed and sees_clean_images(last, epochs - 1)
     refreshed = min(setting.bn_images, setting.images) if refreshes and not clean else 0
     own = expected_cost(
         method,

@@ -89,16 +89,27 @@ def num_kept(keep: float, batch_size: int, available: int) -> int:
 
 
 def pure(batch: Batch, positions: Int[Tensor, " k"] | None) -> MixedBatch:
-    """The rows at `positions`, unmixed, in that order; None keeps the batch as it is."""
+    """The rows at `positions` as they came, in that order; None keeps the batch as it is.
+
+    Images that the data have mixed (`Batch.mix_weight`) bring both labels and their weight with them.
+    """
+    images, label, other, weight = batch.images, batch.labels, batch.mixed_labels, batch.mix_weight
     if positions is None:
-        positions = torch.arange(len(batch), device=batch.images.device)
-        images, labels = batch.images, batch.labels
+        positions = torch.arange(len(batch), device=images.device)
     else:
-        images = batch.images[positions]
-        labels = None if batch.labels is None else batch.labels[positions]
-    weight = torch.zeros(len(positions), device=images.device)
-    sample_weight = row_weights(batch, positions)
-    return MixedBatch(images, labels, labels, weight, sample_weight, positions, len(positions))
+        images = images[positions]
+        label, other, weight = (None if t is None else t[positions] for t in (label, other, weight))
+    if weight is None:
+        weight = torch.zeros(len(positions), device=images.device)
+    return MixedBatch(
+        images,
+        label,
+        label if other is None else other,
+        weight,
+        row_weights(batch, positions),
+        positions,
+        len(positions),
+    )
 
 
 def row_weights(batch: Batch, positions: Int[Tensor, " k"]) -> Float[Tensor, " k"]:

@@ -32,7 +32,7 @@ def plan_of_run(run: Trainer) -> dict[str, Any] | None:
         ahead=run.stepper.fill_ahead,
         bn_images=train.bn_images,
     )
-    way = Way(parts.method.name, config.method, stored=stored)
+    way = Way(parts.method.name, config.method, stored=stored, mixed=split.mixes is not None)
     asked = questions(way, setting)
     cost = run_cost(way, asked, run.ledger.emptied(), setting, has_statistics(parts.student))
     images = expected_images(parts.method, setting.sizes, train.epochs)

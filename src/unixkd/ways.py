@@ -67,6 +67,7 @@ class Way:
         epochs_share: its epochs as a share of those planned; the learning rate is fully decayed in them
         relies_on: what must hold for it to be as accurate as plain KD; empty: nothing
         exact: the same training as plain KD's, but for rounding: nothing has to be shown
+        mixed: whether its fixed views are fixed mixes of two images
         evidence: what was measured; None: nothing yet
         elsewhere: what was measured with far fewer images than are planned for
     """
@@ -78,6 +79,7 @@ class Way:
     epochs_share: float = 1.0
     relies_on: str = ""
     exact: bool = False
+    mixed: bool = False
     evidence: Evidence | None = None
     elsewhere: Evidence | None = None
 
@@ -86,7 +88,7 @@ class Way:
         return max(1, round(self.epochs_share * planned))
 
     def views(self, planned: int, available: int | None) -> int | None:
-        """How many views of each image it is to be limited to; None: all that are available.
+        """How many views, or mixes, of each image it is to be limited to; None: all views that are available.
 
         Args:
             planned: epochs
@@ -98,7 +100,8 @@ class Way:
         if self.views_share is None:
             return None
         wanted = max(1, round(self.views_share * planned))
-        return None if available is not None and wanted >= available else wanted
+        few_enough = available is None or wanted < available
+        return wanted if self.mixed or few_enough else None
 
     @property
     def difference(self) -> float | None:
@@ -124,6 +127,7 @@ EVIDENCE: dict[str, Evidence | None] = {
     "kd, 50% of the epochs": Evidence(-0.99, 0.24, 5, 500, _MEASURED),
     "kd, few views": None,
     "kd, few views, small first": None,
+    "kd, few mixes": None,
     "remix, 60% of the epochs": Evidence(1.76, 0.65, 5, 500, _MEASURED),
     "mixup, 33% of the epochs": Evidence(0.44, 0.81, 5, 500, _MEASURED),
     "random": Evidence(-0.08, 0.48, 5, 500, _MEASURED),
@@ -164,6 +168,14 @@ _WAYS = (
         FEW,
         stored=True,
         relies_on=f"{_VIEWS}; small images teaching early on",
+    ),
+    Way(
+        "kd, few mixes",
+        MethodConfig("kd"),
+        FEW,
+        stored=True,
+        mixed=True,
+        relies_on="a few fixed mixes of each image teaching as well as the image itself",
     ),
     Way(
         "remix, 60% of the epochs",

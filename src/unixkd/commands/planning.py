@@ -131,6 +131,8 @@ def planned_step(options: Namespace, shape: Shape) -> tuple[PixelModel, PixelMod
 
 def setting_of(options: Namespace, data: DataConfig, shape: Shape, batch: Batch) -> Setting:
     """What ways to distil are planned for."""
+    if options.data.mixes is not None:
+        raise UsageError("plan ranks fixed mixes beside the other ways by itself: leave --data.mixes out")
     limited = data.views is not None and (shape.views is None or data.views < shape.views)
     return Setting(
         shape.images,
@@ -163,7 +165,7 @@ def planned_shape(config: DataConfig) -> Shape:
     """What is to be known of the data, read only where it is not known."""
     known = KNOWN_DATA.get(config.name)
     if known is None:
-        data = load_data(replace(config, views=None))
+        data = load_data(replace(config, views=None, mixes=None))
         return Shape(
             data.channels, data.size, data.num_classes or 1000, len(data.train), data.train.num_views
         )

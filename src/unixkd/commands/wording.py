@@ -26,7 +26,8 @@ def command_words(options: Namespace, way: Way, data: DataConfig, setting: Setti
         setting: planned for
     """
     epochs, views = way.epochs(setting.epochs), way.views(setting.epochs, setting.views)
-    data = data if views is None else replace(data, views=views)
+    if views is not None:
+        data = replace(data, mixes=views) if way.mixed else replace(data, views=views)
     words = ["unixkd", "distill"]
     if options.recipe:
         words += ["--recipe", options.recipe]

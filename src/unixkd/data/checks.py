@@ -9,6 +9,7 @@ _NOT_OF_STREAMS = {
     "holdout": "images cannot be held out of a stream",
     "limit": "a stream has no subset: give data.stream_images",
     "views": "a stream does not show an image again in another view",
+    "mixes": "a stream does not show an image again, so its mixes are not fixed",
     "max_unreadable": "a stream cannot be read through beforehand",
     "in_memory": "a stream is never in memory",
 }
@@ -26,6 +27,12 @@ def check_numbers(config: DataConfig) -> None:
         raise UserError(f"data.crop_padding must be at least 0 pixels, not {config.crop_padding}")
     if config.views is not None and config.views < 1:
         raise UserError(f"data.views must be at least 1, not {config.views}; leave it out for all views")
+    if config.mixes is not None and config.mixes < 1:
+        raise UserError(
+            f"data.mixes must be at least 1, not {config.mixes}; leave it out for images as they are"
+        )
+    if config.mixes is not None and config.views is not None:
+        raise UserError("data.mixes are of all views of an image: leave data.views out")
     if config.max_unreadable < 0:
         raise UserError(f"data.max_unreadable must be at least 0, not {config.max_unreadable}")
     if config.workers < 0:

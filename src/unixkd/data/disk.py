@@ -35,6 +35,7 @@ class DiskSplit(Viewed):
         view_seed: seed of the augmentations
         workers: loader processes; 0 reads in this process
         views: train on the first so many views of each image only; None: on all
+        mixes: train on the first so many fixed mixes of each image instead; None: on its views
         onto: where batches are made; they cross to it as uint8
     """
 
@@ -46,6 +47,7 @@ class DiskSplit(Viewed):
     view_seed: int = 0
     workers: int = 0
     views: int | None = None
+    mixes: int | None = None
     onto: torch.device = _CPU
 
     @property
@@ -75,6 +77,9 @@ class DiskSplit(Viewed):
             return  # split() makes one part of nothing
         order = order.cpu()
         views = self.epoch_views(epoch, order)
+        if self.mixes is not None:
+            yield from self._mixed_batches(order, views, batch_size)
+            return
         batches = self._batches(order, self._codes(order, views), batch_size)
         for batch, view in zip(batches, views.split(batch_size), strict=True):
             yield replace(batch, view=view.to(self.onto))
@@ -100,6 +105,31 @@ class DiskSplit(Viewed):
         position, code = sample
         cut = Cut(self.size, self.channels, self.padding, self.flip)
         return cut(self.records.read(position), code)
+
+    def _mixed_batches(
+        self, index: Int[Tensor, " m"], number: Int[Tensor, " m"], batch_size: int
+    ) -> Iterator[Batch]:
+        """Mixes of two images each: both are decoded, one after the other, and mixed where the batch is made."""
+        mix = self._mixed(index, number)
+        both = torch.stack([index, mix.partner], dim=1).flatten()
+        codes = torch.stack([mix.own, mix.other], dim=1).flatten()
+        loaded = self._batches(both, codes, 2 * batch_size)
+        for batch, view, weight in zip(
+            loaded, number.split(batch_size), mix.weight.split(batch_size), strict=True
+        ):
+            own, other, share = batch.pixels[0::2], batch.pixels[1::2], weight.to(self.onto)
+            labels, others = (
+                (None, None) if batch.labels is None else (batch.labels[0::2], batch.labels[1::2])
+            )
+            assert batch.index is not None
+            yield Batch(
+                own.lerp(other, share.view(-1, 1, 1, 1)),
+                labels,
+                batch.index[0::2],
+                view.to(self.onto),
+                mixed_labels=others,
+                mix_weight=share,
+            )
 
     def _batches(
         self, index: Int[Tensor, " m"], codes: Int[Tensor, " m"], batch_size: int

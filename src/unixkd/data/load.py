@@ -217,6 +217,7 @@ def _split(records: Records, source: Source, size: int, config: DataConfig) -> M
             view_seed=config.view_seed,
             workers=config.workers,
             views=config.views,
+            mixes=config.mixes,
         )
     padding = round(size / 8) if config.crop_padding is None else config.crop_padding
     pixels = (
@@ -225,7 +226,9 @@ def _split(records: Records, source: Source, size: int, config: DataConfig) -> M
         else np.stack([fit(to_channels(records.read(i), source.channels), size) for i in range(len(records))])
     )
     labels = None if records.labels is None else torch.from_numpy(records.labels)
-    return MemorySplit(torch.from_numpy(pixels), labels, padding, flip, config.view_seed, config.views)
+    return MemorySplit(
+        torch.from_numpy(pixels), labels, padding, flip, config.view_seed, config.views, config.mixes
+    )
 
 
 def _fingerprint(

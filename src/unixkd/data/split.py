@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -39,7 +39,11 @@ class Split(Protocol):
 
     @property
     def num_views(self) -> int | None:
-        """How many views of each image are trained on; None: unbounded."""
+        """How many views, or mixes, of each image are trained on; None: unbounded."""
+
+    @property
+    def mixes(self) -> int | None:
+        """How many fixed mixes of each image are trained on instead of its views; None: none."""
 
     def epoch_order(self, seed: int, epoch: int) -> Int[Tensor, " n"]:
         """The order in which an epoch visits all images `[N]`."""
@@ -85,6 +89,7 @@ class MemorySplit(Viewed):
         flip: random horizontal flip
         view_seed: seed of the augmentations
         views: train on the first so many views of each image only; None: on all
+        mixes: train on the first so many fixed mixes of each image instead; None: on its views
 
     >>> split = MemorySplit(torch.zeros(5, 8, 8, 1, dtype=torch.uint8), torch.arange(5), padding=1)
     >>> [len(batch) for batch in split.train_batches(0, torch.arange(5), batch_size=2)]
@@ -97,6 +102,7 @@ class MemorySplit(Viewed):
     flip: bool = False
     view_seed: int = 0
     views: int | None = None
+    mixes: int | None = None
 
     @property
     def device(self) -> torch.device:
@@ -125,7 +131,7 @@ class MemorySplit(Viewed):
             yield self.batch(order[part], views[part])
 
     def batch(self, index: Int[Tensor, " m"], view: Int[Tensor, " m"]) -> Batch:
-        """These images in these views.
+        """These images in these views, or these mixes of them.
 
         Nothing is read back from the device, so a CUDA graph can hold it. With limited views the first call
         makes a table of their codes: make that call before the capture.
@@ -134,10 +140,18 @@ class MemorySplit(Viewed):
             index: position of each image `[M]`, int64, on the split's device; not checked
             view: number of the view of each image `[M]`, int64 in [0, num_views); not checked
         """
-        codes = self._codes(index, view)
-        cut = apply_views(self.images.index_select(0, index), codes, self.padding, self.flip)
         labels = None if self.labels is None else self.labels.index_select(0, index)
-        return Batch(to_pixels(cut), labels, index, view)
+        if self.mixes is None:
+            return Batch(self._cut(index, self._codes(index, view)), labels, index, view)
+        mix = self._mixed(index, view)
+        own, other = self._cut(index, mix.own), self._cut(mix.partner, mix.other)
+        others = None if self.labels is None else self.labels.index_select(0, mix.partner)
+        images = own.lerp_(other, mix.weight.view(-1, 1, 1, 1))
+        return Batch(images, labels, index, view, mixed_labels=others, mix_weight=mix.weight)
+
+    def _cut(self, index: Int[Tensor, " m"], codes: Int[Tensor, " m"]) -> Float[Tensor, "m c h w"]:
+        """The pixels of these images in the views of these codes."""
+        return to_pixels(apply_views(self.images.index_select(0, index), codes, self.padding, self.flip))
 
     def eval_batches(self, batch_size: int, first: int = 0, every: int = 1) -> Iterator[Batch]:
         """All images in their own order; see `Split`."""

@@ -51,6 +51,7 @@ class StreamSplit(Viewed):
     workers: int = 0
     onto: torch.device = _CPU
     views: None = None
+    mixes: None = None
 
     @property
     def labels(self) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from functools import cached_property
+from typing import TypeVar
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from unixkd.data.mixes import FixedMixes, fixed_mixes
 from unixkd.data.splits import epoch_order
 from unixkd.data.views import balanced_views, first_codes, num_views, numbered_seeds, view_codes
 
@@ -20,12 +23,15 @@ class Viewed(ABC):
     the view's code (see `unixkd.data.views`); where only the first `views` are, it counts along a fixed
     random sequence of the image's own, and the code stays inside. Without a padding, views are random
     resized crops: as many as there are seeds, and an unlimited one has its seed as its number.
+
+    With `mixes` a number stands for a mix of two images instead, each in a view of its own (see `FixedMixes`).
     """
 
     padding: int | None
     flip: bool
     view_seed: int
     views: int | None
+    mixes: int | None
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -46,12 +52,12 @@ class Viewed(ABC):
 
     @property
     def num_views(self) -> int | None:
-        """How many views of each image are trained on; None: unbounded."""
+        """How many views, or mixes, of each image are trained on; None: unbounded."""
         return self._all_views if self._limit is None else self._limit
 
     @property
     def in_turn(self) -> bool:
-        """Whether only some of an image's views are trained on, which take turns."""
+        """Whether only some of an image's views, or mixes, are trained on, which take turns."""
         return self._limit is not None
 
     def epoch_views(self, epoch: int, index: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
@@ -78,6 +84,9 @@ class Viewed(ABC):
         """
         flips = "flips" if self.flip else "no flips"
         seed = f"view seed {self.view_seed}"
+        if self.mixes is not None:
+            cut = "random resized crops" if self.padding is None else f"crops with padding {self.padding}"
+            return f"first {self.mixes} mixes of two of {len(self)} images ({cut}, {flips}), {seed}"
         if self._all_views is None:
             crops = f"random resized crops, {flips}"
             return f"{crops}, any seed" if self._limit is None else f"{self._limit} {crops}, {seed}"
@@ -92,9 +101,15 @@ class Viewed(ABC):
 
     @property
     def _limit(self) -> int | None:
-        """How many views are left of more; None: all of them."""
+        """How many views are left of more, or how many mixes there are; None: all views."""
+        if self.mixes is not None:
+            return self.mixes
         total = self._all_views
         return None if self.views is None or (total is not None and total <= self.views) else self.views
+
+    def _mixed(self, index: Int[Tensor, " n"], number: Int[Tensor, " n"]) -> FixedMixes:
+        """What the numbered mixes are made of."""
+        return fixed_mixes(self.view_seed, index, number, len(self), self._all_views)
 
     def _codes(self, index: Int[Tensor, " n"], view: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
         """The code of each numbered view: what `apply_views` takes, or the seed of a resized crop."""
@@ -111,3 +126,11 @@ class Viewed(ABC):
             return None
         index = torch.arange(len(self), device=self.device)
         return first_codes(self.view_seed, index, self._all_views, self._limit)
+
+
+AnyViewed = TypeVar("AnyViewed", bound=Viewed)
+
+
+def unmixed(split: AnyViewed) -> AnyViewed:
+    """The same split, whose images are shown in their views and not in mixes."""
+    return split if split.mixes is None else replace(split, mixes=None)  # type: ignore[type-var]
