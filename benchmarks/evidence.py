@@ -4,12 +4,13 @@ The arenas, contenders and seeds are in `evidence_arenas.py`, their order in `ev
 leaves one file in `benchmarks/results/pareto/ARENA/STAGE/`; what has no file is missing, on any machine.
 
     python benchmarks/evidence.py run --hours 2.5 --jobs 1 --root CIFAR100 --teachers TEACHERS --out runs/evidence
+        --photos PHOTOS           # class folders in train and val; arenas whose images are not given are left out
     python benchmarks/evidence.py status                      # what is done, what is missing, the hours left
     python benchmarks/evidence.py report --of search          # tables; of confirm: tests and figures too
     python benchmarks/evidence.py seconds --arenas ARENA --root CIFAR100 --out runs/evidence   # alone on the machine
     python benchmarks/evidence.py run --quick --root CIFAR100 # a few steps of some contenders; nothing is kept
 
-`--teachers` is a folder of trained teachers' run folders (`resnet32x4/`, `wrn_40_2/`); those that are not there are
+`--teachers` is a folder of trained teachers' run folders (`resnet32x4/`, …); those that are not there are
 trained first, in `--out`, which takes an hour or two each. To go on while the checkout changes, run it from a clone and
 give `--kept` the folder of results in the checkout.
 """
@@ -40,7 +41,7 @@ from unixkd.stopping import EXIT_CODE, Stopped
 from unixkd.train import run
 
 KEPT = RESULTS / "pareto"
-QUICK = ("kd", "kd, 6 views", "unix", "random-half")
+QUICK = ("kd", "kd, 6 views", "kd, 16 mixes", "unix", "random-half")
 
 
 def show(event: Event) -> None:
@@ -85,6 +86,10 @@ def work(arenas: list[Arena], place: Place, kept: Path, deadline: float) -> int:
     """Take the most valuable run that ends in time until there is none; how many were finished."""
     estimates = Estimates(kept, place.out / "speed.json")
     commit = commit_of(Path(__file__).parent)
+    for arena in arenas:
+        if not place.has(arena):
+            say(f"{arena.name} is left out: its images are not here")
+    arenas = [arena for arena in arenas if place.has(arena)]
     place.out.mkdir(parents=True, exist_ok=True)
     done = 0
     while True:
@@ -177,6 +182,7 @@ def options_of(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="of seconds")
     parser.add_argument("--contenders", nargs="+", help="of seconds (default: all)")
     parser.add_argument("--root", default=os.environ.get("UNIXKD_CIFAR100"), help="folder with CIFAR-100")
+    parser.add_argument("--photos", default=os.environ.get("UNIXKD_PHOTOS"), help="folder of photographs")
     parser.add_argument(
         "--teachers", type=Path, help="folder of trained teachers (default: they are trained)"
     )
@@ -185,9 +191,18 @@ def options_of(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a few steps of some; nothing is kept")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(words)
-    if options.action in ("run", "seconds") and not options.root:
-        parser.error("give --root or set UNIXKD_CIFAR100")
+    if options.action in ("run", "seconds") and not (options.root or options.photos):
+        parser.error("give --root (or set UNIXKD_CIFAR100) or --photos")
     return options
+
+
+def place_of(options: argparse.Namespace, out: Path) -> Place:
+    """Where the command line says that things are."""
+
+    def whole(path: str | None) -> str | None:
+        return None if path is None else str(Path(path).resolve())
+
+    return Place(whole(options.root), out.resolve(), options.teachers, whole(options.photos))
 
 
 def main() -> int:
@@ -204,7 +219,7 @@ def main() -> int:
         if options.quick:
             figures["finished"] = try_out(arenas[0], options)
         else:
-            place = Place(str(Path(options.root).resolve()), options.out.resolve(), options.teachers)
+            place = place_of(options, options.out)
             try:
                 figures["finished"] = work(arenas, place, options.kept, deadline)
             except Stopped as stopped:
@@ -213,7 +228,7 @@ def main() -> int:
     elif options.action == "seconds":
         torch.set_num_threads(1)
         for arena in arenas:
-            place = Place(options.root, options.out / "timed", options.teachers)
+            place = place_of(options, options.out / "timed")
             time_contenders(arena, options.contenders, place, options.kept, options.rounds)
     elif options.action == "status":
         figures = status(arenas, options.kept, options.out)
@@ -229,9 +244,9 @@ def main() -> int:
 
 def try_out(arena: Arena, options: argparse.Namespace) -> int:
     """A few steps of some contenders, in a folder that goes."""
-    small = replace(quick(arena), contenders=tuple(map(arena.contender, QUICK)))
+    small = replace(quick(arena), contenders=tuple(each for each in arena.contenders if each.name in QUICK))
     with tempfile.TemporaryDirectory(prefix="unixkd-evidence-") as scratch:
-        place = Place(options.root, Path(scratch), options.teachers)
+        place = place_of(options, Path(scratch))
         return work([small], place, Path(scratch) / "kept", time.time() + 3600)
 
 

@@ -6,10 +6,13 @@ fills, although runs on one machine lend each other the teacher's forwards (`Ans
 Arenas:
 - vgg13-vgg8, wrn_40_2-wrn_16_1: 500 images of CIFAR-100 at 16 pixels, 640 epochs; closed, their results are complete
 - 10k-*: 10,000 images, 120 epochs; 45k-*: 45,000 images, 40 epochs; the same images at 16 pixels
+- photos-*: a folder of photographs at 160 pixels, 160 epochs in batches of 32, random resized crops and flips; one
+  arena has labels (their cross-entropy is added), one has none
 
-All of them: SGD with momentum 0.9, lr 0.05, cosine, batches of 64, T = 4, no labels, crops with 2 pixels of padding
-and flips (50 views of an image), bf16 on one thread. `search` looks at the 5,000 training images that a holdout of 0.1
-leaves out, with seeds 0 and 1; `confirm` at the test set, once, with seeds from 10 on. The last epoch is the result.
+All of them: SGD with momentum 0.9, lr 0.05, cosine, T = 4, bf16 on one thread; on CIFAR-100 batches of 64, no labels,
+crops with 2 pixels of padding and flips (50 views of an image). `search` looks at the 5,000 training images that a
+holdout of 0.1 leaves out (a fifth of the photographs), with seeds 0 and 1; `confirm` at the test set, once, with seeds
+from 10 on. The last epoch is the result.
 
 Before the 500-image arenas were chosen, doubling KD's epochs still gained 5.9 points with 2,500 images and 128 epochs:
 what makes up for missing epochs would have looked good. `results/pareto/protocol.json` has what was tried.
@@ -21,10 +24,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from unixkd.config import AnswersConfig, DataConfig, MethodConfig, ModelConfig, RunConfig, TrainConfig
+from evidence_photos import NETWORK, imagenet_weights
+from unixkd.config import (
+    AnswersConfig,
+    DataConfig,
+    LossConfig,
+    MethodConfig,
+    ModelConfig,
+    RunConfig,
+    TrainConfig,
+)
 
 STAGES = ("search", "confirm")
 SEARCH_SEEDS = (0, 1)
+PHOTOS = "folder:"
+"""The name of data that are a folder, which follows it."""
 VIEWS = 50
 """All views that an image of 16 pixels has."""
 KD = MethodConfig("kd")
@@ -67,10 +81,17 @@ class TeacherRecipe:
     Args:
         network: its name
         train: its schedule
+        classes: of the new last layer of published weights (`evidence_photos`); None: it starts from nothing
     """
 
     network: str
     train: TrainConfig
+    classes: int | None = None
+
+    @property
+    def folder(self) -> str:
+        """The name of its run folder."""
+        return self.network.rpartition(":")[2]
 
 
 @dataclass(frozen=True)
@@ -93,6 +114,8 @@ class Arena:
         closed: complete; nothing is queued unless the arena is named
         data: other options of its images
         train: other options of its schedule
+        loss: weights of the losses
+        confirm_holdout: share of the training images held out in the stage confirm; None: as in the search
     """
 
     name: str
@@ -110,6 +133,13 @@ class Arena:
     closed: bool = False
     data: DataConfig = field(default_factory=lambda: DataConfig("cifar100", size=16, holdout=0.1))
     train: TrainConfig = field(default_factory=TrainConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    confirm_holdout: float | None = None
+
+    @property
+    def on_photos(self) -> bool:
+        """Whether its images are a folder of photographs."""
+        return self.data.name == PHOTOS
 
     def seeds(self, stage: str) -> tuple[int, ...]:
         """Of a stage."""
@@ -125,22 +155,34 @@ class Place:
     """Where things lie on this machine.
 
     Args:
-        root: CIFAR-100
+        root: CIFAR-100; None: not here
+        photos: folder of photographs, class folders in `train` and `val`; None: not here
         out: runs, stores, trained teachers
         teachers: run folders of trained teachers, by the network's name; None: teachers are trained in `out`
     """
 
-    root: str
+    root: str | None
     out: Path
     teachers: Path | None = None
+    photos: str | None = None
+
+    def has(self, arena: Arena) -> bool:
+        """Whether the arena's images are here."""
+        return (self.photos if arena.on_photos else self.root) is not None
+
+    def data(self, arena: Arena) -> DataConfig:
+        """The arena's images."""
+        if arena.on_photos:
+            return replace(arena.data, name=f"{PHOTOS}{self.photos}")
+        return replace(arena.data, root=self.root)
 
     def teacher(self, arena: Arena) -> Path:
         """The run folder of an arena's teacher; a closed arena had one of its own."""
         if self.teachers is not None and not arena.closed:
-            brought = self.teachers / arena.teacher.network
+            brought = self.teachers / arena.teacher.folder
             if brought.exists():
                 return brought
-        return self.out / "teachers" / (arena.name if arena.closed else arena.teacher.network)
+        return self.out / "teachers" / (arena.name if arena.closed else arena.teacher.folder)
 
     def run(self, arena: Arena, stage: str, contender: Contender, seed: int) -> Path:
         """The folder of a run."""
@@ -153,17 +195,25 @@ class Place:
 
     def lender(self, arena: Arena, contender: Contender) -> Path:
         """The answers that runs on the same images in the same views lend each other; nobody is charged less for it."""
-        kind = f"{contender.views or VIEWS}-views" if contender.mixes is None else f"{contender.mixes}-mixes"
+        every = "all" if arena.on_photos else VIEWS
+        kind = f"{contender.views or every}-views" if contender.mixes is None else f"{contender.mixes}-mixes"
         images = "" if contender.images == 1 else f"-{contender.images:g}-of-images"
         return self.out / arena.name / f"lent-{kind}{images}"
 
 
 def teacher_run(arena: Arena, place: Place) -> RunConfig:
     """The training of an arena's teacher."""
-    recipe = arena.teacher
-    data = replace(arena.data, root=place.root)
+    recipe, data = arena.teacher, place.data(arena)
+    weights = None
+    if recipe.classes is not None:
+        weights = str(imagenet_weights(place.out / "teachers", recipe.classes))
+        data = replace(data, holdout=0.0, labels=True)  # all of the few photographs
     return RunConfig(
-        ModelConfig(recipe.network), None, MethodConfig("student-alone"), data=data, train=recipe.train
+        ModelConfig(recipe.network, weights=weights),
+        None,
+        MethodConfig("student-alone"),
+        data=data,
+        train=recipe.train,
     )
 
 
@@ -173,21 +223,26 @@ def student_run(arena: Arena, stage: str, contender: Contender, seed: int, place
     if contender.images != 1:
         assert limit is not None, "a share of the images needs a known number of them"
         limit = round(contender.images * limit)
+    data = place.data(arena)
     data = replace(
-        arena.data,
-        root=place.root,
+        data,
         limit=limit,
+        holdout=data.holdout if arena.confirm_holdout is None or stage == "search" else arena.confirm_holdout,
         evaluate_on="test" if stage == "confirm" else "auto",
         views=contender.views,
         mixes=contender.mixes,
     )
     store = str(place.store(arena, stage, contender, seed)) if contender.stored else None
+    # Views without end cannot be stored, so nothing can be lent either.
+    endless = arena.on_photos and contender.views is None and contender.mixes is None
+    lender = None if endless else str(place.lender(arena, contender))
     return RunConfig(
         ModelConfig(arena.student),
         ModelConfig(str(place.teacher(arena))),
         contender.method,
-        data=data,
-        answers=AnswersConfig(store, lender=str(place.lender(arena, contender))),
+        arena.loss,
+        data,
+        AnswersConfig(store, lender=lender),
         train=replace(
             arena.train,
             epochs=max(1, round(contender.epochs * arena.epochs)),
@@ -222,9 +277,10 @@ def sample_run(arena: Arena, contender: Contender, place: Place, path: Path) -> 
 
 def quick(arena: Arena) -> Arena:
     """The same in a few steps, to try the machinery."""
-    data = replace(arena.data, holdout=0.01)
+    data = arena.data if arena.on_photos else replace(arena.data, holdout=0.01)
+    images = 64 if arena.on_photos else 256
     teacher = replace(arena.teacher, train=replace(arena.teacher.train, epochs=1))
-    return replace(arena, images=256, epochs=4, data=data, teacher=teacher)
+    return replace(arena, images=images, epochs=4, data=data, teacher=teacher)
 
 
 def mixing(name: str, **options: object) -> MethodConfig:
@@ -336,6 +392,26 @@ AT_SCALE = (
 )
 """Of the arenas with 10,000 images, the order being that of the queue."""
 
+ON_PHOTOS = (
+    Contender("kd"),
+    few(16),
+    fixed_mixes(16),
+    Contender("unix", MethodConfig("unix")),
+    Contender("unix-random", MethodConfig("unix-random")),
+    Contender("random", MethodConfig("random")),
+    Contender("mixup", MethodConfig("mixup")),
+    few(32),
+    fixed_mixes(32),
+    Contender("remix, 32 views", MethodConfig("remix"), views=32, stored=True),
+    Contender("kd, epochs x0.5", epochs=0.5),
+    Contender("kd, epochs x0.33", epochs=0.33),
+    Contender("mixup, epochs x0.33", MethodConfig("mixup"), 0.33),
+    Contender(RANDOM_HALF, images=0.5),
+    Contender(f"{RANDOM_HALF}, 32 views", images=0.5, views=32, stored=True),
+    Contender("student-alone", MethodConfig("student-alone")),
+)
+"""Of the arenas with photographs, the order being that of the queue."""
+
 MATTERS = (
     "kd",
     "kd, 6 views",
@@ -365,6 +441,9 @@ _TEACHER = TrainConfig(
     threads=1,
     eval_every=4,
 )
+_PHOTO_TEACHER = TrainConfig(
+    epochs=15, batch_size=32, lr=0.01, schedule="onecycle", precision="bf16", threads=1, eval_every=3
+)
 
 
 def _old(teacher: str, student: str) -> Arena:
@@ -383,6 +462,25 @@ def _old(teacher: str, student: str) -> Arena:
         RECIPE,
         RIVALS,
         closed=True,
+    )
+
+
+def _photos(*, labels: bool) -> Arena:
+    """An arena of photographs, with or without their labels."""
+    contenders = ON_PHOTOS if labels else ON_PHOTOS[:-1]  # without labels nothing is learnt alone
+    return Arena(
+        f"photos-{'labels' if labels else 'unlabelled'}",
+        f"{NETWORK} → lcnet_050, photographs {'with' if labels else 'without'} labels, 160 epochs",
+        TeacherRecipe(f"timm:{NETWORK}", _PHOTO_TEACHER, classes=2),
+        "timm:lcnet_050",
+        196,
+        160,
+        contenders,
+        900.0,
+        (10, 11, 12, 13, 14),
+        data=DataConfig(PHOTOS, size=160, holdout=0.2, labels=labels, workers=0),
+        train=TrainConfig(batch_size=32),
+        loss=LossConfig(ce=1.0 if labels else 0.0),
     )
 
 
@@ -424,6 +522,8 @@ ARENAS = {
             5000.0,
             (10, 11),
         ),
+        _photos(labels=True),
+        _photos(labels=False),
     )
 }
 """By name; the queue takes them in this order."""

@@ -18,7 +18,7 @@ from evidence_queue import MARGIN, Estimates, Item, claim, commit_of, keep, load
 from evidence_report import draw, paired, report, verdict  # noqa: E402
 
 OPEN = ARENAS["10k-resnet32x4-resnet8x4"]
-PLACE = Place("images", Path("out"), None)
+PLACE = Place("images", Path("out"), None, "photos")
 
 
 def write(
@@ -142,6 +142,19 @@ def test_runs_lend_each_other_answers_to_the_same_images_in_the_same_views_only(
 
     assert lender("kd") == lender("random") == lender("remix")
     assert len({lender(name) for name in ("kd", "kd, 6 views", "kd, 8 mixes", "random-half")}) == 4
+
+
+def test_photographs_are_a_folder_whose_endless_views_are_lent_to_nobody():
+    arena = ARENAS["photos-unlabelled"]
+    configs = {each.name: student_run(arena, "confirm", each, 10, PLACE) for each in arena.contenders}
+    assert {config.data.name for config in configs.values()} == {"folder:photos"}
+    assert not any(config.data.labels for config in configs.values())
+    assert configs["kd"].answers.lender is None
+    assert configs["kd, 16 views"].answers.lender is not None
+    assert "student-alone" not in configs
+    assert ARENAS["photos-labels"].loss.ce == 1.0
+    assert not replace(PLACE, photos=None).has(arena)
+    assert replace(PLACE, root=None).has(arena)
 
 
 def test_a_sample_to_be_timed_lends_nothing(tmp_path):
