@@ -204,12 +204,13 @@ class Place:
 def teacher_run(arena: Arena, place: Place) -> RunConfig:
     """The training of an arena's teacher."""
     recipe, data = arena.teacher, place.data(arena)
-    weights = None
+    network = ModelConfig(recipe.network)
     if recipe.classes is not None:
         weights = str(imagenet_weights(place.out / "teachers", recipe.classes))
+        network = replace(network, weights=weights, mean=[0.5] * 3, std=[0.5] * 3)  # as they were trained
         data = replace(data, holdout=0.0, labels=True)  # all of the few photographs
     return RunConfig(
-        ModelConfig(recipe.network, weights=weights),
+        network,
         None,
         MethodConfig("student-alone"),
         data=data,
@@ -442,7 +443,7 @@ _TEACHER = TrainConfig(
     eval_every=4,
 )
 _PHOTO_TEACHER = TrainConfig(
-    epochs=15, batch_size=32, lr=0.01, schedule="onecycle", precision="bf16", threads=1, eval_every=3
+    epochs=12, batch_size=32, lr=0.0005, schedule="onecycle", precision="bf16", threads=1, eval_every=4
 )
 
 
