@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
 from common import finish
 from inputs import make_trainer, unlabelled
 from plain_way import our_steps

@@ -233,8 +233,8 @@ def harmless(key: str, value: Any) -> Any:
 
 def arguments(chance: random.Random, base: Path, place: Path) -> Case:
     """Options and values that are made up."""
-    from unixkd.cli import make_parser
-    from unixkd.options import COMMANDS
+    from unixkd.cli.main import make_parser
+    from unixkd.cli.options import COMMANDS
 
     name = chance.choice([*COMMANDS, "distil", ""])
     words = [name]

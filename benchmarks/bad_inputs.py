@@ -32,7 +32,6 @@ from typing import Any
 
 import numpy as np
 import yaml
-
 from bad_input_kinds import KINDS, Case
 from common import finish
 
@@ -72,12 +71,12 @@ def alarm(seconds: int) -> Iterator[None]:
 
 def in_process(words: list[str]) -> Outcome:
     """Run a command here."""
-    from unixkd import cli
+    from unixkd.cli import main as cli_main
 
     said, error = io.StringIO(), io.StringIO()
     try:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(error), alarm(SECONDS):
-            code = cli.main(words)
+            code = cli_main.main(words)
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except Hang:

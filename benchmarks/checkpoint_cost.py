@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from common import finish, mean_sd
-from unixkd import runstate
+
 from unixkd.config import DataConfig, MethodConfig, ModelConfig, RunConfig, TrainConfig
-from unixkd.train import Trainer, run
+from unixkd.training import resume
+from unixkd.training.run import Trainer, run
 
 PAIRS = (("vgg13", "vgg8"), ("wrn_40_2", "wrn_16_2"))
 TARGET = 0.02
@@ -33,18 +34,18 @@ TARGET = 0.02
 def measured(config: RunConfig, folder: Path) -> dict[str, float]:
     """One run: seconds of its saves, their share of its epochs' time, and the size of a checkpoint."""
     saves: list[float] = []
-    original = runstate.save
+    original = resume.save
 
     def save(trainer: Trainer) -> None:
         started = time.perf_counter()
         original(trainer)
         saves.append(time.perf_counter() - started)
 
-    runstate.save = save
+    resume.save = save
     try:
         summary = run(config, folder, mode="overwrite")
     finally:
-        runstate.save = original
+        resume.save = original
     epochs = summary["time"]["train_seconds"] + summary["time"]["evaluate_seconds"]
     size = max(path.stat().st_size for path in folder.glob("checkpoints/*/state.safetensors"))
     return {

@@ -18,7 +18,7 @@ RESULTS = Path(__file__).parent / "results"
 
 def environment() -> dict[str, Any]:
     """What the figures were measured on."""
-    from unixkd.summary import processor
+    from unixkd.training.results import processor
 
     try:
         ours = version("unixkd")

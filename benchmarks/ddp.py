@@ -32,13 +32,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-
 from common import finish
 from inputs import labelled, make_trainer
 from plain_way import our_steps
 from scaling import native_precision
+
 from unixkd.config import DataConfig
-from unixkd.parallel import World, together
+from unixkd.training.distributed.world import World, together
 
 TARGET = 0.05
 PAIR, QUICK = ("wrn_40_2", "wrn_16_2"), ("resnet20", "resnet8")

@@ -31,14 +31,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
 from common import RESULTS, environment, mean_sd
 from evidence_arenas import ARENAS, FIGURES, STAGES, Arena, Place, quick, sample_run, student_run, teacher_run
 from evidence_queue import MARGIN, Estimates, Item, claim, commit_of, keep, missing, wanted
 from evidence_report import draw, report
-from unixkd.display import EpochDone, Event, Note
-from unixkd.stopping import EXIT_CODE, Stopped
-from unixkd.train import run
+
+from unixkd.training.display import EpochDone, Event, Note
+from unixkd.training.run import run
+from unixkd.training.stopping import EXIT_CODE, Stopped
 
 KEPT = RESULTS / "pareto"
 QUICK = ("kd", "kd, 6 views", "kd, 16 mixes", "unix", "random-half")

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from evidence_photos import NETWORK, imagenet_weights
+
 from unixkd.config import (
     AnswersConfig,
     DataConfig,

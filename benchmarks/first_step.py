@@ -16,7 +16,7 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-from unixkd import cli
+from unixkd.cli import main
 
 seconds: dict[str, float] = {}
 
@@ -65,7 +65,7 @@ def stop_at_step(engine: ModuleType) -> None:
 
 if __name__ == "__main__":
     sys.meta_path[:0] = [
-        AfterImport("unixkd.commands", note_imports),
-        AfterImport("unixkd.engine", stop_at_step),
+        AfterImport("unixkd.cli.handlers", note_imports),
+        AfterImport("unixkd.training.engine", stop_at_step),
     ]
-    sys.exit(cli.main(sys.argv[1:]))
+    sys.exit(main.main(sys.argv[1:]))

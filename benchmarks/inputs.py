@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from plain_way import make_images, write_images
 from safetensors.torch import save_file
 
-from plain_way import make_images, write_images
 from unixkd.config import DataConfig, MethodConfig, ModelConfig, RunConfig, TrainConfig
-from unixkd.display import silent
 from unixkd.models import create_model
-from unixkd.parallel import ALONE, World
-from unixkd.runfolder import RunFolder
-from unixkd.train import Trainer
+from unixkd.training.display import silent
+from unixkd.training.distributed.world import ALONE, World
+from unixkd.training.run import Trainer
+from unixkd.training.run_folder import RunFolder
 
 
 def labelled(folder: Path, count: int, size: int, classes: int) -> DataConfig:

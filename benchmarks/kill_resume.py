@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from common import finish
 from kill_resume_child import MOMENTS
 

@@ -18,12 +18,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from unixkd import checkpoint, runfolder, runstate
 from unixkd.config import AnswersConfig, DataConfig, MethodConfig, ModelConfig, RunConfig, TrainConfig
-from unixkd.engine import Engine
 from unixkd.teacher.journal import Journal
 from unixkd.teacher.store import AnswerStore
-from unixkd.train import run
+from unixkd.training import checkpoint, resume, run_folder
+from unixkd.training.engine import Engine
+from unixkd.training.run import run
 
 
 def die(*_: object) -> None:
@@ -95,9 +95,9 @@ MOMENTS: dict[str, tuple[Any, str, Callable[..., None]]] = {
     "an old one half removed": (shutil, "rmtree", half_removed),
     "before old journals go": (Journal, "prune", before),
     "before a new journal": (Journal, "begin", before),
-    "a line half written": (runfolder.RunFolder, "append_metrics", half_line),
-    "between a line and its checkpoint": (runstate, "save", before),
-    "the kept lines half written": (runfolder, "write", half_text),
+    "a line half written": (run_folder.RunFolder, "append_metrics", half_line),
+    "between a line and its checkpoint": (resume, "save", before),
+    "the kept lines half written": (run_folder, "write", half_text),
     "answers noted, not written": (Journal, "append", after),
     "answers half written": (AnswerStore, "write", torn_answers),
 }
@@ -155,7 +155,7 @@ def main() -> int:
     if plan.get("moment"):
         arrange(plan["moment"], plan["number"])
     if plan.get("forget"):
-        runstate.unpack_optimizer = lambda *given: None  # type: ignore[assignment]
+        checkpoint.unpack_optimizer = lambda *given: None  # type: ignore[assignment]
     folder = Path(plan["folder"])
     run(config(folder, plan["teacher"], plan["epochs"]), folder, mode="resume")
     return 0

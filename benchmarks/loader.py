@@ -28,13 +28,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import finish
+from imagenet_like import write_shards, write_tree
+from timing import Samples, interleave, ratio
 from torch.utils.data import DataLoader, Subset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from common import finish
-from imagenet_like import write_shards, write_tree
-from timing import Samples, interleave, ratio
 from unixkd.config import DataConfig
 from unixkd.data import load_data
 

@@ -24,15 +24,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import finish
 from torch import Tensor
 
-from common import finish
-from unixkd.build import build_network
-from unixkd.config import DataConfig, MethodConfig, ModelConfig, RunConfig, TrainConfig
+from unixkd.config import DataConfig, MethodConfig, ModelConfig, RunConfig, TrainConfig, read_yaml
 from unixkd.data import load_data
-from unixkd.losses import kl_divergence
-from unixkd.runfolder import read_yaml
-from unixkd.train import run
+from unixkd.method.losses import kl_divergence
+from unixkd.training.build import build_network
+from unixkd.training.run import run
 
 WEIGHTS = (0.1, 0.2, 0.3, 0.4, 0.5)
 TEMPERATURE = 4.0

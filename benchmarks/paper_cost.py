@@ -11,10 +11,10 @@ import argparse
 import sys
 
 from common import finish
-from unixkd.cost import relative_cost
-from unixkd.flops import forward_flops
+
+from unixkd.cli.recipes import PAIRS
+from unixkd.method.ledger import forward_flops, relative_cost
 from unixkd.models import create_model
-from unixkd.recipes import PAIRS
 
 KEEP = 48 / 64
 

@@ -31,17 +31,17 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
-
 from common import finish
 from plain_way import make_images, our_steps, write_images
+from safetensors.torch import save_file
 from timing import Samples, interleave, ratio
+
 from unixkd.config import DataConfig, MethodConfig, ModelConfig, RunConfig, TrainConfig
-from unixkd.display import silent
 from unixkd.models import create_model
-from unixkd.precision import has_native_bf16
-from unixkd.runfolder import RunFolder
-from unixkd.train import Trainer
+from unixkd.training.display import silent
+from unixkd.training.precision import has_native_bf16
+from unixkd.training.run import Trainer
+from unixkd.training.run_folder import RunFolder
 
 OUT_OF_THE_BOX = 1.5
 EQUAL_TERMS = 0.98

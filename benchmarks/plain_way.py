@@ -23,19 +23,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import plain_unix
 import torch
+from common import finish
 from PIL import Image
 from safetensors.torch import save_file
-
-import plain_unix
-from common import finish
 from timing import interleave, ratio
+
 from unixkd.config import DataConfig, ModelConfig, RunConfig, TrainConfig
-from unixkd.display import silent
 from unixkd.models import create_model
-from unixkd.precision import has_native_bf16
-from unixkd.runfolder import RunFolder
-from unixkd.train import Trainer
+from unixkd.training.display import silent
+from unixkd.training.precision import has_native_bf16
+from unixkd.training.run import Trainer
+from unixkd.training.run_folder import RunFolder
 
 PAIRS = {("vgg13", "vgg8"): 2.0, ("wrn_40_2", "wrn_16_2"): 1.8}
 """Teacher and student, and the target with native bfloat16."""

@@ -30,19 +30,19 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-
 from common import finish
 from inputs import labelled, make_trainer
 from plain_way import our_steps
-from unixkd.communication import Cluster, Link, Traffic, buckets
+
 from unixkd.config import DataConfig
-from unixkd.cost import Ledger
-from unixkd.launched import end
-from unixkd.methods import METHODS
-from unixkd.on_paper import Paper, needed_parts, predict
-from unixkd.parallel import World, together
-from unixkd.timed_parts import part_calls
-from unixkd.train import Trainer
+from unixkd.method.ledger import Ledger
+from unixkd.method.unix import METHODS
+from unixkd.planning.cluster import Paper, needed_parts, predict
+from unixkd.planning.links import Cluster, Link, Traffic, buckets
+from unixkd.planning.timing import part_calls
+from unixkd.training.distributed.launch import end
+from unixkd.training.distributed.world import World, together
+from unixkd.training.run import Trainer
 
 TARGET = 0.15
 PAIRS, QUICK_PAIRS = (("resnet56", "resnet20"), ("vgg13", "vgg8")), (("resnet20", "resnet8"),)

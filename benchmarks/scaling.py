@@ -33,14 +33,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
-
 from common import finish
 from inputs import make_trainer, unlabelled
 from plain_way import our_steps
 from timing import interleave
+from torch import nn
+
 from unixkd.config import DataConfig, Precision
-from unixkd.precision import has_native_bf16
+from unixkd.training.precision import has_native_bf16
 
 TARGET = 1.25
 TEACHER, STUDENT, FEATURES = "resnet20", "resnet8", 64
@@ -118,7 +118,7 @@ def measure(cases: Sequence[Case], data: DataConfig, folder: Path, rounds: int) 
     """Seconds and bytes of a step of every size."""
     fresh = multiprocessing.get_context("forkserver")
     fresh.set_forkserver_preload(
-        ["unixkd.train", "torchvision.transforms"]
+        ["unixkd.training.run", "torchvision.transforms"]
     )  # imported once, not in every process
     with ProcessPoolExecutor(1, fresh, max_tasks_per_child=1) as pool:
         peaks = list(pool.map(partial(peak_bytes, data=data, folder=folder), cases))

@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from common import finish
+
 from unixkd.config import AnswersConfig, DataConfig, MethodConfig, ModelConfig, RunConfig, TrainConfig
-from unixkd.display import EpochDone, Event
-from unixkd.train import run
+from unixkd.training.display import EpochDone, Event
+from unixkd.training.run import run
 
 IMAGES, BATCH, STEPS, QUICK_STEPS = 256, 32, 20_000, 160
 GROWTH = 0.01

@@ -26,15 +26,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-
 from common import finish
 from inputs import labelled, make_trainer
 from plain_way import our_steps
 from timing import interleave, ratio
-from unixkd.build import build_optimizer
+
 from unixkd.config import DataConfig
-from unixkd.network import Network
-from unixkd.train import Trainer
+from unixkd.method.network import Network
+from unixkd.training.optimizer import build_optimizer
+from unixkd.training.run import Trainer
 
 TARGET = 1.05
 PAIRS = (("wrn_40_2", "wrn_16_2"), ("vgg13", "vgg8"))

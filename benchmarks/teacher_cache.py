@@ -24,20 +24,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
-
 from common import finish, mean_sd
 from inputs import labelled
 from plain_way import our_steps
+from safetensors.torch import save_file
 from timing import interleave, ratio
+
 from unixkd.config import AnswersConfig, DataConfig, MethodConfig, ModelConfig, RunConfig, TrainConfig
-from unixkd.display import silent
+from unixkd.method.network import Network
 from unixkd.models import create_model
-from unixkd.network import Network
-from unixkd.runfolder import RunFolder
-from unixkd.teacher.filling import FILL_BATCH, fetch_answers
 from unixkd.teacher.store import AnswerStore
-from unixkd.train import Trainer, run
+from unixkd.training.answers import FILL_BATCH, fetch_answers
+from unixkd.training.display import silent
+from unixkd.training.run import Trainer, run
+from unixkd.training.run_folder import RunFolder
 
 HALF_ULP, HALF_DENORMAL, SMALLEST_NORMAL = 2.0**-11, 2.0**-25, 2.0**-14  # of fp16
 DIFFERENCE, RATIO = 0.002, 1.1

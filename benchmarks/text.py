@@ -18,12 +18,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-
 from common import finish, mean_sd
 from text_sentences import LIBRARIES, VOCABULARY, Texts, load
+from torch import Tensor, nn
+
 from unixkd import CrossEntropy, Distiller, Method, Term, unix_random
-from unixkd.methods import kd, mixup, random, student_alone, unix
+from unixkd.method.unix import kd, mixup, random, student_alone, unix
 
 BATCH, EVALUATED = 64, 250
 SIZES = {"teacher": (3, 128), "student": (2, 48)}

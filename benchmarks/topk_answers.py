@@ -32,10 +32,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import finish, mean_sd
 from torch import Tensor
 
-from common import finish, mean_sd
-from unixkd.build import build_network
 from unixkd.config import (
     AnswersConfig,
     DataConfig,
@@ -44,13 +43,13 @@ from unixkd.config import (
     ModelConfig,
     RunConfig,
     TrainConfig,
+    read_yaml,
 )
 from unixkd.data import load_data
-from unixkd.losses import kl_divergence
-from unixkd.runfolder import read_yaml
-from unixkd.teacher.contents import Contents
-from unixkd.teacher.packing import TopLogits
-from unixkd.train import run
+from unixkd.method.losses import kl_divergence
+from unixkd.teacher.format import Contents, TopLogits
+from unixkd.training.build import build_network
+from unixkd.training.run import run
 
 TEMPERATURES, TOPS, MIX = (1.0, 4.0), (1, 2, 4, 8, 16, 32), 0.2
 DIFFERENCE = 0.002

@@ -23,14 +23,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
 from common import finish
 from inputs import labelled, make_trainer
 from plain_way import our_steps
 from timing import interleave, ratio
+
 from unixkd.config import DataConfig
-from unixkd.planner import make_plan
-from unixkd.train import Trainer
+from unixkd.planning.methods import make_plan
+from unixkd.training.run import Trainer
 
 TARGET = 3.0
 """Points."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from unixkd.batch import Draws
+from unixkd.method.batch import Draws
 
 TEMPERATURE, STEEPNESS = 4.0, 10.0
 

@@ -28,7 +28,7 @@ def modules_with_shapes() -> list[str]:
 # Before unixkd is imported anywhere: every annotated function then checks its tensors at each call.
 install_import_hook(modules_with_shapes(), "beartype.beartype")
 
-from unixkd import precision  # noqa: E402
+from unixkd.training import precision  # noqa: E402
 
 torch.set_num_threads(1)
 

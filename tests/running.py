@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from unixkd import cli
+from unixkd.cli import main
 from unixkd.config import DataConfig, MethodConfig, ModelConfig, RunConfig, TrainConfig
-from unixkd.train import run
+from unixkd.training.run import run
 
 IMAGES, BATCH = 100, 32
 """Batches of 32, 32, 32 and 4 images."""
@@ -26,7 +26,7 @@ SMALL = ("--data.limit", str(IMAGES), "--train.batch_size", str(BATCH), "--epoch
 def call(*words: object) -> int:
     """The exit code of a command, run in this process."""
     try:
-        return cli.main([str(word) for word in words])
+        return main.main([str(word) for word in words])
     except SystemExit as stop:
         return int(stop.code or 0)
 

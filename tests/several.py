@@ -59,7 +59,7 @@ def _work(
     os.environ.update({name: str(value) for name, value in names.items()})
     import torch
 
-    from unixkd import precision
+    from unixkd.training import precision
 
     torch.set_num_threads(1)
     precision.NATIVE = ()  # as in conftest.py

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unixkd.batch import MixedBatch, Outputs
+from unixkd.method.batch import MixedBatch, Outputs
 
 Rows = np.ndarray
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
+from several import together
+from small import as_lists, assert_same, bert, images, named, net, rows, texts, trained_by_hand, vit
 from torch import nn
 from torch.utils.data import DataLoader
 
-from several import together
-from small import as_lists, assert_same, bert, images, named, net, rows, texts, trained_by_hand, vit
 from unixkd.distiller import Distiller
 
 RATE = 0.5

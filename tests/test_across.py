@@ -5,33 +5,31 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import by_hand
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor, nn
-
-import by_hand
 from several import together
 from slow import TinyNet, images_of, labels_of
-from unixkd.batch import Batch
-from unixkd.bins import score_bins
-from unixkd.distill import StepResult
+from torch import Tensor, nn
+
+from unixkd.data.sampling import check_kept, even_parts, share_out
 from unixkd.distiller import Distiller
-from unixkd.draws import make_draws
-from unixkd.engine import Engine
 from unixkd.errors import UserError
-from unixkd.exchange import holders
-from unixkd.history import History
-from unixkd.methods import Method, hard, kd, random, selective_backprop, unix
-from unixkd.mixing import StepCurve
-from unixkd.parallel import ALONE, World
-from unixkd.parallel import together as world_of
-from unixkd.scoring import sampling_keys
-from unixkd.scoring_pass import Scoring
-from unixkd.selection import StaleChoice
-from unixkd.shares import check_kept, even_parts, share_out
-from unixkd.tally import Tally
+from unixkd.method.batch import Batch
+from unixkd.method.draws import make_draws
+from unixkd.method.epoch_choice import History, StaleChoice
+from unixkd.method.method import Method, Scoring
+from unixkd.method.mixing import StepCurve
+from unixkd.method.scoring import sampling_keys
+from unixkd.method.step import StepResult
+from unixkd.method.unix import hard, kd, random, selective_backprop, unix
+from unixkd.training.distributed.global_selection import holders
+from unixkd.training.distributed.world import ALONE, World
+from unixkd.training.distributed.world import together as world_of
+from unixkd.training.engine import Engine
+from unixkd.training.epoch_stats import EpochStats, score_bins
 
 BATCH, IMAGES, CLASSES, SEED = 24, 24 + 24 + 13, 5, 3
 """Two full batches, and one that 2 and 4 processes share out unevenly."""
@@ -89,7 +87,7 @@ def make_engine(world: World, method: Method, *, batchnorm: bool, across: bool, 
     wrapped = world.wrapped(student, torch.device("cpu"))
     distiller = Distiller(wrapped, net(2), method, batch_size=BATCH // world.size, seed=SEED, rank=world.rank)
     bins = score_bins(method, CLASSES)
-    tally = Tally(torch.zeros(IMAGES, dtype=torch.int32), bins)
+    tally = EpochStats(torch.zeros(IMAGES, dtype=torch.int32), bins)
     optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
     return Engine(distiller, optimizer, tally, world=world, across=across and world.size > 1, **more)
 

@@ -7,15 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from running import alone
-from unixkd import train
-from unixkd.allocator import keep_freed_memory
+
+from unixkd.training import run
+from unixkd.training.memory import keep_freed_memory
 
 IN_A_NEW_PROCESS = """
 import torch
 from pathlib import Path
-from unixkd.allocator import keep_freed_memory
+from unixkd.training.memory import keep_freed_memory
 
 LARGE = 256 << 20
 
@@ -52,11 +52,11 @@ def test_a_run_asks_for_it_where_it_is_configured_and_leaves_the_process_as_it_w
     wanted, tmp_path, monkeypatch
 ):
     asked = []
-    monkeypatch.setattr(train, "keep_freed_memory", asked.append)
-    train.run(alone(epochs=1, keep_memory=wanted), tmp_path / "run")
+    monkeypatch.setattr(run, "keep_freed_memory", asked.append)
+    run.run(alone(epochs=1, keep_memory=wanted), tmp_path / "run")
     assert asked == [True] * wanted + [False]
 
 
 def test_another_c_library_is_left_alone(monkeypatch):
-    monkeypatch.setattr("unixkd.allocator._glibc", lambda: None)
+    monkeypatch.setattr("unixkd.training.memory._glibc", lambda: None)
     assert not keep_freed_memory(True)

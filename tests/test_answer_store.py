@@ -18,8 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from unixkd.errors import UserError
-from unixkd.teacher.checksums import checksum_weights, checksums
-from unixkd.teacher.store import AnswerStore
+from unixkd.teacher.store import AnswerStore, checksum_weights, checksums
 
 KEY = {"teacher weights": "a" * 64, "data": "b" * 64, "kind of views": "all 4 views"}
 IMAGES, VIEWS, CLASSES = 3, 4, 5

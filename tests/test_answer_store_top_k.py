@@ -15,9 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from unixkd.errors import UserError
-from unixkd.losses import kl_divergence
-from unixkd.teacher.contents import Contents
-from unixkd.teacher.packing import TopLogits
+from unixkd.method.losses import kl_divergence
+from unixkd.teacher.format import Contents, TopLogits
 from unixkd.teacher.store import AnswerStore
 
 KEY = {"teacher weights": "a" * 64}

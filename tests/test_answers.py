@@ -13,27 +13,27 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from torch import Tensor, nn
-
 from running import distilled
 from slow import RowCounter, TinyNet, images_of
-from unixkd.batch import Batch, MixedBatch
+from torch import Tensor, nn
+
 from unixkd.config import DataConfig, MethodConfig
 from unixkd.data import MemorySplit, Split, load_data
 from unixkd.distiller import Distiller
 from unixkd.errors import UserError
-from unixkd.feature_losses import AttentionTransfer
-from unixkd.losses import KD
-from unixkd.methods import Method, kd, unix
-from unixkd.mixing import StepCurve
-from unixkd.network import Network
-from unixkd.objective import Term
-from unixkd.scoring import entropy
-from unixkd.teacher import filling
-from unixkd.teacher.asking import Teacher
-from unixkd.teacher.filling import fetch_answers
+from unixkd.method.batch import Batch, MixedBatch
+from unixkd.method.losses import KD, AttentionTransfer
+from unixkd.method.method import Method
+from unixkd.method.mixing import StepCurve
+from unixkd.method.network import Network
+from unixkd.method.objective import Term
+from unixkd.method.scoring import entropy
+from unixkd.method.unix import kd, unix
 from unixkd.teacher.store import AnswerStore
-from unixkd.train import run
+from unixkd.teacher.teacher import Teacher
+from unixkd.training import answers as training_answers
+from unixkd.training.answers import fetch_answers
+from unixkd.training.run import run
 
 IMAGES, VIEWS, CLASSES = 6, 3, 2
 
@@ -443,7 +443,7 @@ def test_of_limited_views_all_are_known_after_so_many_epochs(make: MakeSplit, vi
 
 
 def test_a_large_epoch_is_asked_in_batches(tmp_path, monkeypatch):
-    monkeypatch.setattr(filling, "FILL_BATCH", 4)
+    monkeypatch.setattr(training_answers, "FILL_BATCH", 4)
     split = in_memory(tmp_path, None)
     module, store = Grey(), open_store(tmp_path / "answers", 10, split.num_views)
     counter, order = RowCounter(module), torch.arange(9, -1, -1)

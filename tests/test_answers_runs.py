@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-
 from running import (
     DATA,
     IMAGES,
@@ -24,14 +23,15 @@ from running import (
     summary,
     weights,
 )
+
 from unixkd.config import AnswersConfig, DataConfig, LossConfig, MethodConfig, RunConfig
 from unixkd.data import load_data
-from unixkd.display import Event, Note
-from unixkd.engine import Engine
 from unixkd.errors import UserError
-from unixkd.flops import forward_flops
+from unixkd.method.ledger import forward_flops
 from unixkd.models import create_model
-from unixkd.train import run
+from unixkd.training.display import Event, Note
+from unixkd.training.engine import Engine
+from unixkd.training.run import run
 
 EPOCHS, VIEWS = 2, 9
 STEP = MethodConfig("unix", curve="step")
@@ -285,8 +285,8 @@ def test_other_answers_are_refused_by_name(part, stored, teacher, tmp_path, caps
 
 def test_the_precision_that_was_decided_for_the_answers_stays(stored, teacher, tmp_path, monkeypatch):
     """Whatever a probe would say the next time; what is named is taken at its word, and refused."""
-    monkeypatch.setattr("unixkd.precision.has_native_bf16", lambda device: True)
-    monkeypatch.setattr("unixkd.precision.probe", lambda *args, **options: 2.0)
+    monkeypatch.setattr("unixkd.training.precision.has_native_bf16", lambda device: True)
+    monkeypatch.setattr("unixkd.training.precision.probe", lambda *args, **options: 2.0)
     config = storing(teacher, stored / "answers")
     config = replace(config, train=replace(config.train, precision="auto", teacher_precision="auto"))
     run(config, tmp_path / "run")

@@ -10,21 +10,21 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from running import DATA, IMAGES, SMALL, call, distilled, make_teacher, metrics, model_bytes, summary, weights
 from torch import Tensor, nn
 
-from running import DATA, IMAGES, SMALL, call, distilled, make_teacher, metrics, model_bytes, summary, weights
-from unixkd.batch import Batch, MixedBatch
 from unixkd.config import AnswersConfig, LossConfig, RunConfig
 from unixkd.distiller import Distiller
-from unixkd.engine import Engine
 from unixkd.errors import UserError
-from unixkd.losses import KD, CrossEntropy
-from unixkd.methods import kd
-from unixkd.network import Network
-from unixkd.objective import Term
-from unixkd.teacher.asking import Teacher
+from unixkd.method.batch import Batch, MixedBatch
+from unixkd.method.losses import KD, CrossEntropy
+from unixkd.method.network import Network
+from unixkd.method.objective import Term
+from unixkd.method.unix import kd
 from unixkd.teacher.store import AnswerStore
-from unixkd.train import run
+from unixkd.teacher.teacher import Teacher
+from unixkd.training.engine import Engine
+from unixkd.training.run import run
 
 EPOCHS, TOP = 2, 3
 PRECISIONS = ("--train.precision", "fp32", "--train.teacher_precision", "fp32")

@@ -10,7 +10,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from bad_inputs import in_process, run_cases
-from unixkd import commands
+
+from unixkd.cli import handlers
 
 
 @pytest.mark.slow
@@ -26,7 +27,7 @@ def test_a_traceback_would_be_found(monkeypatch):
     def broken(options: argparse.Namespace) -> None:
         raise KeyError("a bug")
 
-    monkeypatch.setitem(commands.HANDLERS, "report", broken)
+    monkeypatch.setitem(handlers.HANDLERS, "report", broken)
     outcome = in_process(["report", "runs"])
     assert outcome.fault is not None
     assert "KeyError" in outcome.fault

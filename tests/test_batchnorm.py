@@ -7,19 +7,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
-
 from running import BATCH, IMAGES, distilled, make_teacher, metrics
 from slow import TinyNet, images_of
-from unixkd.batch import Batch
-from unixkd.batchnorm import clean_statistics, has_statistics, sees_clean_images
+from torch import nn
+
 from unixkd.config import MethodConfig
-from unixkd.display import silent
-from unixkd.methods import hard, kd, mixup, random, unix, unix_random
+from unixkd.method.batch import Batch
+from unixkd.method.method import Scoring, sees_clean_images
+from unixkd.method.network import has_statistics
+from unixkd.method.unix import hard, kd, mixup, random, unix, unix_random
 from unixkd.models import load_student
-from unixkd.runfolder import RunFolder
-from unixkd.scoring_pass import Scoring
-from unixkd.train import Trainer, run
+from unixkd.training.display import silent
+from unixkd.training.evaluation import clean_statistics
+from unixkd.training.run import Trainer, run
+from unixkd.training.run_folder import RunFolder
 
 
 def test_inside_they_are_the_mean_over_the_batches_and_afterwards_what_they_were():

@@ -7,30 +7,21 @@ from dataclasses import fields, replace
 import pytest
 import torch
 from safetensors.torch import save_file
-
 from slow import TinyNet
-from unixkd.build import (
-    LOSSES,
-    OPTIMIZERS,
-    build_objective,
-    build_optimizer,
-    build_run,
-    pick_device,
-)
-from unixkd.build_methods import SCORERS, build_method
+
 from unixkd.config import DataConfig, LossConfig, MethodConfig, ModelConfig, RunConfig, TrainConfig
 from unixkd.errors import UsageError, UserError
-from unixkd.feature_losses import AttentionTransfer, SimilarityPreserving
-from unixkd.history import Uncertainty
-from unixkd.losses import DIST, DKD, KD, CrossEntropy
-from unixkd.methods import METHODS, student_alone, unix
-from unixkd.mixing import SigmoidCurve, StepCurve, full_curve
+from unixkd.method.epoch_choice import StaleChoice, Uncertainty
+from unixkd.method.from_config import LOSSES, SCORERS, build_method, build_objective
+from unixkd.method.losses import DIST, DKD, KD, AttentionTransfer, CrossEntropy, SimilarityPreserving
+from unixkd.method.method import Ramp, Scoring
+from unixkd.method.mixing import SigmoidCurve, StepCurve, full_curve
+from unixkd.method.objective import Term
+from unixkd.method.scoring import TrueLoss, entropy, least_confidence, margin
+from unixkd.method.unix import METHODS, student_alone, unix
 from unixkd.models import create_model
-from unixkd.objective import Term
-from unixkd.ramp import Ramp
-from unixkd.scoring import TrueLoss, entropy, least_confidence, margin
-from unixkd.scoring_pass import Scoring
-from unixkd.selection import StaleChoice
+from unixkd.training.build import build_run, pick_device
+from unixkd.training.optimizer import OPTIMIZERS, build_optimizer
 
 # Methods
 

@@ -16,23 +16,22 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from running import alone, distilled, metrics, untimed
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from running import alone, distilled, metrics, untimed
-from unixkd import assembly
-from unixkd.build import build_optimizer
-from unixkd.capture import WARM_UPS, CapturedStep, Tables
 from unixkd.config import AnswersConfig, DataConfig, LossConfig, MethodConfig, RunConfig, TrainConfig
-from unixkd.display import Event, Note
-from unixkd.draws import epoch_draws
-from unixkd.engine import Engine
 from unixkd.errors import UserError
-from unixkd.runfolder import Mode, RunFolder
-from unixkd.schedules import learning_rate
-from unixkd.tally import Tally
-from unixkd.train import Trainer, run
+from unixkd.method.draws import epoch_draws
+from unixkd.training import build as training_build
+from unixkd.training.cuda_graph import WARM_UPS, CapturedStep, GraphInputs
+from unixkd.training.display import Event, Note
+from unixkd.training.engine import Engine
+from unixkd.training.epoch_stats import EpochStats
+from unixkd.training.optimizer import build_optimizer, learning_rate
+from unixkd.training.run import Trainer, run
+from unixkd.training.run_folder import Mode, RunFolder
 
 IMAGES, BATCH, EPOCHS = 68, 32, 2
 """Steps of 32, 32 and 4 images: fewer full ones than the warm-up has."""
@@ -122,7 +121,7 @@ def rate_as_tensor(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             group["lr"] = torch.tensor(group["lr"]) if config.fused else group["lr"]
         return optimizer
 
-    monkeypatch.setattr(assembly, "build_optimizer", build)
+    monkeypatch.setattr(training_build, "build_optimizer", build)
     yield
     torch.set_flush_denormal(False)
 
@@ -276,14 +275,14 @@ def test_each_replay_has_the_learning_rate_of_its_step(teacher, tmp_path):
 def test_the_epochs_tables_by_hand():
     draws = epoch_draws(5, 2, seed=0, first_step=0, per_sample_lambda=True)
     index, view, answers = torch.tensor([4, 0, 3, 1, 2]), torch.arange(5), torch.rand(5, 3)
-    tables = Tables.of_epoch(index, view, draws, [0.5, 0.25], 2, answers)
+    tables = GraphInputs.of_epoch(index, view, draws, [0.5, 0.25], 2, answers)
     assert len(tables) == 2
     assert tables.index.tolist() == [[4, 0], [3, 1]]
     assert tables.view.tolist() == [[0, 1], [2, 3]]
     assert tables.lr.tolist() == [0.5, 0.25]
     assert torch.equal(tables.noise, draws.noise[:4].view(2, 2))
     assert torch.equal(tables.answers, answers[:4].view(2, 2, 3))
-    other = Tables.of_epoch(index + 1, view, draws, [0.1, 0.2], 2, answers + 1)
+    other = GraphInputs.of_epoch(index + 1, view, draws, [0.1, 0.2], 2, answers + 1)
     kept = tables.index
     tables.copy_(other)
     assert tables.index is kept
@@ -304,7 +303,7 @@ def captured_step(engine: Engine, trainer: Trainer, record: Any) -> CapturedStep
     index = torch.arange(2 * BATCH)
     draws = epoch_draws(len(index), BATCH, seed=0, first_step=0)
     split = trainer.parts.data.train
-    tables = Tables.of_epoch(index, split.epoch_views(0, index), draws, [0.1, 0.05], BATCH)
+    tables = GraphInputs.of_epoch(index, split.epoch_views(0, index), draws, [0.1, 0.05], BATCH)
     return CapturedStep(engine, split, tables, record)
 
 
@@ -357,7 +356,7 @@ def test_without_restoring_the_runs_differ(teacher, tmp_path, monkeypatch):
 
 def test_a_learning_rate_on_the_host_would_stand_still(teacher, tmp_path, monkeypatch):
     """The negative control of the tape."""
-    monkeypatch.setattr(assembly, "build_optimizer", build_optimizer)
+    monkeypatch.setattr(training_build, "build_optimizer", build_optimizer)
     eager, captured = (r.finish() for r in pair(plain(teacher), tmp_path))
     assert "net.fc.weight" in differences(captured, eager)
 
@@ -396,9 +395,9 @@ def test_an_error_in_the_recording_is_one_line_and_the_run_goes_on(message, reas
 
 def test_an_error_in_the_middle_of_a_step_is_undone(teacher, tmp_path, monkeypatch):
     """After the second step's optimiser, before its sums."""
-    add, calls = Tally.add, []
+    add, calls = EpochStats.add, []
 
-    def broken(tally: Tally, *rest: Any) -> None:
+    def broken(tally: EpochStats, *rest: Any) -> None:
         if tally is other.engine.tally:
             calls.append(1)
             if len(calls) == 2:
@@ -406,7 +405,7 @@ def test_an_error_in_the_middle_of_a_step_is_undone(teacher, tmp_path, monkeypat
         add(tally, *rest)
 
     eager, other = pair(plain(teacher), tmp_path)
-    monkeypatch.setattr(Tally, "add", broken)
+    monkeypatch.setattr(EpochStats, "add", broken)
     assert differences(other.finish(), eager.finish()) == []
     assert other.notes == ["broken"]
     assert len(calls) == 2 + 3 * EPOCHS

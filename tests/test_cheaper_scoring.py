@@ -7,24 +7,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
-
 from running import BATCH, IMAGES, distilled, make_teacher, metrics, summary
 from slow import TinyNet, images_of
+from torch import Tensor
+
 from unixkd.config import MethodConfig
-from unixkd.cost import Ledger
-from unixkd.distill import score
 from unixkd.distiller import Distiller
 from unixkd.errors import UserError
-from unixkd.flops import forward_flops
-from unixkd.methods import Method, hard, unix
-from unixkd.network import Network
-from unixkd.planner import expected_cost
-from unixkd.runfolder import RunFolder
-from unixkd.scoring import entropy, rank
-from unixkd.scoring_ahead import scored_in_groups
-from unixkd.scoring_pass import Scoring
-from unixkd.train import Trainer, run
+from unixkd.method.ledger import Ledger, forward_flops
+from unixkd.method.method import Method, Scoring
+from unixkd.method.network import Network
+from unixkd.method.scoring import entropy, rank
+from unixkd.method.step import score
+from unixkd.method.unix import hard, unix
+from unixkd.planning.expected import expected_cost
+from unixkd.training.run import Trainer, run
+from unixkd.training.run_folder import RunFolder
+from unixkd.training.stepper import scored_in_groups
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from slow import TinyNet, images_of, labels_of
 from torch import nn
 
-from slow import TinyNet, images_of, labels_of
-from unixkd.checkpoint import (
+from unixkd.errors import UserError
+from unixkd.training.checkpoint import (
     checkpoint_name,
     checkpoints,
     find_damage,
@@ -20,7 +21,6 @@ from unixkd.checkpoint import (
     save_checkpoint,
     unpack_optimizer,
 )
-from unixkd.errors import UserError
 
 OPTIMIZERS = {
     "sgd": lambda parameters: torch.optim.SGD(parameters, 0.1),
@@ -184,7 +184,7 @@ def test_a_failure_while_saving_leaves_the_previous_checkpoint(moment, tmp_path,
         raise OSError("no space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"unixkd.checkpoint.{moment}", fail)
+        patch.setattr(f"unixkd.training.checkpoint.{moment}", fail)
         with pytest.raises(UserError, match="no space left on device; epoch-00001 is kept"):
             save(tmp_path, 2)
     assert [path.name for path in tmp_path.iterdir()] == ["epoch-00001"]

@@ -10,19 +10,19 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
 from running import call
-from unixkd import cli, options
+
+from unixkd.cli import main, options
 from unixkd.data import data_names
 from unixkd.errors import UserError
-from unixkd.methods import METHODS
+from unixkd.method.unix import METHODS
 from unixkd.models import model_names
 
 RECIPE = "cifar100/wrn_40_2-MobileNetV2"
 
 
 def parsed(*words: str):
-    return cli.parse(words[0], words[1:])
+    return main.parse(words[0], words[1:])
 
 
 def failing(capsys, *words: object, code: int = 2) -> str:
@@ -42,8 +42,8 @@ def failing(capsys, *words: object, code: int = 2) -> str:
 def test_help_version_and_misspelt_names_import_no_torch():
     script = """
 import sys
-from unixkd import cli
-from unixkd.options import COMMANDS
+from unixkd.cli import main as cli
+from unixkd.cli.options import COMMANDS
 def call(*words):
     try:
         return cli.main(list(words))
@@ -64,7 +64,7 @@ print(sorted({"torch", "numpy", "torchvision", "lightning_fabric", "rich"} & set
 
 
 def test_the_process_exits_with_the_code_of_main():
-    script = "import sys; from unixkd.cli import main; sys.exit(main())"
+    script = "import sys; from unixkd.cli.main import main; sys.exit(main())"
     for words, code in (([], 2), (["--version"], 0), (["distil"], 2)):
         result = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, check=False)
         assert result.returncode == code
@@ -309,12 +309,12 @@ def test_resume_and_overwrite_exclude_each_other(capsys, tmp_path):
 
 
 def test_ctrl_c_exits_with_75_and_says_how_to_go_on(monkeypatch, capsys):
-    from unixkd import commands
+    from unixkd.cli import handlers
 
     def stop(options):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(commands.HANDLERS, "train", stop)
+    monkeypatch.setitem(handlers.HANDLERS, "train", stop)
     assert call("train", "--model", "resnet8") == 75
     assert "--resume" in capsys.readouterr().err
 
@@ -342,12 +342,12 @@ OPTION = st.builds("--{}={}".format, st.sampled_from(["train.lr", "data.name", "
 def test_fuzzed_arguments_are_parsed_or_refused(command, words, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     with contextlib.suppress(UserError, SystemExit):  # refused, or --help and --print-config
-        options.check_names(cli.parse(command, words))
+        options.check_names(main.parse(command, words))
     capsys.readouterr()
 
 
 @pytest.mark.parametrize("words", [("--recipe", "x"), ("--config", "x"), ("--model", "x"), ("--nope",)])
 def test_what_the_parser_refuses_is_a_usage_error(words):
     with pytest.raises(UserError) as caught:
-        options.check_names(cli.parse("train", words))
+        options.check_names(main.parse("train", words))
     assert caught.value.exit_code == 2

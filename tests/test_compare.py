@@ -13,11 +13,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-
 from running import BATCH, IMAGES, call, distilled, everything, make_teacher, metrics, model_bytes, summary
-from unixkd import compare
-from unixkd.commands import several
-from unixkd.compare import (
+
+from unixkd.cli import compare as cli_compare
+from unixkd.config import MethodConfig, TrainConfig
+from unixkd.errors import UserError
+from unixkd.method.ledger import Ledger
+from unixkd.method.unix import kd, random, unix
+from unixkd.training import compare
+from unixkd.training.compare import (
     Job,
     default_workers,
     matched_epochs,
@@ -26,13 +30,9 @@ from unixkd.compare import (
     run_jobs,
     run_side_by_side,
 )
-from unixkd.config import MethodConfig, TrainConfig
-from unixkd.cost import Ledger
-from unixkd.display import Event, Finished, Note
-from unixkd.engine import Engine
-from unixkd.errors import UserError
-from unixkd.methods import kd, random, unix
-from unixkd.runfolder import RunFolder
+from unixkd.training.display import Event, Finished, Note
+from unixkd.training.engine import Engine
+from unixkd.training.run_folder import RunFolder
 
 NAMES = [f"{method}-seed{seed}" for seed in (0, 1) for method in ("kd", "unix")]
 
@@ -335,10 +335,10 @@ def test_after_a_failure_no_new_run_starts_and_events_are_still_read():
 
 
 def test_the_demo_in_small(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(several, "DEMO_TEACHER", "resnet14")
-    monkeypatch.setattr(several, "DEMO_METHODS", ("kd", "unix"))
-    monkeypatch.setattr(several, "DEMO_SEEDS", (0,))
-    monkeypatch.setattr(several, "DEMO_TRAIN", TrainConfig(epochs=1, threads=1))
+    monkeypatch.setattr(cli_compare, "DEMO_TEACHER", "resnet14")
+    monkeypatch.setattr(cli_compare, "DEMO_METHODS", ("kd", "unix"))
+    monkeypatch.setattr(cli_compare, "DEMO_SEEDS", (0,))
+    monkeypatch.setattr(cli_compare, "DEMO_TRAIN", TrainConfig(epochs=1, threads=1))
     assert call("demo", "--out", tmp_path, "--jobs", 1) == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["report.html", "runs", "teacher"]
     assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["kd-seed0", "unix-seed0"]

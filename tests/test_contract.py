@@ -9,16 +9,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-
 from slow import TinyNet, images_of, labels_of, mixed_of, outputs_of
-from unixkd.batch import Outputs
+
 from unixkd.distiller import Distiller
-from unixkd.feature_losses import AttentionTransfer, SimilarityPreserving
-from unixkd.losses import DIST, DKD, KD, CrossEntropy, Loss
-from unixkd.methods import Method
-from unixkd.mixing import SigmoidCurve, StepCurve, full_curve
-from unixkd.objective import Term
-from unixkd.scoring import entropy, least_confidence, margin
+from unixkd.method.batch import Outputs
+from unixkd.method.losses import DIST, DKD, KD, AttentionTransfer, CrossEntropy, Loss, SimilarityPreserving
+from unixkd.method.method import Method
+from unixkd.method.mixing import SigmoidCurve, StepCurve, full_curve
+from unixkd.method.objective import Term
+from unixkd.method.scoring import entropy, least_confidence, margin
 
 SCORERS = {"entropy": entropy, "margin": margin, "least_confidence": least_confidence, "random": None}
 CURVES = {"none": None, "sigmoid": SigmoidCurve(), "step": StepCurve(), "full": full_curve}

@@ -9,17 +9,25 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
+from slow import TinyNet, images_of
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from slow import TinyNet, images_of
-from unixkd.cost import CONVENTIONS, ImageCounts, Ledger, break_even_ratio, relative_cost
+from unixkd.cli.recipes import PAIRS
 from unixkd.distiller import Distiller
 from unixkd.errors import UserError
-from unixkd.flops import forward_flops, sample_flops
-from unixkd.methods import METHODS, StepCounts, hard, kd, random, unix
+from unixkd.method.ledger import (
+    CONVENTIONS,
+    ImageCounts,
+    Ledger,
+    break_even_ratio,
+    forward_flops,
+    relative_cost,
+    sample_flops,
+)
+from unixkd.method.method import StepCounts
+from unixkd.method.unix import METHODS, hard, kd, random, unix
 from unixkd.models import create_model
-from unixkd.recipes import PAIRS
 
 ORACLE = json.loads((Path(__file__).parent / "data" / "method.json").read_text())["ledger"]
 

@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from unixkd.config import DataConfig
-from unixkd.data import epoch_order, identity_view, load_data, loader, view_codes
+from unixkd.data import disk as data_disk
+from unixkd.data import epoch_order, identity_view, load_data, view_codes, views
 from unixkd.errors import UsageError, UserError
 
 pytest.importorskip("sklearn")
@@ -118,10 +119,10 @@ def test_disk_batches_cross_to_the_device_as_bytes(photos, monkeypatch):
 
     def to_pixels(images):
         crossed.append((images.dtype, images.device.type))
-        return loader.to_pixels_before(images)
+        return data_disk.to_pixels_before(images)
 
-    monkeypatch.setattr(loader, "to_pixels_before", loader.to_pixels, raising=False)
-    monkeypatch.setattr(loader, "to_pixels", to_pixels)
+    monkeypatch.setattr(data_disk, "to_pixels_before", views.to_pixels, raising=False)
+    monkeypatch.setattr(data_disk, "to_pixels", to_pixels)
     split = load_data(DataConfig(f"folder:{photos}", size=24, in_memory=False, workers=0)).train.to("meta")
     for batch in (*split.train_batches(0, torch.arange(6), 4), *split.eval_batches(4)):
         assert batch.images.dtype == torch.float32

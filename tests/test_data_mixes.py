@@ -15,21 +15,20 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-
 from running import DATA, IMAGES, call, distilled, everything, make_teacher, metrics, model_bytes, summary
-from unixkd.batch import Batch, Outputs
+
 from unixkd.config import AnswersConfig, DataConfig, LossConfig, MethodConfig, RunConfig
 from unixkd.data.disk import DiskSplit
 from unixkd.data.load import load_data
 from unixkd.data.mixes import fixed_mixes
-from unixkd.data.records import Encoded
-from unixkd.data.split import MemorySplit
-from unixkd.data.viewed import unmixed
+from unixkd.data.source import Encoded
+from unixkd.data.split import MemorySplit, unmixed
 from unixkd.data.views import apply_views, to_pixels
 from unixkd.errors import UserError
-from unixkd.losses import CrossEntropy
-from unixkd.mixing import pure
-from unixkd.train import run
+from unixkd.method.batch import Batch, Outputs
+from unixkd.method.losses import CrossEntropy
+from unixkd.method.mixing import pure
+from unixkd.training.run import run
 
 EPOCHS, MIXES = 4, 2
 

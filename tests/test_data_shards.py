@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-
 from running import alone, everything, weights
+
 from unixkd.config import DataConfig
 from unixkd.data import epoch_order, load_data
 from unixkd.data.cache import cache_dir
-from unixkd.data.shards import expand
+from unixkd.data.sources.webdataset import expand
 from unixkd.errors import UserError
-from unixkd.train import run
+from unixkd.training.run import run
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from imagenet_like import write_shards, write_tree

@@ -17,9 +17,9 @@ from PIL import Image
 
 from unixkd.config import DataConfig
 from unixkd.data import load_data
-from unixkd.data.digits import load_digits
-from unixkd.data.records import check_labels
-from unixkd.data.splits import hold_out
+from unixkd.data.sampling import hold_out
+from unixkd.data.source import check_labels
+from unixkd.data.sources.digits import load_digits
 from unixkd.errors import UserError
 
 pyarrow = pytest.importorskip("pyarrow")
@@ -103,7 +103,7 @@ def test_digits_are_those_of_scikit_learn(tmp_path, monkeypatch, file_is_known):
     if not file_is_known:
         elsewhere = ModuleSpec("sklearn", None, is_package=True)
         elsewhere.submodule_search_locations = [str(tmp_path)]
-        monkeypatch.setattr("unixkd.data.digits.find_spec", lambda name: elsewhere)
+        monkeypatch.setattr("unixkd.data.sources.digits.find_spec", lambda name: elsewhere)
     source, expected = load_digits(), datasets.load_digits()
     train, test = hold_out(expected.target, 1797, 0.2, seed=0)
     for part, positions in ((source.train, train), (source.test, test)):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unixkd.data.splits import hold_out, subset
+from unixkd.data.sampling import hold_out, subset
 from unixkd.errors import UserError
 
 labels_of = st.lists(st.integers(0, 4), min_size=2, max_size=60).map(np.array)

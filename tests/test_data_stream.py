@@ -11,19 +11,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-
 from running import alone, everything, summary
 from test_data_sources import png, write_parquet
 from test_stopping import Signal, stop_and_resume
+
 from unixkd.config import AnswersConfig, DataConfig, MethodConfig, ModelConfig, RunConfig, TrainConfig
 from unixkd.data import load_data
-from unixkd.data.stream_split import StreamSplit
-from unixkd.display import Note
+from unixkd.data.sampling import share_out
+from unixkd.data.sources.stream import StreamSplit
 from unixkd.errors import UserError
-from unixkd.parallel import World
-from unixkd.shares import share_out
-from unixkd.stopping import Stopped
-from unixkd.train import run
+from unixkd.training.display import Note
+from unixkd.training.distributed.world import World
+from unixkd.training.run import run
+from unixkd.training.stopping import Stopped
 
 datasets = pytest.importorskip("datasets")
 

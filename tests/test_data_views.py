@@ -12,7 +12,7 @@ from PIL import Image
 from unixkd.config import DataConfig
 from unixkd.data import MemorySplit, apply_views, epoch_order, load_data, to_pixels, view_codes
 from unixkd.data.disk import DiskSplit
-from unixkd.data.records import Encoded
+from unixkd.data.source import Encoded
 from unixkd.data.views import first_codes
 from unixkd.errors import UserError
 

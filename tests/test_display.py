@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from unixkd import display
-from unixkd.display import (
+from unixkd.training import display
+from unixkd.training.display import (
     BarDisplay,
     EpochDone,
     Event,

@@ -6,19 +6,18 @@ from dataclasses import replace
 
 import pytest
 import torch
+from slow import RowCounter, TinyNet, images_of, labels_of, mixed_of
 from torch import Tensor, nn
 
-from slow import RowCounter, TinyNet, images_of, labels_of, mixed_of
-from unixkd.batch import Outputs
 from unixkd.distiller import Distiller
 from unixkd.errors import UsageError, UserError
-from unixkd.feature_losses import AttentionTransfer, SimilarityPreserving
-from unixkd.losses import KD, CrossEntropy
-from unixkd.methods import METHODS, Method, hard, kd, mixup, random, student_alone, unix, unix_random
-from unixkd.mixing import StepCurve
-from unixkd.objective import Term, evaluate_objective
-from unixkd.scoring import entropy
-from unixkd.scoring_pass import Scoring
+from unixkd.method.batch import Outputs
+from unixkd.method.losses import KD, AttentionTransfer, CrossEntropy, SimilarityPreserving
+from unixkd.method.method import Method, Scoring
+from unixkd.method.mixing import StepCurve
+from unixkd.method.objective import Term, evaluate_objective
+from unixkd.method.scoring import entropy
+from unixkd.method.unix import METHODS, hard, kd, mixup, random, student_alone, unix, unix_random
 
 N, STEPS = 8, 5
 

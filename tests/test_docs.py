@@ -18,9 +18,9 @@ import pytest
 from PIL import Image
 
 import unixkd
-from unixkd.cli import main, parse
-from unixkd.methods import METHODS
-from unixkd.options import COMMANDS, check_names
+from unixkd.cli.main import main, parse
+from unixkd.cli.options import COMMANDS, check_names
+from unixkd.method.unix import METHODS
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])

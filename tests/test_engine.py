@@ -14,25 +14,25 @@ from typing import Any
 
 import pytest
 import torch
+from slow import TinyNet, images_of, labels_of
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from slow import TinyNet, images_of, labels_of
-from unixkd.batch import Batch, Draws, MixedBatch, Outputs
-from unixkd.distill import StepResult
 from unixkd.distiller import Distiller
-from unixkd.draws import epoch_draws, make_draws
-from unixkd.engine import Engine
-from unixkd.feature_losses import AttentionTransfer, SimilarityPreserving
-from unixkd.losses import DIST, DKD, KD, CrossEntropy, Loss
-from unixkd.methods import METHODS, Method, kd, mixup, student_alone, unix
-from unixkd.mixing import StepCurve, num_kept, num_pure
-from unixkd.objective import Term
-from unixkd.scoring import least_confidence, margin
-from unixkd.tally import Tally
+from unixkd.method.batch import Batch, Draws, MixedBatch, Outputs
+from unixkd.method.draws import epoch_draws, make_draws
+from unixkd.method.losses import DIST, DKD, KD, AttentionTransfer, CrossEntropy, Loss, SimilarityPreserving
+from unixkd.method.method import Method
+from unixkd.method.mixing import StepCurve, num_kept, num_pure
+from unixkd.method.objective import Term
+from unixkd.method.scoring import least_confidence, margin
+from unixkd.method.step import StepResult
+from unixkd.method.unix import METHODS, kd, mixup, student_alone, unix
 from unixkd.teacher.store import AnswerStore
+from unixkd.training.engine import Engine
+from unixkd.training.epoch_stats import EpochStats
 
 N, CLASSES = 8, 5
 LAYERS = ("stem", "body")
@@ -68,7 +68,7 @@ def make_engine(
     distiller = Distiller(student, teacher, method, objective, batch_size=N, store=store)
     optimizer = torch.optim.SGD(student.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
     return Engine(
-        distiller, optimizer, Tally(torch.zeros(3 * N, dtype=torch.int32, device=device)), **options
+        distiller, optimizer, EpochStats(torch.zeros(3 * N, dtype=torch.int32, device=device)), **options
     )
 
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from slow import TinyNet, images_of, labels_of
 from torch import nn
 
-from slow import TinyNet, images_of, labels_of
-from unixkd.batch import Batch
-from unixkd.evaluate import Predictions, expected_calibration_error, predict
+from unixkd.method.batch import Batch
+from unixkd.training.predictions import Predictions, expected_calibration_error, predict
 
 
 def batches(n: int, size: int, *, labels: bool = True) -> list[Batch]:

@@ -13,20 +13,22 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-
 from running import TEST_IMAGES, alone, call, distilled, make_teacher, model_bytes, summary
-from unixkd import cli, export, load_student
-from unixkd.config import DataConfig, MethodConfig
+
+from unixkd import export, load_student
+from unixkd.cli import main
+from unixkd.config import DataConfig, MethodConfig, flatten, read_yaml
 from unixkd.data import load_data
-from unixkd.display import percent
 from unixkd.errors import UserError
 from unixkd.export import FORMATS, Publication, compare, export_student, random_sample, real_sample
-from unixkd.export.facts import read_facts
-from unixkd.export.formats import TORCH_FILE, Format, write_torch
-from unixkd.export.sample import in_batches
+from unixkd.export.export import TORCH_FILE, Format, write_torch
+from unixkd.export.model_card import read_facts
+from unixkd.export.verify import in_batches
 from unixkd.models import ModelCard, PixelModel, create_model, save_model
-from unixkd.runfolder import EXPORTED, RunFolder, flatten, read_yaml
-from unixkd.train import run
+from unixkd.run_files import EXPORTED
+from unixkd.training.display import percent
+from unixkd.training.run import run
+from unixkd.training.run_folder import RunFolder
 
 ALL = "safetensors,torch,onnx"
 
@@ -206,9 +208,9 @@ def test_a_format_that_there_is_not(capsys):
 
 
 def test_a_missing_extra_is_named_before_anything_is_written(plain, monkeypatch, capsys):
-    from unixkd.export import formats
+    from unixkd.export import export as export_export
 
-    monkeypatch.setattr(formats, "find_spec", lambda name: None if name == "onnxscript" else object())
+    monkeypatch.setattr(export_export, "find_spec", lambda name: None if name == "onnxscript" else object())
     assert call("export", plain, "--formats", ALL) == 1
     assert "pip install 'unixkd[onnx]'" in capsys.readouterr().err
     assert not (plain / "export").exists()
@@ -410,7 +412,7 @@ def test_the_command_on_the_card_makes_the_run_again(trained, exported):
     command = re.search(r"```sh\n(.*)\n```", (exported / "README.md").read_text())[1]
     program, name, *words = shlex.split(command)
     assert (program, name) == ("unixkd", "distill")
-    options, saved = cli.parse(name, words), read_yaml(trained / "run.yaml")
+    options, saved = main.parse(name, words), read_yaml(trained / "run.yaml")
     for group in ("student", "teacher", "method", "loss", "data", "answers", "train"):
         assert flatten(vars(options[group])) == flatten(saved[group])
     assert "--method.keep 0.5" in command

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from running import SMALL, call, everything, make_teacher, metrics, summary, weights
 from safetensors.torch import save_file
 
-from running import SMALL, call, everything, make_teacher, metrics, summary, weights
-from unixkd import options
-from unixkd.build_methods import build_method
-from unixkd.checks import check_train
+from unixkd.cli import options
 from unixkd.config import MethodConfig, TrainConfig
 from unixkd.errors import UserError
+from unixkd.method.from_config import build_method
 from unixkd.models import create_model
+from unixkd.training.checks import check_train
 
 
 @pytest.fixture(scope="module")

@@ -7,20 +7,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
-
 from running import distilled, everything, make_teacher, weights
 from slow import TinyNet, images_of
-from unixkd.batch import Batch
+from torch import nn
+
 from unixkd.config import AnswersConfig
 from unixkd.distiller import Distiller
-from unixkd.draws import make_draws
 from unixkd.errors import UserError
-from unixkd.losses import kl_divergence
-from unixkd.methods import kd
-from unixkd.network import Network
-from unixkd.teacher.asking import Teacher
-from unixkd.train import run
+from unixkd.method.batch import Batch
+from unixkd.method.draws import make_draws
+from unixkd.method.losses import kl_divergence
+from unixkd.method.network import Network
+from unixkd.method.unix import kd
+from unixkd.teacher.teacher import Teacher
+from unixkd.training.run import run
 
 FAULTY = (3, 17)
 
@@ -65,7 +65,7 @@ def test_up_to_a_cap_they_are_left_out(method, broken, teacher, tmp_path):
 def test_a_run_without_them_is_the_run_that_does_not_look(teacher, tmp_path, monkeypatch):
     run(distilled(teacher), tmp_path / "looks")
     monkeypatch.setattr(
-        "unixkd.assembly.Distiller", lambda *a, **k: Distiller(*a, **{**k, "marks_faulty": False})
+        "unixkd.distiller.Distiller", lambda *a, **k: Distiller(*a, **{**k, "marks_faulty": False})
     )
     run(distilled(teacher), tmp_path / "blind")
     assert everything(tmp_path / "looks") == everything(tmp_path / "blind")

@@ -8,18 +8,19 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from running import BATCH, IMAGES, call, distilled, make_teacher, summary
-from unixkd import cli, forecast, stopwatch
-from unixkd.batch import Batch
-from unixkd.build_methods import build_method
+
+from unixkd.cli import main
 from unixkd.config import AnswersConfig, DataConfig, MethodConfig
-from unixkd.cost import Ledger
-from unixkd.expected import phases
-from unixkd.forecast import Setting, make_forecasts, questions, run_cost
+from unixkd.method.batch import Batch
+from unixkd.method.from_config import build_method
+from unixkd.method.ledger import Ledger
 from unixkd.models import ModelCard, PixelModel, create_model
-from unixkd.train import run
-from unixkd.ways import Way, way, ways
+from unixkd.planning import strategies, timing
+from unixkd.planning.catalogue import Strategy, way, ways
+from unixkd.planning.expected import phases
+from unixkd.planning.strategies import Setting, make_forecasts, questions, run_cost
+from unixkd.training.run import run
 
 EPOCHS = 4
 SETTING = Setting(IMAGES, BATCH, EPOCHS, views=9)
@@ -34,12 +35,12 @@ def model(name: str) -> PixelModel:
     return PixelModel(create_model(name, 10, 1), ModelCard(name, 10, 1, (0.5,), (0.5,)))
 
 
-def predicted(way: Way, setting: Setting) -> dict[str, float]:
+def predicted(way: Strategy, setting: Setting) -> dict[str, float]:
     ledger = Ledger.of(model("resnet8"), model("resnet14"), (1, 8, 8))
     return run_cost(way, questions(way, setting), ledger, setting, refreshes=True)
 
 
-def measured(way: Way, teacher: Path, folder: Path, setting: Setting) -> dict[str, float]:
+def measured(way: Strategy, teacher: Path, folder: Path, setting: Setting) -> dict[str, float]:
     """The mean cost of runs that share their answers, as `distill` counts it."""
     costs = []
     for seed in range(setting.runs):
@@ -56,8 +57,8 @@ def measured(way: Way, teacher: Path, folder: Path, setting: Setting) -> dict[st
 
 
 MIXED = "remix, 60% of the epochs"
-SMALL_FIRST = Way("s", MethodConfig("kd", size=0.5, size_end=1.0), views_share=0.5, stored=True)
-FEW_STEP = Way("u", MethodConfig("unix", curve="step", scoring_size=0.5), views_share=0.25, stored=True)
+SMALL_FIRST = Strategy("s", MethodConfig("kd", size=0.5, size_end=1.0), views_share=0.5, stored=True)
+FEW_STEP = Strategy("u", MethodConfig("unix", curve="step", scoring_size=0.5), views_share=0.25, stored=True)
 
 
 @pytest.mark.parametrize("runs", [1, 2])
@@ -94,10 +95,10 @@ def test_what_is_drawn_at_random_is_predicted_closely(planned, runs, teacher, tm
 
 def test_more_runs_share_the_bill():
     """KD on 1 view: one answer per image in all, so R runs of E epochs pay 1 / (R · E) of their teacher's bill."""
-    few = Way("f", MethodConfig("kd"), views_share=0.25, stored=True)
-    assert questions(few, replace(SETTING, runs=5)) == forecast.Asked(visits=4.0, forwarded=0.2)
+    few = Strategy("f", MethodConfig("kd"), views_share=0.25, stored=True)
+    assert questions(few, replace(SETTING, runs=5)) == strategies.TeacherForwards(visits=4.0, forwarded=0.2)
     ahead = replace(SETTING, ahead=True)
-    stepped = Way("u", MethodConfig("unix", curve="step"), views_share=0.25, stored=True)
+    stepped = Strategy("u", MethodConfig("unix", curve="step"), views_share=0.25, stored=True)
     assert questions(stepped, ahead).forwarded == 1.0  # all that an epoch shows, used or not
     assert questions(stepped, SETTING).forwarded < 1.0
 
@@ -112,12 +113,12 @@ def test_seconds_by_hand(monkeypatch):
 
     def seconds(teacher, student, steps, batch, rounds):
         return {step: [2.0 if step.answered else 3.0] * rounds for step in steps} | {
-            stopwatch.TEACHER: [1.0] * rounds
+            timing.TEACHER: [1.0] * rounds
         }
 
-    monkeypatch.setattr(forecast, "step_seconds", seconds)
+    monkeypatch.setattr(strategies, "step_seconds", seconds)
     batch = Batch(torch.rand(BATCH, 1, 8, 8), torch.zeros(BATCH, dtype=torch.int64))
-    plans = [way("kd"), way("kd, 50% of the epochs"), Way("f", MethodConfig("kd"), 0.25, stored=True)]
+    plans = [way("kd"), way("kd, 50% of the epochs"), Strategy("f", MethodConfig("kd"), 0.25, stored=True)]
     results = make_forecasts(plans, model("resnet14"), model("resnet8"), batch, SETTING, rounds=2)
     # 4 epochs of 3.125 steps; the few views' one is asked about in the first of 4 epochs
     assert [each.seconds for each in results] == pytest.approx([37.5, 18.75, 25.0 + 3.125])
@@ -126,11 +127,12 @@ def test_seconds_by_hand(monkeypatch):
 
 def test_steps_that_take_the_same_time_are_timed_once():
     plain, stale, few = (
-        forecast.way_steps(way(name), SETTING, (8, 8)) for name in ("kd", "stale, few views", "kd, few views")
+        strategies.way_steps(way(name), SETTING, (8, 8))
+        for name in ("kd", "stale, few views", "kd, few views")
     )
     assert stale[0][0] == few[0][0] != plain[0][0]
     assert (plain[0][1], stale[0][1]) == (12.5, 0.75 * 12.5)
-    small = forecast.way_steps(SMALL_FIRST, SETTING, (8, 8))
+    small = strategies.way_steps(SMALL_FIRST, SETTING, (8, 8))
     assert [step.method.size for step, _ in small] == [
         0.5,
         0.5,
@@ -147,8 +149,8 @@ def test_an_answered_step_forwards_mixed_rows_only():
     (phase,) = phases(build_method(MethodConfig("unix", curve="step")), 2)
     for answered, rows in ((True, 8), (False, 24)):
         seen.clear()
-        step = stopwatch.step_of(phase, (8, 8), answered=answered)
-        stopwatch.step_seconds(teacher, student, [step], batch, rounds=1)
+        step = timing.step_of(phase, (8, 8), answered=answered)
+        timing.step_seconds(teacher, student, [step], batch, rounds=1)
         assert sorted(seen) == sorted([32, 32, 32, rows, rows])  # the answers, then two rounds of both
     assert all(p.grad is None for p in student.parameters())
 
@@ -168,7 +170,7 @@ def printed(capsys, *words: str) -> tuple[str, list[str]]:
 def test_the_printed_command_runs_what_was_predicted(capsys):
     text, words = printed(capsys, "--budget", "60%", "--rounds", "0", "--runs", "3", "--data.limit", "500")
     assert words[:2] == ["unixkd", "distill"]
-    options = cli.parse("distill", words[2:])
+    options = main.parse("distill", words[2:])
     row = next(line for line in text.splitlines() if line.strip().startswith("1 "))
     chosen = next(
         each for each in sorted(ways(), key=lambda w: -len(w.name)) if f"  {each.name}  " in f"{row}  "
@@ -187,16 +189,16 @@ def test_to_match_kd_stored_answers_need_no_evidence(capsys):
     assert "The first: kd, stored answers." in text
     assert "1,438 images × 9 views × 10 classes" in text
     assert words[-2:] == ["--train.batch_size", "32"]
-    options = cli.parse("distill", words[2:])
+    options = main.parse("distill", words[2:])
     assert (options.method, options.data.views, options.answers.path) == (MethodConfig("kd"), None, "answers")
 
 
 def test_fewer_epochs_are_compared_with_those_planned():
-    from unixkd.commands.wording import command_words
+    from unixkd.cli.plan import command_words
 
-    options = cli.parse("plan", [*PAIR[1:], "--recipe", "cifar100/vgg13-vgg8"])
+    options = main.parse("plan", [*PAIR[1:], "--recipe", "cifar100/vgg13-vgg8"])
     words = command_words(options, way("kd, 75% of the epochs"), options.data, SETTING)
-    parsed = cli.parse("distill", words[2:])
+    parsed = main.parse("distill", words[2:])
     assert (parsed.train.epochs, parsed.reference_epochs) == (3, 4)
     assert parsed.train.schedule == "multistep"  # the recipe's
     assert parsed.data.name == "digits"

@@ -13,27 +13,28 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from slow import TinyNet
 from torch import Tensor, nn
 
-from slow import TinyNet
-from unixkd.batch import Batch, MixedBatch, Outputs
-from unixkd.build import build_optimizer
-from unixkd.capture import refuse_waiting
 from unixkd.config import DataConfig, MethodConfig, ModelConfig, RunConfig, TrainConfig
 from unixkd.data import MemorySplit, load_data
-from unixkd.display import silent
 from unixkd.distiller import Distiller
-from unixkd.draws import make_draws
-from unixkd.engine import Engine
-from unixkd.losses import DIST, DKD, KD, CrossEntropy, Loss
-from unixkd.methods import METHODS, Method, kd, unix
-from unixkd.mixing import StepCurve
-from unixkd.objective import Term
-from unixkd.runfolder import RunFolder
-from unixkd.stepper import Stepper
-from unixkd.tally import Tally
+from unixkd.method.batch import Batch, MixedBatch, Outputs
+from unixkd.method.draws import make_draws
+from unixkd.method.losses import DIST, DKD, KD, CrossEntropy, Loss
+from unixkd.method.method import Method
+from unixkd.method.mixing import StepCurve
+from unixkd.method.objective import Term
+from unixkd.method.unix import METHODS, kd, unix
 from unixkd.teacher.store import AnswerStore
-from unixkd.train import Trainer, run
+from unixkd.training.cuda_graph import refuse_waiting
+from unixkd.training.display import silent
+from unixkd.training.engine import Engine
+from unixkd.training.epoch_stats import EpochStats
+from unixkd.training.optimizer import build_optimizer
+from unixkd.training.run import Trainer, run
+from unixkd.training.run_folder import RunFolder
+from unixkd.training.stepper import Stepper
 
 pytestmark = [
     pytest.mark.gpu,
@@ -95,7 +96,7 @@ class Run:
             teacher_dtype=self.dtype,
         )
         optimizer = build_optimizer(train, student.parameters(), DEVICE)
-        tally = Tally(torch.zeros(self.images, dtype=torch.int32, device=DEVICE))
+        tally = EpochStats(torch.zeros(self.images, dtype=torch.int32, device=DEVICE))
         self.engine = Engine(distiller, optimizer, tally, self.clip_norm)
         self.stepper = Stepper(
             self.engine, self.make_split(), train, DEVICE, self.store is not None, self.notes.append

@@ -14,17 +14,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from unixkd.display import Event, Note
 from unixkd.errors import UserError
 from unixkd.models import ModelCard, PixelModel, create_model, load_student, save_model
+from unixkd.training.display import Event, Note
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "gpu"))
+import evidence_arenas
+
 import full_protocol as protocol
 import kept
 import pieces
-
-import evidence_arenas
 
 
 def contender(name: str) -> evidence_arenas.Contender:

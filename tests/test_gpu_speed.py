@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from unixkd.methods import kd, unix
+from unixkd.method.unix import kd, unix
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "gpu"))
@@ -119,7 +119,7 @@ def test_a_recorded_run_is_the_eager_one_and_a_late_one_is_not(bench: measure.Be
 def test_a_run_with_another_learning_rate_is_found(
     bench: measure.Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("unixkd.stepper.learning_rate", lambda *_: 0.5)
+    monkeypatch.setattr("unixkd.training.optimizer.learning_rate", lambda *_: 0.5)
     eager = Run(SMALL, bench.split, UNIX, graph=False)
     expected = eager.losses(3)
     monkeypatch.undo()

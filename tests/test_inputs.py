@@ -12,13 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import unixkd
-from unixkd.batch import Batch, Draws
-from unixkd.distill import Parts
-from unixkd.draws import make_draws
 from unixkd.errors import UserError
-from unixkd.inputs import Named, as_inputs, blend, concat
-from unixkd.methods import StepCounts, hard, infobatch, kd, mixup, random, unix
-from unixkd.network import Network
+from unixkd.method.batch import Batch, Draws
+from unixkd.method.draws import make_draws
+from unixkd.method.method import StepCounts
+from unixkd.method.named_inputs import NamedInputs, as_inputs, blend, concat
+from unixkd.method.network import Network
+from unixkd.method.step import Parts
+from unixkd.method.unix import hard, infobatch, kd, mixup, random, unix
 from unixkd.teacher.store import AnswerStore
 
 WORDS, WIDTH, CLASSES = 20, 6, 3
@@ -59,13 +60,13 @@ def texts(n: int, length: int = 5, seed: int = 0) -> dict[str, Tensor]:
     return {"input_ids": torch.randint(1, WORDS, (n, length)) * mask, "attention_mask": mask}
 
 
-def run(module: nn.Module, inputs: Tensor | Named) -> Tensor:
+def run(module: nn.Module, inputs: Tensor | NamedInputs) -> Tensor:
     return Network(module)(inputs).logits
 
 
 def test_labels_are_taken_out_of_a_mapping():
     named, labels = as_inputs({"labels": torch.tensor([1, 2]), "pixel_values": torch.zeros(2, 3, 4, 4)})
-    assert isinstance(named, Named)
+    assert isinstance(named, NamedInputs)
     assert labels.tolist() == [1, 2]
     assert list(named.tensors) == ["pixel_values"]
     with pytest.raises(UserError, match="'name' is no tensor, but list"):
@@ -94,7 +95,7 @@ def test_named_pixels_train_as_the_same_pixels_in_a_tensor():
 
 
 def test_the_text_with_the_larger_share_gives_length_and_tokens():
-    batch = Named(
+    batch = NamedInputs(
         {
             "input_ids": torch.tensor([[1, 2, 3], [4, 5, 0]]),
             "attention_mask": torch.tensor([[1, 1, 1], [1, 1, 0]]),
@@ -111,7 +112,7 @@ def test_the_text_with_the_larger_share_gives_length_and_tokens():
 
 def test_embeddings_are_mixed_as_by_hand():
     model = Bag()
-    batch, m = Named(texts(4)), torch.tensor([0.0, 0.3, 0.6, 1.0])
+    batch, m = NamedInputs(texts(4)), torch.tensor([0.0, 0.3, 0.6, 1.0])
     partner = torch.tensor([1, 2, 3, 0])
     got = run(model, blend(batch, batch[partner], m))
     ids, mask = batch.tensors["input_ids"], batch.tensors["attention_mask"]
@@ -130,7 +131,7 @@ def test_embeddings_are_mixed_as_by_hand():
 
 
 def test_without_weight_a_text_is_itself_to_the_bit_and_with_all_of_it_its_partner():
-    model, batch = Bag(), Named(texts(6))
+    model, batch = Bag(), NamedInputs(texts(6))
     other = batch[torch.arange(5, -1, -1)]
     assert torch.equal(run(model, blend(batch, other, torch.zeros(6))), run(model, batch))
     assert torch.equal(run(model, blend(batch, other, torch.ones(6))), run(model, other))
@@ -138,18 +139,18 @@ def test_without_weight_a_text_is_itself_to_the_bit_and_with_all_of_it_its_partn
 
 @pytest.mark.parametrize("seed", range(5))
 def test_mixing_is_symmetric_and_blind_to_padding(seed):
-    model, batch = Bag(), Named(texts(8, seed=seed))
+    model, batch = Bag(), NamedInputs(texts(8, seed=seed))
     torch.manual_seed(seed)
     other, m = batch[torch.randperm(8)], torch.rand(8)
     mixed = run(model, blend(batch, other, m))
     torch.testing.assert_close(mixed, run(model, blend(other, batch, 1 - m)))
-    padded = [Named({n: F.pad(t, (0, 3)) for n, t in b.tensors.items()}) for b in (batch, other)]
+    padded = [NamedInputs({n: F.pad(t, (0, 3)) for n, t in b.tensors.items()}) for b in (batch, other)]
     torch.testing.assert_close(mixed, run(model, blend(*padded, m)))
 
 
 def test_gradients_reach_the_embeddings_of_both_texts():
     model = Bag()
-    batch = Named({"input_ids": torch.tensor([[1], [2]]), "attention_mask": torch.ones(2, 1)})
+    batch = NamedInputs({"input_ids": torch.tensor([[1], [2]]), "attention_mask": torch.ones(2, 1)})
     run(model, blend(batch, batch[torch.tensor([1, 0])], torch.tensor([0.25, 0.25]))[:1]).sum().backward()
     gradient = model.embedding.weight.grad.norm(dim=1)
     torch.testing.assert_close(gradient[1], 3 * gradient[2])
@@ -161,10 +162,10 @@ def test_a_teacher_may_have_its_own_tokens():
     own, its = texts(8), {f"teacher_{n}": t for n, t in texts(8, length=7, seed=3).items()}
     result = unixkd.Distiller(student, teacher, mixup()).step({**own, **its})
     position, partner, m = result.mixed.position, result.mixed.partner, result.mixed.weight
-    its_own = Named({n.removeprefix("teacher_"): t for n, t in its.items()})
+    its_own = NamedInputs({n.removeprefix("teacher_"): t for n, t in its.items()})
     expected = [
         run(net, blend(batch[position], batch[partner], m))
-        for net, batch in ((student, Named(own)), (teacher, its_own))
+        for net, batch in ((student, NamedInputs(own)), (teacher, its_own))
     ]
     torch.testing.assert_close(result.outputs.logits, expected[0])
     t = expected[1].detach()
@@ -228,7 +229,7 @@ def test_position_numbers_of_a_model_that_counts_tokens_are_those_of_the_longer_
         max_position_embeddings=16, num_labels=CLASSES, pad_token_id=0,
     )  # fmt: skip
     model = transformers.RobertaForSequenceClassification(config).eval()
-    batch = Named(texts(4))
+    batch = NamedInputs(texts(4))
     torch.testing.assert_close(
         run(model, blend(batch, batch[[1, 2, 3, 0]], torch.zeros(4))), run(model, batch)
     )
@@ -236,7 +237,7 @@ def test_position_numbers_of_a_model_that_counts_tokens_are_those_of_the_longer_
 
 def test_training_in_parts_gives_the_gradient_of_all_rows():
     whole, parts = (Bag(1), Bag(1))
-    batch, draws = Batch(Named(texts(8))), make_draws(8, seed=0, step=0)
+    batch, draws = Batch(NamedInputs(texts(8))), make_draws(8, seed=0, step=0)
     for student, rows in ((whole, None), (parts, Parts(3, Tensor.backward))):
         result = unixkd.Distiller(student, Bag(2), unix()).run(batch, draws, rows)
         if rows is None:
@@ -256,7 +257,7 @@ def test_stored_answers_to_texts_are_not_asked_again(tmp_path: Path):
 
 
 def test_networks_may_give_a_mapping_and_parts_of_a_batch_lie_behind_one_another():
-    batch = Named(texts(6))
+    batch = NamedInputs(texts(6))
     torch.testing.assert_close(run(Plain(Bag()), batch), run(Bag(), batch))
     pure, mixed = batch[:2], blend(batch, batch[[1, 2, 3, 4, 5, 0]], torch.full((6,), 0.4))[2:]
     together = run(Bag(), concat([pure, mixed]))
@@ -284,14 +285,14 @@ class Two(Bag):
     [(Twice(), "looked its tokens up 2 times"), (Two(), "has 2 embeddings: give it a method")],
 )
 def test_a_network_whose_embeddings_cannot_be_mixed_is_named(module, said):
-    named = Named(texts(4))
+    named = NamedInputs(texts(4))
     run(module, named)  # pure texts need none
     with pytest.raises(UserError, match=said):
         run(module, blend(named, named, torch.full((4,), 0.3)))
 
 
 def test_what_cannot_be_mixed_or_read_is_named():
-    counts = Named({"words": torch.ones(4, 3, dtype=torch.long)})
+    counts = NamedInputs({"words": torch.ones(4, 3, dtype=torch.long)})
     with pytest.raises(
         UserError, match="nothing in words can be mixed: tokens are mixed where they are called input_ids"
     ):

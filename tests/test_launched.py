@@ -8,12 +8,13 @@ import sys
 
 import pytest
 
-from unixkd import launched, parallel
 from unixkd.errors import UserError
+from unixkd.training.distributed import launch
+from unixkd.training.distributed import world as distributed_world
 
 SCRIPT = """
 import atexit
-from unixkd.launched import end
+from unixkd.training.distributed.launch import end
 
 class Last:
     def __del__(self):
@@ -69,7 +70,7 @@ def environment(monkeypatch):
 
 def test_a_task_of_srun_knows_the_others(environment):
     environment(STEP)
-    given = launched.variables()
+    given = launch.variables()
     assert {name: given[name] for name in NAMES} == {
         "RANK": "3",
         "WORLD_SIZE": "4",
@@ -77,15 +78,15 @@ def test_a_task_of_srun_knows_the_others(environment):
         "MASTER_ADDR": "gpu07",
         "MASTER_PORT": str(20_000 + (16 * 4711 + 2) % 10_000),
     }
-    assert (launched.processes(), launched.rank()) == (4, 3)
+    assert (launch.processes(), launch.rank()) == (4, 3)
 
 
 def test_what_is_set_already_stays(environment):
     environment({**STEP, "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"})
-    given = launched.variables()
+    given = launch.variables()
     assert (given["MASTER_ADDR"], given["MASTER_PORT"]) == ("10.0.0.1", "29500")
     environment({**STEP, "WORLD_SIZE": "8", "RANK": "5"})  # torchrun, started by srun once a machine
-    assert (launched.processes(), launched.rank()) == (8, 5)
+    assert (launch.processes(), launch.rank()) == (8, 5)
 
 
 @pytest.mark.parametrize(
@@ -103,8 +104,8 @@ def test_what_is_set_already_stays(environment):
 )
 def test_elsewhere_in_an_allocation_a_process_is_alone(values, environment):
     environment(values)
-    assert (launched.processes(), launched.rank()) == (1, 0)
-    with parallel.together() as world:
+    assert (launch.processes(), launch.rank()) == (1, 0)
+    with distributed_world.together() as world:
         assert world.size == 1
 
 
@@ -113,14 +114,14 @@ def test_where_the_first_one_is_has_to_be_said_where_slurm_does_not(environment)
         environment({**STEP, **nodes})
         with (
             pytest.raises(UserError, match=r"srun started 4 processes.* export MASTER_ADDR"),
-            parallel.together(),
+            distributed_world.together(),
         ):
             pass
 
 
 WORLD = """
-from unixkd.parallel import together
-from unixkd.launched import end
+from unixkd.training.distributed.world import together
+from unixkd.training.distributed.launch import end
 with together() as world:
     print(world.gather((world.rank, world.local)))
 end(0)

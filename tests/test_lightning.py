@@ -11,14 +11,14 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from several import together
+from small import as_lists, assert_same, bert, images, named, net, rows, texts, trained_by_hand, vit
 from torch import nn
 from torch.utils.data import DataLoader
 
-from several import together
-from small import as_lists, assert_same, bert, images, named, net, rows, texts, trained_by_hand, vit
 from unixkd.errors import UserError
 from unixkd.integrations.lightning import DistillationModule, LedgerCallback
-from unixkd.methods import kd, stale, unix
+from unixkd.method.unix import kd, stale, unix
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),

@@ -13,17 +13,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from running import DATA, SMALL, alone, call, distilled, everything, make_teacher, metrics, summary
 from several import together
-from unixkd import compare, loggers
-from unixkd.compare import Job, run_job
-from unixkd.config import LogConfig, RunConfig
-from unixkd.display import Event, Note
-from unixkd.engine import Engine
+
+from unixkd.config import LogConfig, RunConfig, read_yaml
 from unixkd.errors import UserError
-from unixkd.runfolder import read_yaml
-from unixkd.train import run
+from unixkd.training import compare, loggers
+from unixkd.training.compare import Job, run_job
+from unixkd.training.display import Event, Note
+from unixkd.training.engine import Engine
+from unixkd.training.run import run
 
 ALL = LogConfig(csv=True, tensorboard=True, wandb="tests")
 EPOCHS, STEPS = 4, 4

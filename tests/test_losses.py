@@ -8,16 +8,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import slow
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-
-import slow
 from slow import mixed_of, outputs_of
-from unixkd.batch import Outputs
+
 from unixkd.errors import UserError
-from unixkd.feature_losses import AttentionTransfer, SimilarityPreserving, similarity
-from unixkd.losses import DIST, DKD, KD, CrossEntropy, kl_divergence, pearson
+from unixkd.method.batch import Outputs
+from unixkd.method.losses import (
+    DIST,
+    DKD,
+    KD,
+    AttentionTransfer,
+    CrossEntropy,
+    SimilarityPreserving,
+    kl_divergence,
+    pearson,
+    similarity,
+)
 
 ORACLE = json.loads((Path(__file__).parent / "data" / "method.json").read_text())
 SEEDS = range(3)

@@ -5,24 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from unixkd.build_methods import build_method
 from unixkd.config import MethodConfig
 from unixkd.errors import UserError
-from unixkd.methods import (
-    METHODS,
-    Method,
-    StepCounts,
-    kd,
-    mixup,
-    random,
-    remix,
-    student_alone,
-    unix,
-    unix_random,
-)
-from unixkd.mixing import SigmoidCurve, full_curve
-from unixkd.scoring import entropy, margin
-from unixkd.scoring_pass import Scoring
+from unixkd.method.from_config import build_method
+from unixkd.method.method import Method, Scoring, StepCounts
+from unixkd.method.mixing import SigmoidCurve, full_curve
+from unixkd.method.scoring import entropy, margin
+from unixkd.method.unix import METHODS, kd, mixup, random, remix, student_alone, unix, unix_random
 
 FULL, SHORT = 64, 16  # 50,000 images leave a last batch of 16
 

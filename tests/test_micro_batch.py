@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
-
 from running import alone, distilled, make_teacher, metrics, summary
 from slow import RowCounter, TinyNet, images_of, labels_of
-from unixkd.batch import Batch
-from unixkd.checks import check_train
+from torch import nn
+
 from unixkd.config import TrainConfig
 from unixkd.distiller import Distiller
-from unixkd.draws import make_draws
-from unixkd.engine import Engine
 from unixkd.errors import UserError
-from unixkd.feature_losses import AttentionTransfer
-from unixkd.losses import KD, CrossEntropy
-from unixkd.methods import Method, kd, mixup, random, unix
-from unixkd.objective import Term
-from unixkd.tally import Tally
-from unixkd.train import run
+from unixkd.method.batch import Batch
+from unixkd.method.draws import make_draws
+from unixkd.method.losses import KD, AttentionTransfer, CrossEntropy
+from unixkd.method.method import Method
+from unixkd.method.objective import Term
+from unixkd.method.unix import kd, mixup, random, unix
+from unixkd.training.checks import check_train
+from unixkd.training.engine import Engine
+from unixkd.training.epoch_stats import EpochStats
+from unixkd.training.run import run
 
 N = 10
 ROW_BY_ROW = [
@@ -35,7 +35,11 @@ def engine_of(method: Method, micro_batch: int | None, *, frozen: bool) -> Engin
     distiller = Distiller(student, teacher, method, ROW_BY_ROW, batch_size=N)
     optimizer = torch.optim.SGD(student.parameters(), lr=0.1, momentum=0.9)
     engine = Engine(
-        distiller, optimizer, Tally(torch.zeros(N, dtype=torch.int32)), clip_norm=1.0, micro_batch=micro_batch
+        distiller,
+        optimizer,
+        EpochStats(torch.zeros(N, dtype=torch.int32)),
+        clip_norm=1.0,
+        micro_batch=micro_batch,
     )
     distiller.measure((3, 8, 8))
     for module in student.modules():

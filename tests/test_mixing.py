@@ -10,11 +10,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unixkd.batch import Batch, Draws
-from unixkd.draws import make_draws
 from unixkd.errors import UserError
-from unixkd.methods import unix
-from unixkd.mixing import SigmoidCurve, StepCurve, full_curve, mix, num_kept, pure
+from unixkd.method.batch import Batch, Draws
+from unixkd.method.draws import make_draws
+from unixkd.method.mixing import SigmoidCurve, StepCurve, full_curve, mix, num_kept, pure
+from unixkd.method.unix import unix
 
 ORACLE = json.loads((Path(__file__).parent / "data" / "method.json").read_text())
 

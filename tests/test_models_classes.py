@@ -10,7 +10,7 @@ import torch
 from unixkd.config import ModelConfig
 from unixkd.errors import UserError
 from unixkd.models import ModelCard, PixelModel, build_model, create_model, save_model
-from unixkd.models.classes import own_num_classes
+from unixkd.models.loading import own_num_classes
 
 MEAN, STD = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
 

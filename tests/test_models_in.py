@@ -12,14 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from running import SMALL, call, everything, summary
 from torch import nn
 
 import unixkd
-from running import SMALL, call, everything, summary
-from unixkd.cli import parse
+from unixkd.cli.main import parse
+from unixkd.cli.options import check_names
 from unixkd.config import ModelConfig
 from unixkd.errors import UsageError, UserError
-from unixkd.flops import forward_flops
+from unixkd.method.ledger import forward_flops
 from unixkd.models import (
     ModelCard,
     PixelModel,
@@ -29,8 +30,7 @@ from unixkd.models import (
     load_student,
     save_model,
 )
-from unixkd.models.classes import own_num_classes
-from unixkd.options import check_names
+from unixkd.models.loading import own_num_classes
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.2, 0.1)
 NET = """

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-
 from running import SMALL, call, summary
+
 from unixkd.config import ModelConfig
 from unixkd.errors import UsageError, UserError
 from unixkd.models import PixelModel, build_model, create_model, load_model, load_student, save_model
-from unixkd.models.classes import own_num_classes
-from unixkd.models.hf_images import normalisation, side
+from unixkd.models.huggingface import normalisation, side
+from unixkd.models.loading import own_num_classes
 
 transformers = pytest.importorskip("transformers")
 

@@ -12,9 +12,27 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from plan_check import link_of
 from running import call, make_teacher
-from unixkd import timed_parts
-from unixkd.commands.paper_tables import writing
-from unixkd.communication import (
+
+from unixkd.cli.options import parse_images
+from unixkd.cli.plan_cluster import writing
+from unixkd.errors import UsageError, UserError
+from unixkd.method.ledger import CONVENTIONS, Ledger
+from unixkd.method.method import Method, Ramp, Scoring
+from unixkd.method.unix import kd, mixup, random, random_epoch, student_alone, unix
+from unixkd.models import ModelCard, PixelModel, create_model
+from unixkd.planning import timing
+from unixkd.planning.cluster import (
+    Paper,
+    PaperRun,
+    Part,
+    StepTime,
+    asked_share,
+    from_flops,
+    mean,
+    needed_parts,
+    predict,
+)
+from unixkd.planning.links import (
     BETWEEN,
     MIB,
     WITHIN,
@@ -28,16 +46,7 @@ from unixkd.communication import (
     buckets,
     moved_rows,
 )
-from unixkd.cost import CONVENTIONS, Ledger
-from unixkd.errors import UsageError, UserError
-from unixkd.methods import Method, kd, mixup, random, random_epoch, student_alone, unix
-from unixkd.models import ModelCard, PixelModel, create_model
-from unixkd.on_paper import Paper, PaperRun, asked_share, needed_parts, predict
-from unixkd.paper_options import parse_images
-from unixkd.ramp import Ramp
-from unixkd.scoring_pass import Scoring
-from unixkd.step_parts import Part, StepTime, from_flops, mean
-from unixkd.timed_parts import part_calls, part_seconds
+from unixkd.planning.timing import part_calls, part_seconds
 
 LEDGER = Ledger(student_flops=10, teacher_flops=30)
 LINK = Link(bandwidth=1e6, latency=0.001)
@@ -350,7 +359,7 @@ def test_parts_are_timed():
 def test_more_rows_than_are_timed_take_as_much_longer(monkeypatch):
     """Each call takes 1 s: 64 rows that are timed as 16 take 4, 8 rows take 1, and so does the update."""
     monkeypatch.setattr(
-        timed_parts, "interleaved", lambda calls, rounds, device: {part: [1.0] * rounds for part in calls}
+        timing, "interleaved", lambda calls, rounds, device: {part: [1.0] * rounds for part in calls}
     )
     parts = [Part("teacher", 64), Part("training", 48), Part("scoring", 8), Part("optimizer")]
     seconds = part_seconds(*networks(), parts, (8, 8), rounds=3, most_rows=16)

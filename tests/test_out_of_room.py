@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-
 from running import SMALL, alone, call, everything
-from unixkd import checkpoint
-from unixkd.checkpoint import checkpoints
-from unixkd.data import loader
-from unixkd.engine import Engine
+
+from unixkd.data import disk
 from unixkd.errors import UserError
-from unixkd.stopping import EXIT_CODE
-from unixkd.train import run
+from unixkd.training import checkpoint
+from unixkd.training.checkpoint import checkpoints
+from unixkd.training.engine import Engine
+from unixkd.training.run import run
+from unixkd.training.stopping import EXIT_CODE
 
 
 class Usage:
@@ -117,7 +117,7 @@ ON_DISK = ("--data.size", 12, "--data.in_memory", "false", "--data.workers", 1, 
 
 def test_a_loader_process_that_dies_ends_the_run_with_an_error(tmp_path, monkeypatch, capsys):
     place = pictures(tmp_path / "data", 8)
-    monkeypatch.setattr(loader._Reader, "__getitem__", lambda *given: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr(disk._Reader, "__getitem__", lambda *given: os.kill(os.getpid(), signal.SIGKILL))
     words = ("--data", f"folder:{place}", *ON_DISK, "--epochs", 1)
     assert call("train", "--model", "resnet8", *words, "--out", tmp_path / "run") == 1
     told = capsys.readouterr().err

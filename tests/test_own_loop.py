@@ -6,17 +6,17 @@ import json
 
 import pytest
 import torch
+from slow import images_of
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from slow import images_of
 from unixkd.distiller import Distiller
 from unixkd.errors import UserError
-from unixkd.feature_losses import AttentionTransfer, SimilarityPreserving
-from unixkd.losses import KD, CrossEntropy
-from unixkd.methods import Method, kd, student_alone, unix
-from unixkd.mixing import StepCurve
-from unixkd.objective import Term
+from unixkd.method.losses import KD, AttentionTransfer, CrossEntropy, SimilarityPreserving
+from unixkd.method.method import Method
+from unixkd.method.mixing import StepCurve
+from unixkd.method.objective import Term
+from unixkd.method.unix import kd, student_alone, unix
 
 IMAGES, CLASSES, N = 80, 4, 32  # 80 = 32 + 32 + 16
 

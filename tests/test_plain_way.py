@@ -12,15 +12,15 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from slow import TinyNet, images_of
 from torch import Tensor, nn
 
-from slow import TinyNet, images_of
-from unixkd.batch import Batch, Draws
 from unixkd.config import DataConfig
 from unixkd.data import load_data
-from unixkd.distill import StepResult, distill_step
 from unixkd.distiller import Distiller
-from unixkd.methods import unix
+from unixkd.method.batch import Batch, Draws
+from unixkd.method.step import StepResult, distill_step
+from unixkd.method.unix import unix
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import plain_unix

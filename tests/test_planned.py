@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from running import IMAGES, alone, distilled, make_teacher, summary
+
 from unixkd.config import AnswersConfig, LossConfig, MethodConfig
-from unixkd.train import run
+from unixkd.training.run import run
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_it_is_there_before_the_first_step_and_goes_with_its_run(teacher, tmp_pa
         raise RuntimeError("the first step")
 
     with monkeypatch.context() as patch:
-        patch.setattr("unixkd.engine.Engine.step", broken)
+        patch.setattr("unixkd.training.engine.Engine.step", broken)
         with pytest.raises(RuntimeError, match="the first step"):
             run(distilled(teacher), tmp_path / "run")
     assert plan(tmp_path / "run")["images"]["scored"] == 2 * IMAGES

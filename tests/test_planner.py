@@ -7,15 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from running import call, make_teacher
-from unixkd.batch import Batch
-from unixkd.commands import planning
+
+from unixkd.cli import plan as cli_plan
 from unixkd.config import DataConfig
 from unixkd.data import load_data
-from unixkd.expected import step_sizes
-from unixkd.flops import forward_flops
-from unixkd.methods import (
+from unixkd.method.batch import Batch
+from unixkd.method.ledger import forward_flops
+from unixkd.method.unix import (
     hard,
     kd,
     mixup,
@@ -28,7 +27,9 @@ from unixkd.methods import (
     unix_random,
 )
 from unixkd.models import ModelCard, PixelModel, create_model
-from unixkd.planner import make_plan
+from unixkd.planning import methods as planning_methods
+from unixkd.planning.expected import step_sizes
+from unixkd.planning.methods import make_plan
 
 ALL = [kd(), unix(), unix_random(), random(), hard(), mixup(), student_alone()]
 
@@ -125,10 +126,12 @@ def test_plain_kd_takes_its_own_time():
 
 
 def test_slow_methods_are_warned_of(monkeypatch):
-    from unixkd import planner
+    from unixkd.planning import methods as planning_methods
 
     monkeypatch.setattr(
-        planner, "time_steps", lambda *_: {"kd": [1.0, 2.0], "random": [1.2, 2.4], "unix": [1.0, 2.0]}
+        planning_methods,
+        "time_steps",
+        lambda *_: {"kd": [1.0, 2.0], "random": [1.2, 2.4], "unix": [1.0, 2.0]},
     )
     plan = plan_of("resnet44", "resnet8", [random(), unix()], rounds=2)
     assert plan.methods[0].relative_seconds == pytest.approx(1.2)
@@ -186,9 +189,9 @@ def test_plan_of_the_imagenet_recipe_needs_neither_data_nor_weights(capsys, tmp_
     monkeypatch.setattr("unixkd.models.published.pretrained", lambda name: pytest.fail("weights for a plan"))
     monkeypatch.chdir(tmp_path)
     seen: list[int] = []
-    original = planning.make_plan
+    original = planning_methods.make_plan
     monkeypatch.setattr(
-        planning, "make_plan", lambda *a, **k: seen.append(k["epoch_images"]) or original(*a, **k)
+        cli_plan, "make_plan", lambda *a, **k: seen.append(k["epoch_images"]) or original(*a, **k)
     )
     assert call("plan", *recipe, "--method", "kd") == 0
     assert seen == [1_281_167]
@@ -222,13 +225,13 @@ def test_the_known_data_are_as_they_are():
     data = load_data(DataConfig("digits"))
     train = data.train
     shape = (data.channels, data.size, data.num_classes, len(train), train.num_views)
-    assert planning.KNOWN_DATA["digits"] == shape
+    assert cli_plan.KNOWN_DATA["digits"] == shape
     held_out = DataConfig("digits", holdout=0.1, crop_padding=2, flip=True, views=3)
     train = load_data(replace(held_out, views=None)).train
-    assert planning.planned_shape(held_out)[3:] == pytest.approx((len(train), train.num_views), abs=2)
-    assert planning.planned_shape(held_out).views == train.num_views == 50
+    assert cli_plan.planned_shape(held_out)[3:] == pytest.approx((len(train), train.num_views), abs=2)
+    assert cli_plan.planned_shape(held_out).views == train.num_views == 50
     # a crop of 16 pixels has a padding of 2
-    assert planning.planned_shape(DataConfig("cifar100", limit=500, size=16)) == (3, 16, 100, 500, 50)
+    assert cli_plan.planned_shape(DataConfig("cifar100", limit=500, size=16)) == (3, 16, 100, 500, 50)
 
 
 def test_the_cost_of_mixed_answers_depends_on_the_store(capsys):

@@ -12,19 +12,28 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from torch import Tensor, nn
-
 from running import SMALL, alone, call, distilled, metrics, summary
 from slow import TinyNet, images_of
-from unixkd import precision
+from torch import Tensor, nn
+
 from unixkd.config import RunConfig, TrainConfig
-from unixkd.display import Event, Note, silent
 from unixkd.errors import UserError
+from unixkd.method.network import Network
 from unixkd.models import create_model
-from unixkd.network import Network
-from unixkd.precision import GAIN, ROUNDS, Choice, choose_precision, has_native_bf16, probe, recall, settle
-from unixkd.runfolder import RunFolder
-from unixkd.train import Trainer, run
+from unixkd.training import precision
+from unixkd.training.display import Event, Note, silent
+from unixkd.training.precision import (
+    GAIN,
+    ROUNDS,
+    Choice,
+    choose_precision,
+    has_native_bf16,
+    probe,
+    recall,
+    settle,
+)
+from unixkd.training.run import Trainer, run
+from unixkd.training.run_folder import RunFolder
 
 Seconds = Callable[[Network], float]
 
@@ -34,7 +43,7 @@ NATIVE = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
 
 def capabilities(monkeypatch: pytest.MonkeyPatch, **known: bool) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known)
-    monkeypatch.setattr("unixkd.precision.NATIVE", NATIVE)  # conftest.py has emptied it
+    monkeypatch.setattr("unixkd.training.precision.NATIVE", NATIVE)  # conftest.py has emptied it
 
 
 def timings(monkeypatch: pytest.MonkeyPatch, bf16: Seconds) -> list[tuple[Network, bool]]:

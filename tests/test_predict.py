@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-
 from running import TEST_IMAGES, alone, call, make_teacher, summary
+
 from unixkd.data import load_data
-from unixkd.display import percent
-from unixkd.evaluate import predict
 from unixkd.models import load_model
-from unixkd.train import run
+from unixkd.training.display import percent
+from unixkd.training.predictions import predict
+from unixkd.training.run import run
 
 
 @pytest.fixture(scope="module")
@@ -197,11 +197,11 @@ def test_predict_never_prints_more_classes_than_there_are(trained, images, capsy
 
 
 def test_predict_in_parts_says_the_same(trained, images, capsys, monkeypatch):
-    from unixkd.commands import single
+    from unixkd.cli import train
 
     assert call("predict", trained, images) == 0
     whole = capsys.readouterr().out
-    monkeypatch.setattr(single, "PREDICT_BATCH", 5)
+    monkeypatch.setattr(train, "PREDICT_BATCH", 5)
     assert call("predict", trained, images) == 0
     assert capsys.readouterr().out == whole
 

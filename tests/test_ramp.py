@@ -8,18 +8,18 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-
 from running import IMAGES, distilled, make_teacher, metrics, summary
 from slow import images_of
+
 from unixkd.config import AnswersConfig, MethodConfig, ModelConfig
-from unixkd.cost import Ledger
 from unixkd.distiller import Distiller
 from unixkd.errors import UsageError, UserError
-from unixkd.expected import expected_cost
-from unixkd.methods import Method, hard, kd, selective_backprop, unix
-from unixkd.mixing import SigmoidCurve
-from unixkd.ramp import Ramp
-from unixkd.train import run
+from unixkd.method.ledger import Ledger
+from unixkd.method.method import Method, Ramp
+from unixkd.method.mixing import SigmoidCurve
+from unixkd.method.unix import hard, kd, selective_backprop, unix
+from unixkd.planning.expected import expected_cost
+from unixkd.training.run import run
 
 
 def with_ramp(method: Method, **ramp) -> Method:

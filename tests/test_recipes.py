@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
+from unixkd.cli.recipes import IMAGENET, PAIRS, planned_recipe, recipe, recipe_names, teacher_recipe
 from unixkd.config import DataConfig, LossConfig, ModelConfig, TrainConfig
 from unixkd.errors import UsageError
 from unixkd.models import model_names
 from unixkd.models.published import check_name
-from unixkd.recipes import IMAGENET, PAIRS, planned_recipe, recipe, recipe_names, teacher_recipe
-from unixkd.schedules import learning_rate
+from unixkd.training.optimizer import learning_rate
 
 SECTIONS = {
     "data": DataConfig,

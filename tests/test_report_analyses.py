@@ -7,18 +7,18 @@ from typing import Any
 
 import pytest
 import yaml
-
 from test_report_runs import epoch_line, write_run
-from unixkd.build_methods import build_method
+
 from unixkd.config import MethodConfig
 from unixkd.errors import UserError
-from unixkd.mixing import SigmoidCurve
+from unixkd.method.from_config import build_method
+from unixkd.method.mixing import SigmoidCurve
+from unixkd.names import OPTIONS, label_of, parse_variant
+from unixkd.report.cost_chart import front
 from unixkd.report.effects import DEFAULTS, find_series
-from unixkd.report.histograms import bars_over_time
 from unixkd.report.page import page
 from unixkd.report.runs import Spread, find_runs, group_runs
-from unixkd.report.tradeoff import front
-from unixkd.variants import OPTIONS, label_of, parse_variant
+from unixkd.report.selection import bars_over_time
 
 pytest.importorskip("matplotlib", reason="report pages need matplotlib")
 
@@ -181,7 +181,7 @@ def test_the_defaults_are_those_of_the_methods() -> None:
 
 
 def _scorers() -> dict[str, Any]:
-    from unixkd.build_methods import SCORERS
+    from unixkd.method.from_config import SCORERS
 
     return dict(SCORERS)
 

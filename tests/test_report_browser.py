@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from running import call, distilled, make_teacher, summary
 from test_report_first_screen import contrast
+
 from unixkd.config import MethodConfig
-from unixkd.report.figures import flops
-from unixkd.train import run
-from unixkd.variants import label_of
+from unixkd.names import label_of
+from unixkd.report.numbers import flops
+from unixkd.training.run import run
 
 pytest.importorskip("matplotlib", reason="report pages need matplotlib")
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")

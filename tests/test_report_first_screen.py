@@ -9,15 +9,15 @@ from typing import Any
 from xml.etree.ElementTree import Element
 
 import pytest
-
 from pages import read_page, section, table, words
 from test_report_page import _lines, _selection
 from test_report_runs import epoch_line, write_run
+
 from unixkd.errors import UserError
+from unixkd.report.charts import DARK, LIGHT
 from unixkd.report.page import page
 from unixkd.report.records import Command
 from unixkd.report.runs import find_runs
-from unixkd.report.svg import DARK, LIGHT
 
 pytest.importorskip("matplotlib", reason="report pages need matplotlib")
 GOT, COST, KD = "What did I get?", "What did it cost?", "What would plain KD have cost?"

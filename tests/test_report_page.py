@@ -17,17 +17,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
-
 from test_report_runs import epoch_line, write_run
+
 from unixkd.errors import UserError
-from unixkd.methods import METHODS
+from unixkd.method.unix import METHODS
 from unixkd.report import report
-from unixkd.report.charts import styles_of
-from unixkd.report.kept import kept_shares
-from unixkd.report.labels import spread_out
+from unixkd.report.charts import spread_out, styles_of
 from unixkd.report.page import page, write_page
 from unixkd.report.runs import find_runs, group_runs
-from unixkd.report.words import _EXPLAINED
+from unixkd.report.selection import kept_shares
+from unixkd.report.wording import _EXPLAINED
 
 pytest.importorskip("matplotlib", reason="report pages need matplotlib")
 HOSTILE = '</script><script>alert("x")</script>&<img src=x onerror=alert(1)>'

@@ -22,7 +22,7 @@ from unixkd.report.runs import (
     teacher_runs,
 )
 from unixkd.report.table import markdown_table, render_table, teacher_accuracy
-from unixkd.report.words import headline, protocol_notes
+from unixkd.report.wording import headline, protocol_notes
 
 
 def epoch_line(number: int, accuracy: float | None = None, **more: Any) -> dict[str, Any]:

@@ -12,12 +12,11 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonargparse import Namespace
-
 from running import SMALL, call, make_teacher
 from test_report_runs import write_run
-from unixkd import cli
-from unixkd.commands.reproducing import commands_of, compare_words, config_of
-from unixkd.compare import matched_jobs, plan_jobs
+
+from unixkd.cli import main
+from unixkd.cli.reproduce import commands_of, compare_words, config_of
 from unixkd.config import (
     AnswersConfig,
     DataConfig,
@@ -26,11 +25,12 @@ from unixkd.config import (
     ModelConfig,
     RunConfig,
     TrainConfig,
+    flatten,
+    to_plain,
 )
+from unixkd.names import parse_variant, run_words
 from unixkd.report.runs import find_runs
-from unixkd.rerun import run_words
-from unixkd.runfolder import flatten, to_plain
-from unixkd.variants import parse_variant
+from unixkd.training.compare import matched_jobs, plan_jobs
 
 TEACHER = ModelConfig("runs/my teacher", mean=[0.5], std=[0.25])
 BASE = RunConfig(ModelConfig("resnet8"), TEACHER, data=DataConfig("digits", views=4, labels=False))
@@ -51,7 +51,7 @@ def again(words: list[str]) -> RunConfig:
     """What the command line makes of a command, as `distill` and `train` do."""
     program, command, *rest = words
     assert program == "unixkd"
-    options = cli.parse(command, rest)
+    options = main.parse(command, rest)
     if command == "train":
         method = MethodConfig("student-alone")
         return RunConfig(
@@ -146,7 +146,7 @@ def jobs_of(options: Namespace) -> list[RunConfig]:
 @pytest.mark.parametrize("match", [False, True])
 def test_a_comparison_is_one_command(match, tmp_path):
     words = compare_words(find_runs([folders(configs(match), tmp_path)]))
-    options = cli.parse(words[1], words[2:])
+    options = main.parse(words[1], words[2:])
     assert words[:2] == ["unixkd", "compare"]
     assert jobs_of(options) == configs(match=False)
     assert options.match_cost is match

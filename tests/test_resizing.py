@@ -8,21 +8,20 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor, nn
-
 from running import IMAGES, distilled, make_teacher
 from slow import TinyNet, images_of
+from torch import Tensor, nn
+
 from unixkd.config import MethodConfig, ModelConfig
-from unixkd.cost import Ledger
 from unixkd.distiller import Distiller
 from unixkd.errors import UserError
-from unixkd.flops import flops_by_size, forward_flops
-from unixkd.methods import Method, kd, stale
+from unixkd.method.ledger import Ledger, flops_by_size, forward_flops
+from unixkd.method.method import Method, Ramp
+from unixkd.method.resizing import shrink, shrunk_side, shrunk_size
+from unixkd.method.unix import kd, stale
 from unixkd.models import create_model
-from unixkd.planner import expected_cost
-from unixkd.ramp import Ramp
-from unixkd.resizing import shrink, shrunk_side, shrunk_size
-from unixkd.train import run
+from unixkd.planning.expected import expected_cost
+from unixkd.training.run import run
 
 
 @given(side=st.integers(4, 256), share=st.floats(0.01, 1))

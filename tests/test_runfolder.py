@@ -12,10 +12,20 @@ import pytest
 import yaml
 from PIL import Image
 
-from unixkd import runfolder
-from unixkd.config import LossConfig, MethodConfig, ModelConfig, RunConfig, TrainConfig
+from unixkd import run_files
+from unixkd.config import (
+    LossConfig,
+    MethodConfig,
+    ModelConfig,
+    RunConfig,
+    TrainConfig,
+    flatten,
+    read_yaml,
+    to_plain,
+)
 from unixkd.errors import UserError
-from unixkd.runfolder import RunFolder, flatten, read_yaml, thumbnail, to_plain
+from unixkd.training import run_folder
+from unixkd.training.run_folder import RunFolder, thumbnail
 
 CONFIG = RunConfig(ModelConfig("resnet8"), ModelConfig("teacher"), MethodConfig("unix", keep=0.5))
 
@@ -178,10 +188,10 @@ def test_a_thumbnail_is_the_image(channels):
 
 
 def test_every_file_a_run_writes_is_removed_by_overwrite():
-    assert set(runfolder.FILES) == {
+    assert set(run_folder.FILES) == {
         *("run.yaml", "plan.json", "metrics.jsonl", "summary.json", "selection.json", "left_out.json"),
         *("model.safetensors", "config.json"),
-        *(f"export/{name}" for name in runfolder.EXPORTED),
+        *(f"export/{name}" for name in run_files.EXPORTED),
     }
 
 

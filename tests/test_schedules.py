@@ -10,7 +10,8 @@ from torch.optim import lr_scheduler
 
 from unixkd.config import TrainConfig
 from unixkd.errors import UsageError
-from unixkd.schedules import cosine, learning_rate
+from unixkd.method.method import cosine
+from unixkd.training.optimizer import learning_rate
 
 EPOCHS, PER_EPOCH = 12, 5
 TOTAL = EPOCHS * PER_EPOCH

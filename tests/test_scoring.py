@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unixkd.errors import UserError
-from unixkd.scoring import entropy, least_confidence, margin, rank
+from unixkd.method.scoring import entropy, least_confidence, margin, rank
 
 ORACLE = json.loads((Path(__file__).parent / "data" / "method.json").read_text())["scores"]
 SCORERS = {"entropy": entropy, "margin": margin, "least_confidence": least_confidence}

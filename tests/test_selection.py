@@ -9,22 +9,30 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-
 from running import DATA, IMAGES, call, distilled, make_teacher, metrics, summary
 from slow import images_of
-from unixkd.batch import MixedBatch, Outputs
-from unixkd.compare import matched_epochs
+
 from unixkd.config import MethodConfig, ModelConfig, TrainConfig
-from unixkd.cost import Ledger
 from unixkd.distiller import Distiller
-from unixkd.engine import Engine
 from unixkd.errors import UserError
-from unixkd.history import History, RowLoss, Uncertainty
-from unixkd.losses import KD, CrossEntropy
-from unixkd.methods import Method, infobatch, kd, random_epoch, selective_backprop, stale
-from unixkd.scoring import TrueLoss, entropy, rank, sampling_keys
-from unixkd.selection import InfoBatch, RandomChoice, StaleChoice, noise
-from unixkd.train import run
+from unixkd.method.batch import MixedBatch, Outputs
+from unixkd.method.epoch_choice import (
+    History,
+    InfoBatch,
+    RandomChoice,
+    RowLoss,
+    StaleChoice,
+    Uncertainty,
+    noise,
+)
+from unixkd.method.ledger import Ledger
+from unixkd.method.losses import KD, CrossEntropy
+from unixkd.method.method import Method
+from unixkd.method.scoring import TrueLoss, entropy, rank, sampling_keys
+from unixkd.method.unix import infobatch, kd, random_epoch, selective_backprop, stale
+from unixkd.training.compare import matched_epochs
+from unixkd.training.engine import Engine
+from unixkd.training.run import run
 
 INF = math.inf
 

@@ -12,26 +12,27 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
-
 from running import TEST_IMAGES, alone, call, distilled, everything, make_teacher, metrics, summary, weights
 from several import together
-from unixkd import build
-from unixkd.batchnorm import has_statistics, is_synchronised, synchronise
-from unixkd.checks import check_synchronised
+from torch import nn
+
 from unixkd.config import AnswersConfig, MethodConfig, RunConfig
 from unixkd.data import load_data
-from unixkd.distill import StepResult
-from unixkd.engine import Engine
+from unixkd.data.sampling import check_kept, num_steps, own_batch_size, share_out
 from unixkd.errors import UserError
-from unixkd.evaluate import join_predictions, predict
-from unixkd.launched import LeaderError
+from unixkd.method.network import has_statistics
+from unixkd.method.step import StepResult
 from unixkd.models import PixelModel, load_model
-from unixkd.parallel import World
-from unixkd.shares import check_kept, num_steps, own_batch_size, share_out
-from unixkd.stopping import Stopped
-from unixkd.tally import Tally
-from unixkd.train import run
+from unixkd.training import build
+from unixkd.training.checks import check_synchronised
+from unixkd.training.distributed.launch import LeaderError
+from unixkd.training.distributed.world import World
+from unixkd.training.engine import Engine
+from unixkd.training.epoch_stats import EpochStats
+from unixkd.training.evaluation import is_synchronised, synchronise
+from unixkd.training.predictions import join_predictions, predict
+from unixkd.training.run import run
+from unixkd.training.stopping import Stopped
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +215,7 @@ def forget_and_resume(config: RunConfig, folder: Path) -> None:
             run(config, folder, mode="resume")
     with pytest.MonkeyPatch.context() as patch:
         if os.environ["RANK"] == "1":
-            patch.setattr(Tally, "load_state", lambda tally, tensors, numbers: None)
+            patch.setattr(EpochStats, "load_state", lambda tally, tensors, numbers: None)
         run(config, folder, mode="resume")
 
 

@@ -7,28 +7,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from torch import nn
-
 import test_several
+import torch
 from running import TEST_IMAGES, alone, distilled, everything, make_teacher, metrics, summary, weights
 from several import together
 from test_several import run_without_batchnorm, without_batchnorm
-from unixkd.checkpoint import load_checkpoint
+from torch import nn
+
 from unixkd.config import AnswersConfig, LossConfig, MethodConfig, RunConfig
-from unixkd.cost import Ledger
 from unixkd.data import load_data
 from unixkd.distiller import Distiller
 from unixkd.errors import UserError
-from unixkd.evaluate import predict
-from unixkd.flops import forward_flops
+from unixkd.method.ledger import Ledger, forward_flops
+from unixkd.method.network import is_sharded
 from unixkd.models import create_model, load_student
-from unixkd.parallel import World
-from unixkd.parallel import together as processes
-from unixkd.sharding import (
+from unixkd.training.checkpoint import load_checkpoint
+from unixkd.training.distributed.sharding import (
     check_sharding,
     gathered,
-    is_sharded,
     load_parts,
     own_part,
     shard,
@@ -36,7 +32,10 @@ from unixkd.sharding import (
     skeleton,
     units,
 )
-from unixkd.train import run
+from unixkd.training.distributed.world import World
+from unixkd.training.distributed.world import together as processes
+from unixkd.training.predictions import predict
+from unixkd.training.run import run
 
 pytestmark = pytest.mark.slow
 

@@ -11,14 +11,14 @@ import time
 from pathlib import Path
 
 import pytest
-
 from running import call, everything, make_teacher, summary
-from unixkd.checkpoint import checkpoints
-from unixkd.runfolder import RunFolder
+
+from unixkd.training.checkpoint import checkpoints
+from unixkd.training.run_folder import RunFolder
 
 pytestmark = pytest.mark.slow
 
-MAIN = "import sys\nfrom unixkd.cli import main\nif __name__ == '__main__':\n    sys.exit(main())\n"
+MAIN = "import sys\nfrom unixkd.cli.main import main\nif __name__ == '__main__':\n    sys.exit(main())\n"
 PATIENCE = 300.0
 FULL_PRECISION = ("--train.precision", "fp32", "--train.teacher_precision", "fp32")
 """In a process of its own a command would probe."""

@@ -16,19 +16,19 @@ from typing import Any
 
 import pytest
 import torch
-
 from running import SMALL, alone, distilled, everything, make_teacher, metrics
-from unixkd import stopping
+
 from unixkd.config import AnswersConfig, MethodConfig, RunConfig
-from unixkd.distill import StepResult
-from unixkd.engine import Engine
 from unixkd.errors import UserError
-from unixkd.history import History
-from unixkd.stopping import Stopped, asked, stoppable
-from unixkd.tally import Tally
+from unixkd.method.epoch_choice import History
+from unixkd.method.step import StepResult
 from unixkd.teacher.journal import Journal
-from unixkd.train import run, steps
-from unixkd.turns import take_turns
+from unixkd.training import stopping
+from unixkd.training.compare import take_turns
+from unixkd.training.engine import Engine
+from unixkd.training.epoch_stats import EpochStats
+from unixkd.training.run import run, steps
+from unixkd.training.stopping import Stopped, asked, stoppable
 
 WHOLE_EPOCH = 4  # steps
 
@@ -93,8 +93,10 @@ def test_the_comparison_finds_what_is_forgotten_within_an_epoch(forgotten, teach
     config = CONFIGS["stale"](teacher)
     run(config, tmp_path / "whole")
     if forgotten == "sums":
-        original = Tally.load_state
-        monkeypatch.setattr(Tally, "load_state", lambda tally, tensors, numbers: original(tally, {}, numbers))
+        original = EpochStats.load_state
+        monkeypatch.setattr(
+            EpochStats, "load_state", lambda tally, tensors, numbers: original(tally, {}, numbers)
+        )
     else:
         monkeypatch.setattr(History, "state", lambda history: {"score": history.score, "age": history.age})
     stop_and_resume(config, tmp_path / "parts", 1)
@@ -205,7 +207,7 @@ def test_a_second_signal_ends_at_once(tmp_path):
     """Between the two there is no step that could end."""
     code = (
         "import os, signal, time\n"
-        "from unixkd.stopping import stoppable\n"
+        "from unixkd.training.stopping import stoppable\n"
         "with stoppable():\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
         "    print('first', flush=True)\n"
@@ -312,7 +314,7 @@ HOLD = "import sys, filelock; lock = filelock.FileLock(sys.argv[1]); lock.acquir
 
 
 def test_a_folder_in_use_is_refused_and_free_afterwards(tmp_path, monkeypatch):
-    monkeypatch.setattr("unixkd.runfolder.LOCK_SECONDS", 0.1)
+    monkeypatch.setattr("unixkd.training.run_folder.LOCK_SECONDS", 0.1)
     run(alone(), tmp_path / "run")
     words = [sys.executable, "-c", HOLD, str(tmp_path / "run" / ".lock")]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:

@@ -16,21 +16,21 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor, nn
-
 from running import alone, distilled, metrics, summary, weights
 from slow import RowCounter, images_of, labels_of
+from torch import Tensor, nn
+
 from unixkd.config import AnswersConfig, DataConfig, MethodConfig, RunConfig
 from unixkd.data import load_data
-from unixkd.distill import StepResult
 from unixkd.distiller import Distiller
-from unixkd.engine import Engine
-from unixkd.evaluate import predict
-from unixkd.losses import KD, CrossEntropy
-from unixkd.methods import METHODS
+from unixkd.method.losses import KD, CrossEntropy
+from unixkd.method.objective import Term
+from unixkd.method.step import StepResult
+from unixkd.method.unix import METHODS
 from unixkd.models import create_model, load_model
-from unixkd.objective import Term
-from unixkd.train import run
+from unixkd.training.engine import Engine
+from unixkd.training.predictions import predict
+from unixkd.training.run import run
 
 DATA = DataConfig("digits", limit=128)
 EXACT = 0.0

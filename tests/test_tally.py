@@ -7,17 +7,17 @@ from dataclasses import replace
 
 import pytest
 import torch
-
 from slow import TinyNet, images_of, labels_of
-from unixkd.batch import Batch, MixedBatch, Outputs
-from unixkd.bins import NUM_BINS, ScoreBins, score_bins
-from unixkd.build_methods import build_method
+
 from unixkd.config import MethodConfig
-from unixkd.distill import StepResult
 from unixkd.distiller import Distiller
-from unixkd.methods import StepCounts, hard, kd, unix
-from unixkd.parallel import World
-from unixkd.tally import MIXED_UNIT, Tally
+from unixkd.method.batch import Batch, MixedBatch, Outputs
+from unixkd.method.from_config import build_method
+from unixkd.method.method import StepCounts
+from unixkd.method.step import StepResult
+from unixkd.method.unix import hard, kd, unix
+from unixkd.training.distributed.world import World
+from unixkd.training.epoch_stats import MIXED_UNIT, NUM_BINS, EpochStats, ScoreBins, score_bins
 
 
 def logits_saying(*classes: int) -> torch.Tensor:
@@ -58,7 +58,7 @@ def result_of(
     )
 
 
-def add(tally: Tally, batch: Batch, result: StepResult) -> None:
+def add(tally: EpochStats, batch: Batch, result: StepResult) -> None:
     tally.add(batch, result)
     tally.count(result.counts)
 
@@ -72,7 +72,7 @@ def batch_of(index: list[int], labels: list[int] | None = None) -> Batch:
 
 def test_two_steps_by_hand():
     times_kept = torch.tensor([5, 3, 0, 0, 0, 0, 0, 0])  # of earlier epochs
-    tally = Tally(times_kept)
+    tally = EpochStats(times_kept)
     # Four images, two kept (positions 3 and 0, that is images 7 and 4); the student is wrong on 0 and 2.
     add(
         tally,
@@ -100,7 +100,7 @@ def test_two_steps_by_hand():
 
 
 def test_without_scores_the_training_pass_of_pure_images_tells_who_is_hard():
-    tally = Tally(torch.zeros(4, dtype=torch.int64))
+    tally = EpochStats(torch.zeros(4, dtype=torch.int64))
     labels = torch.tensor([0, 1, 2])
     add(
         tally,
@@ -115,7 +115,7 @@ def test_without_scores_the_training_pass_of_pure_images_tells_who_is_hard():
 
 
 def test_without_labels_or_index():
-    tally = Tally(torch.zeros(4, dtype=torch.int64))
+    tally = EpochStats(torch.zeros(4, dtype=torch.int64))
     batch = Batch(torch.zeros(2, 1, 2, 2))
     add(tally, batch, result_of([1], 1.0, scores=[0.0, 1.0], scoring=logits_saying(0, 0)))
     selection = tally.selection()
@@ -126,7 +126,7 @@ def test_without_labels_or_index():
 
 def test_an_epoch_counts_anew():
     times_kept = torch.zeros(2, dtype=torch.int64)
-    tally = Tally(times_kept)
+    tally = EpochStats(times_kept)
     for loss in (1.0, 3.0):
         tally.start_epoch()
         add(tally, batch_of([0, 1]), result_of([0], loss, scores=[1.0, 0.0], scoring=logits_saying(0, 0)))
@@ -142,7 +142,7 @@ def mixed_result(position: list[int], partner: list[int], weight: list[float]) -
 
 
 def test_what_the_rows_of_an_image_gave_to_their_partners_by_hand():
-    tally = Tally(torch.zeros(8, dtype=torch.int32))
+    tally = EpochStats(torch.zeros(8, dtype=torch.int32))
     add(tally, batch_of([4, 5, 6, 7]), mixed_result([3, 0], [1, 3], [0.25, 0.0]))  # of images 7 and 4
     add(tally, batch_of([7, 4, 0, 1]), mixed_result([0, 2], [0, 1], [0.5, 1.0]))  # of images 7 and 0
     add(tally, batch_of([0, 1]), result_of([0], 1.0))  # unmixed
@@ -155,7 +155,7 @@ def test_mixing_weights_add_up_to_the_same_in_any_order():
     weights = torch.rand(999, generator=torch.Generator().manual_seed(0))
     sums = []
     for order in (torch.arange(999), torch.arange(999).flip(0)):
-        tally = Tally(torch.zeros(1, dtype=torch.int32))
+        tally = EpochStats(torch.zeros(1, dtype=torch.int32))
         for weight in weights[order].tolist():
             add(tally, batch_of([0]), mixed_result([0], [0], [weight]))
         sums.append(tally.mixed.item())
@@ -165,7 +165,7 @@ def test_mixing_weights_add_up_to_the_same_in_any_order():
 
 def test_what_processes_have_counted_of_their_images_is_put_together():
     """Of two processes each visits other images in an epoch, and knows of the others as they were before it."""
-    ours, theirs = (Tally(torch.full((4,), 5, dtype=torch.int32)) for _ in range(2))
+    ours, theirs = (EpochStats(torch.full((4,), 5, dtype=torch.int32)) for _ in range(2))
     add(ours, batch_of([0, 2]), mixed_result([0, 1], [1, 0], [0.5, 0.25]))
     add(theirs, batch_of([1, 3]), mixed_result([1], [0], [1.0]))
 
@@ -182,7 +182,7 @@ def test_what_processes_have_counted_of_their_images_is_put_together():
 
 def test_a_loss_that_is_not_finite_is_remembered():
     for broken in (float("nan"), float("inf"), float("-inf")):
-        tally = Tally(torch.zeros(2, dtype=torch.int64))
+        tally = EpochStats(torch.zeros(2, dtype=torch.int64))
         for loss in (1.0, broken, 1.0):
             assert tally.finite() == (tally.steps < 2)
             add(tally, batch_of([0, 1]), result_of([0], loss))
@@ -197,7 +197,7 @@ def test_tally_of_real_steps(method):
     student = TinyNet(seed=1)
     distiller = Distiller(student, TinyNet(seed=2), method)
     times_kept = torch.zeros(20, dtype=torch.int64)
-    tally, losses, kept = Tally(times_kept, score_bins(method, 5)), [], []
+    tally, losses, kept = EpochStats(times_kept, score_bins(method, 5)), [], []
     slow = {"kept": [0] * NUM_BINS, "dropped": [0] * NUM_BINS}
     for start, n in ((0, 8), (8, 8), (16, 4)):
         batch = Batch(images_of(n, seed=start), labels_of(n, seed=start), torch.arange(start, start + n))
@@ -232,7 +232,7 @@ def counts(**bins: int) -> list[int]:
 
 
 def test_a_histogram_by_hand():
-    tally = Tally(torch.zeros(8, dtype=torch.int64), TENTHS)
+    tally = EpochStats(torch.zeros(8, dtype=torch.int64), TENTHS)
     # Scores on an edge belong to the bin above, those beyond the range to the outermost ones.
     add(
         tally,
@@ -259,7 +259,7 @@ def test_a_histogram_by_hand():
 
 
 def test_without_labels_nobody_is_hard_in_a_histogram():
-    tally = Tally(torch.zeros(4, dtype=torch.int64), TENTHS)
+    tally = EpochStats(torch.zeros(4, dtype=torch.int64), TENTHS)
     batch = Batch(torch.zeros(2, 1, 2, 2))
     add(tally, batch, result_of([1], 1.0, scores=[0.0, 1.0], scoring=logits_saying(0, 0)))
     histogram = tally.histogram()
@@ -268,7 +268,7 @@ def test_without_labels_nobody_is_hard_in_a_histogram():
 
 
 def test_a_score_that_is_no_number_breaks_no_histogram():
-    tally = Tally(torch.zeros(4, dtype=torch.int64), TENTHS)
+    tally = EpochStats(torch.zeros(4, dtype=torch.int64), TENTHS)
     scores = [float("nan"), float("inf"), float("-inf"), 5.0]
     add(tally, batch_of([0, 1, 2, 3]), result_of([0, 1, 2], 1.0, scores=scores, scoring=torch.zeros(4, 3)))
     histogram = tally.histogram()
@@ -277,7 +277,9 @@ def test_a_score_that_is_no_number_breaks_no_histogram():
 
 
 def test_the_remembered_scores_of_visited_and_left_out_images():
-    tally = Tally(torch.zeros(6, dtype=torch.int64), ScoreBins("loss / mean loss", 0.0, 2.0, of_mean=True))
+    tally = EpochStats(
+        torch.zeros(6, dtype=torch.int64), ScoreBins("loss / mean loss", 0.0, 2.0, of_mean=True)
+    )
     inf = float("inf")
     tally.choose(torch.full((6,), inf), torch.tensor([0, 1]))
     assert tally.histogram() is None  # nothing is remembered yet

@@ -9,18 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from small import assert_same, images, net, trained_by_hand
 from timm.task import resume_task_checkpoint
 from timm.utils import CheckpointSaver
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from small import assert_same, images, net, trained_by_hand
 from unixkd.distiller import Distiller
 from unixkd.errors import UserError
 from unixkd.integrations.timm import DistillationTask
-from unixkd.losses import KD, CrossEntropy
-from unixkd.methods import stale, unix
-from unixkd.objective import Term
+from unixkd.method.losses import KD, CrossEntropy
+from unixkd.method.objective import Term
+from unixkd.method.unix import stale, unix
 
 RATE = 0.5
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-
 from running import everything, make_teacher, metrics, summary
+
 from unixkd.models import load_student
 
 pytestmark = pytest.mark.slow
@@ -121,8 +121,9 @@ def test_sharded_they_stop_and_go_on_exactly_and_one_process_loads_the_student(t
 
 FAULTY = """
 import os, sys
-from unixkd import cli, engine
-from unixkd.launched import end
+from unixkd.cli import main as cli
+from unixkd.training import engine
+from unixkd.training.distributed.launch import end
 
 def step(self, *rest):
     if os.environ["RANK"] == "1" and self.distiller.steps == 5:

@@ -15,8 +15,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
-
 from running import (
     BATCH,
     IMAGES,
@@ -33,19 +31,21 @@ from running import (
     untimed,
     weights,
 )
-from unixkd import runstate
-from unixkd.build import build_student
+from safetensors.torch import save_file
+
 from unixkd.config import LossConfig, MethodConfig, RunConfig
 from unixkd.data import load_data
-from unixkd.display import Event, Note
-from unixkd.distill import StepResult
-from unixkd.engine import Engine
 from unixkd.errors import UserError
-from unixkd.evaluate import predict
-from unixkd.flops import forward_flops
-from unixkd.history import History
+from unixkd.method.epoch_choice import History
+from unixkd.method.ledger import forward_flops
+from unixkd.method.step import StepResult
 from unixkd.models import create_model, load_model
-from unixkd.train import Trainer, run
+from unixkd.training import resume
+from unixkd.training.build import build_student
+from unixkd.training.display import Event, Note
+from unixkd.training.engine import Engine
+from unixkd.training.predictions import predict
+from unixkd.training.run import Trainer, run
 
 
 @pytest.fixture(scope="module")
@@ -357,7 +357,7 @@ def test_the_comparison_finds_what_a_resume_forgets(forgotten, teacher, tmp_path
     """The negative control of the test above."""
     config = distilled(teacher)
     run(config, tmp_path / "whole")
-    original = runstate.restore
+    original = resume.restore
 
     def restore(trainer: Trainer) -> None:
         original(trainer)
@@ -366,9 +366,9 @@ def test_the_comparison_finds_what_a_resume_forgets(forgotten, teacher, tmp_path
         if forgotten == "steps":
             trainer.engine.distiller.steps = 0
 
-    monkeypatch.setattr(runstate, "restore", restore)
+    monkeypatch.setattr(resume, "restore", restore)
     if forgotten == "unpack_optimizer":
-        monkeypatch.setattr(runstate, "unpack_optimizer", lambda *arguments: None)
+        monkeypatch.setattr(resume, "unpack_optimizer", lambda *arguments: None)
     stop_and_resume(config, tmp_path / "parts", 5)
     assert everything(tmp_path / "parts") != everything(tmp_path / "whole")
 
@@ -421,9 +421,10 @@ def test_without_a_valid_checkpoint_there_is_no_silent_fresh_start(unix_run, tea
 
 
 def test_resume_on_other_data_is_refused(unix_run, teacher, tmp_path, monkeypatch):
-    from unixkd import build
+    from unixkd import data as _data
+    from unixkd.training import build
 
-    original = build.load_data
+    original = _data.load_data
     monkeypatch.setattr(build, "load_data", lambda c: replace(original(c), fingerprint="another"))
     shutil.copytree(unix_run, tmp_path / "run")
     with pytest.raises(UserError, match="the training data has changed"):

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from small import LENGTH, assert_same, bert, named, rows, texts, trained_by_hand, vit
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from small import LENGTH, assert_same, bert, named, rows, texts, trained_by_hand, vit
 from unixkd.errors import UserError
 from unixkd.integrations.transformers import STATE_NAME, DistillationTrainer
-from unixkd.losses import KD, CrossEntropy
-from unixkd.methods import kd, random, stale
-from unixkd.objective import Term
+from unixkd.method.losses import KD, CrossEntropy
+from unixkd.method.objective import Term
+from unixkd.method.unix import kd, random, stale
 
 RATE = 0.5
 KINDS = pytest.mark.parametrize(("make", "batch"), [(vit, named()), (bert, texts())], ids=["images", "text"])

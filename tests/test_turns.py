@@ -5,11 +5,11 @@ from __future__ import annotations
 from functools import partial
 
 import pytest
-
 from running import alone, everything
+
 from unixkd.errors import UserError
-from unixkd.train import run, steps
-from unixkd.turns import take_turns
+from unixkd.training.compare import take_turns
+from unixkd.training.run import run, steps
 
 
 def test_three_runs_two_at_a_time_end_as_alone(tmp_path):

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-
 from running import alone, call, summary
+
 from unixkd.config import DataConfig
 from unixkd.data import load_data
 from unixkd.errors import UserError
-from unixkd.train import run
+from unixkd.training.run import run
 
 CLASSES = ("cat", "dog")
 IMAGES = 8

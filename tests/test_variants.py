@@ -7,14 +7,13 @@ from dataclasses import fields, replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from running import SMALL, call, distilled, make_teacher, summary
-from unixkd import compare
-from unixkd.compare import matched_jobs, plan_jobs
-from unixkd.config import MethodConfig
+
+from unixkd.config import MethodConfig, read_yaml
 from unixkd.errors import UsageError, UserError
-from unixkd.runfolder import read_yaml
-from unixkd.variants import OPTIONS, file_name, label_of, parse_variant, parse_variants
+from unixkd.names import OPTIONS, file_name, label_of, parse_variant, parse_variants
+from unixkd.training import compare
+from unixkd.training.compare import matched_jobs, plan_jobs
 
 
 def test_words_are_configurations():

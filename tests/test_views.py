@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from unixkd.data import apply_views, epoch_order, identity_view, num_views, to_pixels, view_codes
 from unixkd.data.views import balanced_views, first_codes, numbered_seeds
-from unixkd.hashing import draw_words, mix64
+from unixkd.method.draws import draw_words, mix64
 
 MASK = (1 << 64) - 1
 

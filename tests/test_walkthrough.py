@@ -13,7 +13,6 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-
 from test_docs import ROOT, blocks
 
 PAGE = ROOT / "docs" / "own-model.md"

@@ -13,13 +13,13 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from evidence_queue import load, points
 from evidence_report import paired
-from unixkd.build_methods import build_method
+
 from unixkd.config import MethodConfig
 from unixkd.data.views import view_codes
 from unixkd.errors import UsageError
-from unixkd.fills import distinct_answers
-from unixkd.targets import Budget, MatchKD, parse_target
-from unixkd.ways import EVIDENCE, Evidence, Way, ways
+from unixkd.method.from_config import build_method
+from unixkd.planning.catalogue import EVIDENCE, Budget, Evidence, MatchKD, Strategy, parse_target, ways
+from unixkd.planning.expected import distinct_answers
 
 
 def test_the_lower_bound_by_hand():
@@ -56,7 +56,7 @@ def test_evidence_from_few_images_says_nothing_of_many(monkeypatch):
     found = Evidence(1.0, 0.1, 5, 500, "here")
     monkeypatch.setitem(EVIDENCE, "unix", found)
 
-    def unix(images: int) -> Way:
+    def unix(images: int) -> Strategy:
         return next(each for each in ways(images) if each.name == "unix")
 
     for images in (1, 500, 1000):
@@ -65,15 +65,15 @@ def test_evidence_from_few_images_says_nothing_of_many(monkeypatch):
 
 
 def test_epochs_and_views_of_a_way():
-    shorter = Way("a", MethodConfig("kd"), views_share=0.14, epochs_share=0.75)
+    shorter = Strategy("a", MethodConfig("kd"), views_share=0.14, epochs_share=0.75)
     assert [shorter.epochs(n) for n in (240, 1)] == [180, 1]
     assert [shorter.views(n, 162) for n in (240, 128, 1)] == [34, 18, 1]
     assert (shorter.views(128, 18), shorter.views(128, None)) == (None, 18)
 
 
-def named(name: str, difference: float | None = None, *, exact: bool = False) -> Way:
+def named(name: str, difference: float | None = None, *, exact: bool = False) -> Strategy:
     evidence = None if difference is None else Evidence(difference, 0.1, 9, 500, "here")
-    return Way(name, MethodConfig("kd"), exact=exact, evidence=evidence)
+    return Strategy(name, MethodConfig("kd"), exact=exact, evidence=evidence)
 
 
 SOME = [named("kd", exact=True), named("good", 0.1), named("bad", -2.0), named("open"), named("cheap")]

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from unixkd.capture import Recorder
 from unixkd.data import MemorySplit
 from unixkd.models import ModelCard, PixelModel, create_model
+from unixkd.training.cuda_graph import Recorder
 
 CHANNELS, PADDING = 3, 4
 MEAN, STD = (0.5,) * CHANNELS, (0.25,) * CHANNELS

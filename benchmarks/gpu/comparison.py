@@ -8,24 +8,23 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-import full_protocol as protocol
 import torch
-from kept import check_teacher, publish_teacher, trim
-from pieces import Pace, run_in_turns
-
 from common import keep_summary
 from evidence_arenas import Contender
-from unixkd.assembly import open_store
-from unixkd.build import build_run, pick_device
-from unixkd.compare import Job, is_finished
+
+import full_protocol as protocol
+from kept import check_teacher, publish_teacher, trim
+from pieces import Pace, run_in_turns
 from unixkd.config import RunConfig, TrainConfig
-from unixkd.display import Display, Event, Note
-from unixkd.network import Network
-from unixkd.precision import DTYPES
-from unixkd.runfolder import RunFolder
-from unixkd.teacher.asking import Teacher
-from unixkd.teacher.filling import fetch_answers
-from unixkd.train import Trainer
+from unixkd.method.network import Network
+from unixkd.teacher.teacher import Teacher
+from unixkd.training.answers import fetch_answers
+from unixkd.training.build import build_run, open_store, pick_device
+from unixkd.training.compare import Job, is_finished
+from unixkd.training.display import Display, Event, Note
+from unixkd.training.precision import DTYPES
+from unixkd.training.run import Trainer
+from unixkd.training.run_folder import RunFolder
 
 RESULTS, TEACHERS, ANSWERS = Path("results"), Path("teachers"), Path("answers")
 """In the folder of all runs: summaries of finished runs, teachers, stored answers."""

@@ -15,9 +15,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from unixkd.cost import Ledger
-from unixkd.flops import forward_flops
-from unixkd.methods import StepCounts
+from unixkd.method.ledger import Ledger, forward_flops
+from unixkd.method.method import StepCounts
 
 BACKWARD = 2
 """Forwards that a backward is counted as."""

@@ -22,7 +22,9 @@ from typing import Any
 
 import evidence_arenas
 from evidence_arenas import Contender
-from unixkd import recipes
+
+from unixkd.cli import recipes
+from unixkd.cli.recipes import Pair
 from unixkd.config import (
     AnswersConfig,
     DataConfig,
@@ -32,7 +34,6 @@ from unixkd.config import (
     RunConfig,
     TrainConfig,
 )
-from unixkd.recipes import Pair
 
 PAIRS = {pair.name.removeprefix("cifar100/"): pair for pair in recipes.PAIRS}
 FIRST_PAIRS = ("wrn_40_2-wrn_16_2", "wrn_40_2-wrn_40_1", "wrn_40_2-ShuffleV1")

@@ -27,19 +27,19 @@ from typing import Any
 from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from evidence_queue import load
+from evidence_report import mean_and_sd, rows
+
 import comparison
 import full_protocol as protocol
 import kept
 from comparison import Comparison
 from pieces import Pace
-
-from evidence_queue import load
-from evidence_report import mean_and_sd, rows
-from unixkd.display import LineDisplay
 from unixkd.errors import UserError
+from unixkd.training.display import LineDisplay
 
 STOPPED = 75
-"""As in `unixkd.cli`, which wants packages that a borrowed machine may lack."""
+"""As in `unixkd.cli.main`, which wants packages that a borrowed machine may lack."""
 TARGET = 1.0
 QUICK_STEPS = 40
 """Steps of all runs together between two stops of `--quick`."""

@@ -8,14 +8,14 @@ from functools import lru_cache, partial
 from typing import Any
 
 import torch
+from timing import Samples, interleave, ratio
+from torch import Tensor, nn
+
 from cases import CHANNELS, Case, Scale, make_network, make_split
 from floor import CHIPS, Network, Work, step_work
 from runs import Run, reproducible
-from torch import Tensor, nn
-
-from timing import Samples, interleave, ratio
-from unixkd.methods import METHODS
-from unixkd.planner import synchronize
+from unixkd.method.unix import METHODS
+from unixkd.planning.timing import synchronize
 
 TOLERANCE = {"fp32": 5e-3, "bf16": 2e-2}
 """Relative difference that is still rounding. Equal operations give none at all; but where one differs by 1e-7,

@@ -20,7 +20,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import finish
-from unixkd.recipes import PAIRS, Pair
+
+from unixkd.cli.recipes import PAIRS, Pair
 
 METHODS = ("kd", "unix", "unix-random")
 

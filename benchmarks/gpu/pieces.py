@@ -9,11 +9,11 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from unixkd.display import Note
 from unixkd.errors import UserError
-from unixkd.summary import write_results
-from unixkd.train import Trainer
-from unixkd.turns import take_turns
+from unixkd.training.compare import take_turns
+from unixkd.training.display import Note
+from unixkd.training.results import write_results
+from unixkd.training.run import Trainer
 
 Begin = Callable[[], Trainer]
 

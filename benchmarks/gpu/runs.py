@@ -9,20 +9,20 @@ import warnings
 from collections.abc import Callable, Iterator
 
 import torch
-from cases import Case, Scale, make_network, settle_statistics
 from torch import Tensor
 
-from unixkd.build import build_optimizer
-from unixkd.capture import WARM_UPS
+from cases import Case, Scale, make_network, settle_statistics
 from unixkd.config import TrainConfig
 from unixkd.data import MemorySplit
 from unixkd.distiller import Distiller
-from unixkd.engine import Engine
-from unixkd.methods import METHODS
-from unixkd.planner import synchronize
-from unixkd.precision import DTYPES
-from unixkd.stepper import Stepper
-from unixkd.tally import Tally
+from unixkd.method.unix import METHODS
+from unixkd.planning.timing import synchronize
+from unixkd.training.cuda_graph import WARM_UPS
+from unixkd.training.engine import Engine
+from unixkd.training.epoch_stats import EpochStats
+from unixkd.training.optimizer import build_optimizer
+from unixkd.training.precision import DTYPES
+from unixkd.training.stepper import Stepper
 
 LR = 2**-4
 """Near the usual 0.05, and the same number in float32, as a captured step has it."""
@@ -72,7 +72,7 @@ class Run:
             teacher_dtype=dtype,
         )
         optimizer = build_optimizer(train, self.student.parameters(), scale.device)
-        tally = Tally(torch.zeros(len(split), dtype=torch.int32, device=scale.device))
+        tally = EpochStats(torch.zeros(len(split), dtype=torch.int32, device=scale.device))
         self.stepper = Stepper(
             Engine(distiller, optimizer, tally), split, train, scale.device, note=self.notes.append
         )

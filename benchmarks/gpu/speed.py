@@ -28,11 +28,11 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from common import environment, finish
+
 from cases import Case, Scale
 from measure import Bench
 from runs import rehearse
-
-from common import environment, finish
 
 TARGET_MS = 1.8
 FULL = Scale(

@@ -2,8 +2,8 @@
 
 import sys
 
-from unixkd.cli import main
-from unixkd.launched import end
+from unixkd.cli.main import main
+from unixkd.training.distributed.launch import end
 
 
 def run() -> None:

@@ -6,8 +6,13 @@ method its own number of kept samples. Fractions are shares of the *configured* 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from unixkd.errors import UserError
 
 Precision = Literal["auto", "fp32", "bf16"]
 Scorer = Literal["entropy", "margin", "least_confidence", "true_loss", "random"]
@@ -322,3 +327,42 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     label: str | None = None
     reference_epochs: int | None = None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The values of a run.yaml.
+
+    Raises:
+        UserError: it is damaged
+    """
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds no configuration")
+    return values
+
+
+def to_plain(config: RunConfig) -> dict[str, Any]:
+    """The configuration as `--config` takes it back: `train` runs have a model, `distill` runs a student."""
+    values = asdict(config)
+    if config.teacher is None:
+        kept = {key: values[key] for key in ("data", "train", "label")}
+        return {"model": values["student"], **kept}
+    return values
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one with dotted keys.
+
+    >>> flatten({"a": {"b": 1}, "c": 2})
+    {'a.b': 1, 'c': 2}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

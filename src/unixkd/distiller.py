@@ -1,4 +1,4 @@
-"""Distillation for an own training loop: three lines around the pure step of `distill`."""
+"""Distillation for an own training loop: three lines around the pure step of `method`."""
 
 from __future__ import annotations
 
@@ -10,23 +10,19 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor, nn
 
-from unixkd.batch import Batch, Draws
-from unixkd.cost import Ledger
-from unixkd.distill import Parts, StepResult, distill_step
-from unixkd.draws import make_draws
 from unixkd.errors import UserError
-from unixkd.exchange import Exchange
-from unixkd.feature_losses import FeatureLoss
-from unixkd.flops import sample_flops
-from unixkd.inputs import TEACHERS, Inputs, Named, as_inputs
-from unixkd.losses import KD, CrossEntropy
-from unixkd.methods import Method, StepCounts, unix
-from unixkd.models.features import unwrap
-from unixkd.network import Network
-from unixkd.objective import Objective, Term, check_objective, resolve_layers
-from unixkd.sharding import is_sharded
-from unixkd.teacher.asking import Teacher, check_store
+from unixkd.method.batch import Batch, Draws
+from unixkd.method.draws import make_draws
+from unixkd.method.ledger import Ledger, sample_flops
+from unixkd.method.losses import KD, CrossEntropy, FeatureLoss
+from unixkd.method.method import Method, StepCounts
+from unixkd.method.named_inputs import TEACHERS, Inputs, NamedInputs, as_inputs
+from unixkd.method.network import Network, is_sharded, unwrap
+from unixkd.method.objective import Objective, Term, check_objective, resolve_layers
+from unixkd.method.step import GlobalSelection, Parts, StepResult, distill_step
+from unixkd.method.unix import unix
 from unixkd.teacher.store import AnswerStore
+from unixkd.teacher.teacher import Teacher, check_store
 
 
 class Distiller:
@@ -53,7 +49,7 @@ class Distiller:
             stored answers do not hold
 
     >>> import torch
-    >>> from unixkd.methods import kd
+    >>> from unixkd.method.unix import kd
     >>> teacher, student = (nn.Sequential(nn.Flatten(), nn.Linear(12, 5)) for _ in range(2))
     >>> distiller = Distiller(student, teacher, method=kd())
     >>> result = distiller.step(torch.rand(4, 3, 2, 2))
@@ -171,7 +167,7 @@ class Distiller:
             )
 
     def run(
-        self, batch: Batch, draws: Draws, parts: Parts | None = None, exchange: Exchange | None = None
+        self, batch: Batch, draws: Draws, parts: Parts | None = None, exchange: GlobalSelection | None = None
     ) -> StepResult:
         """The step alone, a pure function of its arguments and the weights: nothing is counted."""
         if self.batch_size is None:
@@ -236,7 +232,7 @@ class Distiller:
         if isinstance(inputs, Tensor) and inputs.ndim == 4:
             self.measure(tuple(inputs.shape[1:]))
             return None
-        shapes = inputs.shapes if isinstance(inputs, Named) else inputs.shape[1:]
+        shapes = inputs.shapes if isinstance(inputs, NamedInputs) else inputs.shape[1:]
         if shapes not in self._flops:
             networks = [self.student, self.teacher.network] if self.teacher else [self.student]
             bare = [network.bare() for network in networks]

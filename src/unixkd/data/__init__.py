@@ -2,8 +2,8 @@
 
 from unixkd.data.images import load_images
 from unixkd.data.load import Data, data_names, load_data
+from unixkd.data.sampling import epoch_order
 from unixkd.data.split import MemorySplit, Split
-from unixkd.data.splits import epoch_order
 from unixkd.data.views import apply_views, identity_view, num_views, to_pixels, view_codes
 
 __all__ = [

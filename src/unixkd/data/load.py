@@ -1,9 +1,10 @@
-"""A configuration to a data set: the source, then what is held out, left out, resized and kept in memory."""
+"""From a `DataConfig` to a data set: ranges, source, then what is held out, left out, resized, kept in memory."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,29 +12,32 @@ import numpy as np
 import torch
 
 from unixkd.config import DataConfig
-from unixkd.data.checks import check_numbers
-from unixkd.data.cifar import load_cifar
-from unixkd.data.digits import load_digits
 from unixkd.data.disk import DiskSplit
-from unixkd.data.folder import load_folder
-from unixkd.data.hub import load_hub, load_parquet
 from unixkd.data.images import fit, fit_all, to_channels
-from unixkd.data.records import Decoded, Records, Source
-from unixkd.data.shards import load_shards
+from unixkd.data.sampling import hold_out, subset
+from unixkd.data.source import Decoded, Encoded, Records, Source
+from unixkd.data.sources.cifar import load_cifar
+from unixkd.data.sources.digits import load_digits
+from unixkd.data.sources.folder import load_folder
+from unixkd.data.sources.hub import load_hub, load_parquet
+from unixkd.data.sources.stream import StreamSplit, load_stream
+from unixkd.data.sources.webdataset import load_shards
 from unixkd.data.split import MemorySplit
-from unixkd.data.splits import hold_out, subset
-from unixkd.data.stream import load_stream
-from unixkd.data.stream_split import StreamSplit
-from unixkd.data.unreadable import leave_out
 from unixkd.errors import UserError, unknown_name
 
 _MEMORY_SIZE = 64  # side up to which images are kept in memory
+
+
 _NAMED: dict[str, Callable[[DataConfig], Source]] = {
     "digits": lambda config: load_digits(),
     "cifar10": lambda config: load_cifar("cifar10", config.root),
     "cifar100": lambda config: load_cifar("cifar100", config.root),
 }
+
+
 _IDS = ("hub", "stream")
+
+
 _PREFIXED: dict[str, Callable[[str, DataConfig], Source]] = {
     "folder": lambda place, config: load_folder(Path(place).expanduser(), config.max_unreadable),
     "parquet": lambda place, config: load_parquet(
@@ -244,3 +248,74 @@ def _fingerprint(
             digest.update(split.records.digest())
         digest.update(b"unlabelled" if split.labels is None else split.labels.numpy().tobytes())
     return digest.hexdigest()
+
+
+def check_numbers(config: DataConfig) -> None:
+    """Raise where a number is out of range."""
+    if not 0 <= config.holdout < 1:
+        raise UserError(f"data.holdout must be at least 0 and below 1, not {config.holdout}")
+    if config.evaluate_on not in ("auto", "test"):
+        raise unknown_name("data.evaluate_on", config.evaluate_on, ("auto", "test"))
+    if config.size is not None and config.size < 1:
+        raise UserError(f"data.size must be at least 1 pixel, not {config.size}")
+    if config.crop_padding is not None and config.crop_padding < 0:
+        raise UserError(f"data.crop_padding must be at least 0 pixels, not {config.crop_padding}")
+    if config.views is not None and config.views < 1:
+        raise UserError(f"data.views must be at least 1, not {config.views}; leave it out for all views")
+    if config.mixes is not None and config.mixes < 1:
+        raise UserError(
+            f"data.mixes must be at least 1, not {config.mixes}; leave it out for images as they are"
+        )
+    if config.mixes is not None and config.views is not None:
+        raise UserError("data.mixes are of all views of an image: leave data.views out")
+    if config.max_unreadable < 0:
+        raise UserError(f"data.max_unreadable must be at least 0, not {config.max_unreadable}")
+    if config.workers < 0:
+        raise UserError(f"data.workers must be at least 0, not {config.workers}")
+    if config.stream_images is not None and not config.name.startswith("stream:"):
+        raise UserError(f"data.stream_images is for a stream, and {config.name} is none: give data.limit")
+
+
+SHOWN = 3
+"""Images that an error tells the reasons of."""
+
+
+def leave_out(records: Records, most: int, workers: int) -> tuple[Records, tuple[str, ...]]:
+    """The records that can be decoded, and what is wrong with each of the others.
+
+    All images are decoded once for it; where nothing may be left out none is, as reading them finds the first.
+
+    Args:
+        records: training images
+        most: so many may be left out
+        workers: threads that decode
+
+    Raises:
+        UserError: more of them cannot be read, or all of a class
+    """
+    if not most or not isinstance(records, Encoded):
+        return records, ()
+
+    def problem(i: int) -> str | None:
+        try:
+            records.read(i).close()
+        except UserError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(max(1, workers)) as threads:
+        problems = list(threads.map(problem, range(len(records))))
+    wrong = tuple(each for each in problems if each is not None)
+    if len(wrong) > most:
+        raise UserError(
+            f"{len(wrong)} of {len(records)} training images cannot be read, --data.max_unreadable allows {most}: "
+            + "; ".join(wrong[:SHOWN])
+        )
+    left = records.select(np.flatnonzero([each is None for each in problems]))
+    if not len(left):
+        raise UserError(f"none of the {len(records)} training images can be read: {wrong[0]}")
+    if records.labels is not None and left.labels is not None:
+        lost = set(records.labels.tolist()) - set(left.labels.tolist())
+        if lost:
+            raise UserError(f"no image of {len(lost)} classes can be read (class {min(lost)}): {wrong[0]}")
+    return left, wrong

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from unixkd.hashing import draw_words
+from unixkd.method.draws import draw_words
 
 # what is drawn for; 1 to 8 are the views', the steps' and the choice's
 _OWN, _PARTNER, _OTHER, _WEIGHT = 9, 10, 11, 12

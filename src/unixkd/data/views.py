@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from unixkd.hashing import draw_words
+from unixkd.method.draws import draw_words
 
 # what is drawn for; the order of an epoch has number 2
 _CODE, _SEQUENCE, _TURN = 1, 3, 4

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from unixkd.errors import UsageError, UserError, missing_extra
-from unixkd.runfolder import EXPORTED
+from unixkd.run_files import EXPORTED
 
 
 def check_repository(name: str, dry_run: bool) -> None:

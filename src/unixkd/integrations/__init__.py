@@ -9,8 +9,8 @@ from dataclasses import replace
 
 from torch import nn
 
-from unixkd.cost import Ledger
 from unixkd.distiller import Distiller
+from unixkd.method.ledger import Ledger
 
 
 def train_through(distiller: Distiller, wrapper: nn.Module, rank: int = 0) -> None:

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from unixkd.distiller import Distiller
 from unixkd.errors import UserError, missing_extra
-from unixkd.inputs import as_inputs
 from unixkd.integrations import costs
-from unixkd.methods import Method
-from unixkd.objective import Objective
+from unixkd.method.method import Method
+from unixkd.method.named_inputs import as_inputs
+from unixkd.method.objective import Objective
 
 try:
     import lightning as L

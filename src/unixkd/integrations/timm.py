@@ -9,14 +9,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from unixkd.cost import Ledger
 from unixkd.distiller import Distiller
 from unixkd.errors import UserError, missing_extra
 from unixkd.integrations import train_through
-from unixkd.losses import CrossEntropy
-from unixkd.methods import Method
-from unixkd.models.features import unwrap
-from unixkd.objective import Objective
+from unixkd.method.ledger import Ledger
+from unixkd.method.losses import CrossEntropy
+from unixkd.method.method import Method
+from unixkd.method.network import unwrap
+from unixkd.method.objective import Objective
 
 try:
     from timm.task import TrainingTask

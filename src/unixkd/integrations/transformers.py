@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unixkd.cost import Ledger
 from unixkd.distiller import Distiller
 from unixkd.errors import UserError, missing_extra
-from unixkd.inputs import TEACHERS
 from unixkd.integrations import costs, train_through
-from unixkd.methods import Method
-from unixkd.objective import Objective
+from unixkd.method.ledger import Ledger
+from unixkd.method.method import Method
+from unixkd.method.named_inputs import TEACHERS
+from unixkd.method.objective import Objective
 
 try:
     from transformers import Trainer

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from unixkd.models.features import FeatureTap, default_layers, resolve_layer, unwrap
+from unixkd.method.network import FeatureTap, default_layers, resolve_layer, unwrap
+from unixkd.models.card import ModelCard, PixelModel
 from unixkd.models.folder import load_model, load_student, save_model
 from unixkd.models.loading import build_model
-from unixkd.models.pixels import ModelCard, PixelModel
 from unixkd.models.registry import create_model, model_names
 from unixkd.models.weights import load_weights
 

@@ -14,11 +14,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from unixkd.errors import UserError
-from unixkd.models import hf_config, huggingface, own
-from unixkd.models.pixels import ModelCard, PixelModel
+from unixkd.models import huggingface, huggingface_config, user_code
+from unixkd.models.card import ModelCard, PixelModel
 from unixkd.models.registry import check_name, create_model
 from unixkd.models.weights import load_weights
-from unixkd.named_files import is_code
+from unixkd.names import is_code
 
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "config.json"
@@ -107,7 +107,7 @@ def make_network(
                 f"'{folder}' is a network of your own, {card.name}, and a folder cannot name code to run: give "
                 f"--code {card.name} (where it is a teacher --teacher.code, in Python code=)"
             )
-        return own.create(code, classes, card.in_channels)
+        return user_code.create(code, classes, card.in_channels)
     if code is not None:
         raise UserError(f"'{folder}' is a {card.name}, no network of your own: leave out {code}")
     if card.transformers is None:
@@ -151,12 +151,12 @@ def read_card(folder: str | Path) -> ModelCard:
 
 def _check_kind(card: ModelCard) -> None:
     """Raise where nothing here makes such a network; whether there is such code is not looked at."""
-    if card.name.startswith(hf_config.PREFIX) != (card.transformers is not None):
+    if card.name.startswith(huggingface_config.PREFIX) != (card.transformers is not None):
         raise UserError(
             f"a network of transformers needs 'transformers', others have none; the name is '{card.name}'"
         )
     if card.transformers is not None:
-        hf_config.checked(card.transformers)
+        huggingface_config.checked(card.transformers)
     elif not is_code(card.name):
         check_name(card.name)
 

@@ -1,4 +1,4 @@
-"""From a `ModelConfig` to a model with its own preprocessing, checked against the data."""
+"""From a `ModelConfig` to a model with its own preprocessing, checked against the data's channels and classes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from torch import nn
 from unixkd.config import ModelConfig
 from unixkd.errors import UsageError, UserError
 from unixkd.models import huggingface, published
-from unixkd.models.agreement import check_channels, check_class_names, check_classes, check_published_names
-from unixkd.models.classes import own_num_classes
+from unixkd.models.card import ModelCard, PixelModel
 from unixkd.models.folder import (
     CARD_FILE,
     WEIGHTS_FILE,
@@ -25,15 +24,17 @@ from unixkd.models.folder import (
     read_card,
     save_model,
 )
-from unixkd.models.foreign import as_weights, is_checkpoint
-from unixkd.models.pixels import ModelCard, PixelModel
 from unixkd.models.registry import check_name, create_model, model_names
-from unixkd.models.weights import copy_weights, load_weights
-from unixkd.named_files import is_code
+from unixkd.models.repdistiller import as_weights, is_checkpoint
+from unixkd.models.weights import copy_weights, load_weights, read_weights
+from unixkd.names import is_code
 
 __all__ = ["build_model", "load_model", "load_student", "load_weights", "save_model"]
 
+
 _log = logging.getLogger("unixkd")
+
+
 Role = Literal["teacher", "student", "model"]
 
 
@@ -174,3 +175,70 @@ def _as_published(card: ModelCard, num_classes: int) -> ModelCard:
         )
         return replace(card, size=source.size or card.size)
     return replace(card, mean=source.mean, std=source.std, size=source.size or card.size)
+
+
+def check_channels(source: str, own: int, data: int) -> None:
+    """Raise where a network takes other channels than the data have."""
+    if own != data:
+        raise UserError(f"'{source}' was trained on {own}-channel images, the data have {data} channels")
+
+
+def check_classes(source: str, own: int, data: int, role: str) -> None:
+    """Raise where a network has another number of classes than the data."""
+    if own != data:
+        raise UserError(
+            f"{role} '{source}' has {own} classes, the data have {data}: take one trained on these classes"
+        )
+
+
+def check_published_names(source: str, own: tuple[str, ...] | None, data: tuple[str, ...] | None) -> None:
+    """Other names are only a warning (a data set may have its own), the same names in another order are not."""
+    if own is None or data is None or own == data:
+        return
+    if any(name in own and own.index(name) != number for number, name in enumerate(data)):
+        check_class_names(source, own, data)
+    number = next(number for number, pair in enumerate(zip(own, data, strict=True)) if pair[0] != pair[1])
+    _log.warning(
+        "'%s' knows the classes by other names (class %d is '%s' there, '%s' in the data): taken to be in this order",
+        *(source, number, own[number], data[number]),
+    )
+
+
+def check_class_names(source: str, own: tuple[str, ...] | None, data: tuple[str, ...] | None) -> None:
+    """Raise where a network knows the classes by other names, or in another order; None: not known."""
+    if own is None or data is None or own == data:
+        return
+    pairs = enumerate(zip(own, data, strict=True))
+    differences = [f"class {i} is '{a}' there, '{b}' in the data" for i, (a, b) in pairs if a != b]
+    more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+    order = "in another order" if sorted(own) == sorted(data) else "by other names"
+    raise UserError(
+        f"'{source}' knows the classes {order}: {'; '.join(differences[:3])}{more}. "
+        "Its logits would mean other classes: use the data it was trained on, or rename the classes"
+    )
+
+
+def own_num_classes(config: ModelConfig, in_channels: int) -> int:
+    """Width of the classifier in the weights of a run folder, of a file, or as published.
+
+    Raises:
+        UserError: the network has no weights, or the file's are of another architecture
+    """
+    if is_run_folder(config.name):
+        return read_card(Path(config.name)).num_classes
+    config = as_weights(config)
+    if config.pretrained:
+        wanted = published.expectations(config.name)
+        if wanted is None:
+            raise UserError(f"'{config.name}' has no published weights to download")
+        return wanted.num_classes
+    if config.weights is None:
+        raise UserError(
+            f"'{config.name}': the data has no classes and the network no weights to tell them by"
+        )
+    state = read_weights(config.weights)
+    two, three = (create_model(config.name, classes, in_channels).state_dict() for classes in (2, 3))
+    head = [name for name in two if two[name].shape != three[name].shape]  # what depends on the class count
+    if not head or head[0] not in state:
+        raise UserError(f"'{config.weights}' holds weights of another architecture than {config.name}")
+    return int(state[head[0]].shape[0])

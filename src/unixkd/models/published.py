@@ -9,8 +9,8 @@ from torch import nn
 
 from unixkd.errors import UserError, missing_extra, unknown_name
 from unixkd.models import huggingface
-from unixkd.models.expectations import Expectations
-from unixkd.models.hf_config import PREFIX as TRANSFORMERS
+from unixkd.models.card import Expectations
+from unixkd.models.huggingface_config import PREFIX as TRANSFORMERS
 
 PREFIXES = ("timm:", "torchvision:", TRANSFORMERS)
 # They return extra heads while training; timm has both without them.

@@ -8,15 +8,15 @@ from functools import partial
 from torch import nn
 
 from unixkd.errors import unknown_name
-from unixkd.models import own, published
-from unixkd.models.mobilenetv2 import MobileNetV2
-from unixkd.models.resnet import ResNet
-from unixkd.models.resnet50 import ResNet50
-from unixkd.models.shufflenetv1 import ShuffleNetV1
-from unixkd.models.shufflenetv2 import ShuffleNetV2
-from unixkd.models.vgg import VGG
-from unixkd.models.wrn import WideResNet
-from unixkd.named_files import check_code, is_code
+from unixkd.models import published, user_code
+from unixkd.models.cifar.mobilenetv2 import MobileNetV2
+from unixkd.models.cifar.resnet import ResNet
+from unixkd.models.cifar.resnet50 import ResNet50
+from unixkd.models.cifar.shufflenetv1 import ShuffleNetV1
+from unixkd.models.cifar.shufflenetv2 import ShuffleNetV2
+from unixkd.models.cifar.vgg import VGG
+from unixkd.models.cifar.wrn import WideResNet
+from unixkd.names import check_code, is_code
 
 NARROW = (16, 16, 32, 64)
 WIDE = (32, 64, 128, 256)
@@ -78,7 +78,7 @@ def create_model(name: str, num_classes: int = 100, in_channels: int = 3) -> nn.
     if name.startswith(published.PREFIXES):
         return published.create(name, num_classes, in_channels)
     if is_code(name):
-        return own.create(name, num_classes, in_channels)
+        return user_code.create(name, num_classes, in_channels)
     return FAMILY[name](num_classes=num_classes, in_channels=in_channels)
 
 

@@ -7,14 +7,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from unixkd.report.charts import frame
-from unixkd.report.figures import percent
-from unixkd.report.labels import end_labels
-from unixkd.report.markup import figure, section
+from unixkd.report.charts import Style, draw, end_labels, frame
+from unixkd.report.html import figure, section
+from unixkd.report.numbers import percent
 from unixkd.report.records import Run
 from unixkd.report.runs import Group, Spread
-from unixkd.report.svg import Style, draw
-from unixkd.report.words import Measure, measure_of
+from unixkd.report.wording import Measure, measure_of
 
 OPTIONS = {
     "keep": "share kept, k/N",

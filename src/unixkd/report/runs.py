@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from unixkd.errors import UserError
-from unixkd.report.reading import read_run
-from unixkd.report.records import Epoch, Kept, Picture, Run, Selection
+from unixkd.report.records import Epoch, Kept, Picture, Run, Selection, read_run
 
 __all__ = [
     "Epoch", "Group", "Kept", "Picture", "Run", "Selection", "Spread",

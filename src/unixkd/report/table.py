@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from unixkd.report.figures import NONE, count, percent, points
+from unixkd.report.numbers import NONE, count, percent, points
 from unixkd.report.records import Run
 from unixkd.report.runs import Group, Spread, group_runs, paired_difference, teacher_runs
-from unixkd.report.words import baseline_of, explain, hero_of, measure_of
+from unixkd.report.wording import baseline_of, explain, hero_of, measure_of
 
 _MEDIUM = ("method", "result", "best", "difference", "cost_1x", "cost_2x", "seconds", "n")
 _SMALL = ("method", "result", "difference", "cost_2x")

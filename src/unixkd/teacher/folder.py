@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from unixkd.errors import UserError
-from unixkd.teacher.contents import CHECKS, LOGITS, SCHEMA, TOP_SCHEMA, Contents
+from unixkd.teacher.format import CHECKS, LOGITS, SCHEMA, TOP_SCHEMA, Contents
 
 _INDEX = "answers.json"
 _STALE_SECONDS = 3600  # no store takes so long to make: an older unfinished one was left by a kill

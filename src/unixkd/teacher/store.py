@@ -24,14 +24,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unixkd.errors import UserError
-from unixkd.parallel import World
-from unixkd.teacher.checksums import checksum_weights, checksums
-from unixkd.teacher.contents import Contents
+from unixkd.method.draws import mix64
 from unixkd.teacher.folder import open_folder
+from unixkd.teacher.format import Contents, Precision
 from unixkd.teacher.journal import Journal
-from unixkd.teacher.packing import Precision
 
 _NAMED = 8  # images that an error names
+
+
 _LOG = logging.getLogger(__name__)
 
 
@@ -186,10 +186,10 @@ class AnswerStore:
             self._forgotten = np.zeros(self.contents.images * self.contents.views, bool)
         self._forgotten[rows[(rows >= 0) & (rows < len(self._forgotten))]] = True
 
-    def share_forgotten(self, world: World) -> None:
+    def share_forgotten(self, reduce: Callable[..., None]) -> None:
         """Take rows to be known that another process has written since all of them forgot the same ones."""
         if self._forgotten is not None:
-            world.reduce([torch.from_numpy(self._forgotten.view(np.uint8))], "min")
+            reduce([torch.from_numpy(self._forgotten.view(np.uint8))], "min")
 
     def filled(self) -> int:
         """Answers that have been written; torn ones, which only `read` tells, are counted too."""
@@ -241,3 +241,24 @@ def _unstorable(index: Tensor, logits: Tensor, numbers: Tensor, precision: str) 
 def _first(images: Tensor) -> str:
     more = f" and {len(images) - _NAMED} more" if len(images) > _NAMED else ""
     return ", ".join(map(str, images[:_NAMED].tolist())) + more
+
+
+def checksum_weights(width: int) -> NDArray[np.uint64]:
+    """Fixed weights of `checksums` `[1 + width]`: SplitMix64's finaliser of 1, 2, 3 …"""
+    return mix64(torch.arange(1, 2 + width)).numpy().view(np.uint64)
+
+
+def checksums(rows: NDArray[np.number], weights: NDArray[np.uint64]) -> NDArray[np.uint32]:
+    """A checksum of each row `[N]`, never 0.
+
+    The upper half of w_0 + Σ w_c · x_c modulo 2^64, where x_c is the row's c-th number as bits: two rows
+    that differ in any way agree for one draw of the weights in 2^32 (multilinear hashing; Lemire & Kaser,
+    "Strongly universal string hashing is fast", 2014).
+
+    Args:
+        rows: numbers of 2 or 4 bytes `[N, width]`, contiguous
+        weights: `checksum_weights(width)`
+    """
+    words: NDArray[np.unsignedinteger] = rows.view(f"u{rows.itemsize}")
+    sums = weights[0] + np.einsum("nc,c->n", words, weights[1:], dtype=np.uint64, casting="safe")
+    return np.maximum(sums >> np.uint64(32), 1).astype(np.uint32)

@@ -1,0 +1,110 @@
+"""`compare`, `demo`, `report`: commands about many runs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from jsonargparse import Namespace
+
+from unixkd.cli.reproduce import commands_of
+from unixkd.cli.screen import console, say, showing
+from unixkd.cli.train import check_named
+from unixkd.config import NO_LOG, DataConfig, LogConfig, MethodConfig, ModelConfig, RunConfig, TrainConfig
+from unixkd.data.load import load_data
+from unixkd.method.from_config import build_method
+from unixkd.method.ledger import Ledger
+from unixkd.names import label_of, parse_variants
+from unixkd.report import report
+from unixkd.training.build import build_network, build_student
+from unixkd.training.compare import (
+    decide_once,
+    default_workers,
+    matched_epochs,
+    matched_jobs,
+    plan_jobs,
+    run_jobs,
+)
+from unixkd.training.loggers import check_installed
+from unixkd.training.run import run
+from unixkd.training.run_folder import RunFolder
+
+DEMO_TEACHER, DEMO_STUDENT = "wrn_16_2", "resnet8"
+DEMO_METHODS = ("kd", "unix", "random", "hard")
+DEMO_SEEDS = (0, 1, 2)
+DEMO_TRAIN = TrainConfig(epochs=6)
+
+
+def compare(options: Namespace) -> None:
+    """`unixkd compare`: methods × seeds, then the report."""
+    check_named(teacher=options.teacher, student=options.student)
+    keys = ("student", "teacher", "loss", "data", "answers", "train")
+    base = RunConfig(**{key: options[key] for key in keys})
+    methods = list(parse_variants(options.methods).values())
+    out, log = Path(options.out), options.log
+    check_installed(log)
+    run_comparison(base, methods, options.seeds, out, options.jobs, match=options.match_cost, log=log)
+
+
+def run_comparison(
+    base: RunConfig,
+    methods: list[MethodConfig],
+    seeds: list[int],
+    out: Path,
+    jobs: int | None,
+    *,
+    match: bool,
+    log: LogConfig = NO_LOG,
+) -> None:
+    """Run what is missing of a comparison and report on all of it."""
+    for method in methods:
+        build_method(method)  # a value out of range must not wait for its turn
+    base = decide_once(base, out, say)
+    planned = plan_jobs(base, methods, seeds, out)
+    if match:
+        planned += matched_jobs(base, cost_matches(base, methods), seeds, out)
+    workers = jobs or default_workers(base.train)
+    with showing(len(planned)) as display:
+        run_jobs([replace(job, log=log) for job in planned], display, workers)
+    report([out], out / "report.html", console, commands_of)
+
+
+def cost_matches(base: RunConfig, methods: list[MethodConfig]) -> dict[str, int]:
+    """For each method cheaper or dearer than plain KD, by its label, the epochs of KD that its cost buys."""
+    assert base.teacher is not None
+    data = load_data(base.data)
+    teacher = build_network(base.teacher, data, "teacher")
+    student = build_student(base, data, teacher)
+    ledger = Ledger.of(student, teacher, data.image_shape)
+    epochs = {
+        label_of(config): matched_epochs(
+            ledger, build_method(config), base.train, len(data.train), "backward_2x"
+        )
+        for config in methods
+    }
+    return {
+        label: number
+        for label, number in epochs.items()
+        if number != base.train.epochs and label != "student-alone"
+    }
+
+
+def show_report(options: Namespace) -> None:
+    """`unixkd report`: table and page."""
+    folders = [Path(folder) for folder in options.folders]
+    html = Path(options.html) if options.html else folders[0] / "report.html"
+    report(folders, html, console, commands_of)
+
+
+def demo(options: Namespace) -> None:
+    """`unixkd demo`: a teacher on handwritten digits, four ways to distil it, three seeds, the report."""
+    data, out = DataConfig("digits"), Path(options.out)
+    folder = RunFolder(out / "teacher")
+    if not folder.is_finished():
+        alone = MethodConfig("student-alone")
+        with showing() as display:
+            teacher = RunConfig(ModelConfig(DEMO_TEACHER), None, alone, data=data, train=DEMO_TRAIN)
+            run(teacher, folder.path, mode="resume", display=display)
+    base = RunConfig(ModelConfig(DEMO_STUDENT), ModelConfig(str(folder.path)), data=data, train=DEMO_TRAIN)
+    methods = [MethodConfig(name) for name in DEMO_METHODS]
+    run_comparison(base, methods, list(DEMO_SEEDS), out, options.jobs, match=False)

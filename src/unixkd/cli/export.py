@@ -1,0 +1,78 @@
+"""`export`: a run's student as files that others can use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jsonargparse import Namespace
+
+from unixkd.cli.screen import say
+from unixkd.cli.train import evaluated_data
+from unixkd.config import DataConfig
+from unixkd.errors import UsageError, UserError
+from unixkd.export.export import Artefact, check_installed, export_student, prepare
+from unixkd.export.hub import check_repository, push, upload_plan
+from unixkd.export.model_card import Publication, read_facts, write_model_card
+from unixkd.export.verify import Sample, random_sample, real_sample
+from unixkd.models.card import ModelCard
+from unixkd.models.folder import load_model
+
+
+def export(options: Namespace) -> None:
+    """`unixkd export`: write, verify, describe, upload."""
+    check_options(options)
+    folder = Path(options.run)
+    out = Path(options.out or folder / "export")
+    student, facts = load_model(folder, options.code), read_facts(folder)
+    size = options.size or student.card.size
+    if size is None:
+        raise UserError(f"{folder}: its config.json does not say how large its images are; give --size")
+    sample = find_sample(options, folder, student.card, size)
+    prepare(folder, out, options.overwrite)
+    made, failed = export_student(student, out, options.formats, sample, size, options.code)
+    for artefact in made:
+        say(artefact_line(artefact, sample))
+    if made:
+        said = Publication(options.licence, options.data_licence, options.push_to_hub)
+        say(str(write_model_card(out, student, facts, made, said, sample.origin, size)))
+    if failed:
+        raise UserError("\n".join(failed))
+    if options.push_to_hub:
+        where = (out, options.push_to_hub, options.private)
+        say(upload_plan(*where) if options.dry_run else push(*where))
+
+
+def check_options(options: Namespace) -> None:
+    """Raise before anything is done where something could not be done."""
+    if not options.formats:
+        raise UsageError("--formats names no format: safetensors, torch, onnx")
+    for name in options.formats:
+        check_installed(name)
+    if options.push_to_hub:
+        check_repository(options.push_to_hub, options.dry_run)
+    elif options.dry_run or options.private:
+        raise UsageError("--dry_run and --private belong to --push_to_hub OWNER/NAME")
+
+
+def find_sample(options: Namespace, folder: Path, card: ModelCard, size: int) -> Sample:
+    """Images of the data named, else of the run's own, else random pixels, and said so."""
+    try:
+        return real_sample(evaluated_data(options.data, folder), card, size)
+    except UserError as error:
+        if options.data != DataConfig(name=""):  # asked for
+            raise
+        say(
+            f"WARNING: the run's data cannot be read ({error}): what is exported is compared on random pixels only; "
+            "--data names real images",
+            style="yellow",
+        )
+        return random_sample(card, size)
+
+
+def artefact_line(artefact: Artefact, sample: Sample) -> str:
+    """Where an artefact is, how large, and how far it agrees with the student."""
+    agreement = artefact.agreement
+    return (
+        f"{' '.join(map(str, artefact.files))}: {artefact.size / 1e6:.2f} MB, largest difference of the logits "
+        f"{agreement.largest:.2g}, the same class on {agreement.same_class} of {agreement.images} {sample.origin}"
+    )

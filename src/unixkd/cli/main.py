@@ -1,0 +1,256 @@
+"""The command line: from words to options to a command; imports no torch, so help is instant."""
+
+from __future__ import annotations
+
+import difflib
+import gc
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+
+from unixkd.cli import recipes
+from unixkd.cli.options import COMMANDS, GROUPS, check_names, named_code
+from unixkd.errors import UsageError, UserError, unknown_name
+from unixkd.training.distributed.launch import LeaderError, processes, rank
+from unixkd.training.stopping import EXIT_CODE
+
+USAGE, STOPPED = 2, EXIT_CODE
+"""Exit codes: bad usage; stopped on request and resumable."""
+
+SHORTHANDS = {f"--{group}": f"--{group}.name" for group in ("model", "teacher", "student", "method", "data")}
+SHORTHANDS |= {f"--{name}": f"--train.{name}" for name in ("epochs", "lr", "seed", "device")}
+SHORTHANDS |= {"--print-config": "--print_config"}
+LISTS = ("--methods", "--seeds", "--formats")
+
+RARELY = (50_000, 20, 100)
+"""Thresholds of the garbage collector: importing torch makes a million objects, and they stay."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0 done, 1 failed, 2 bad usage, 75 stopped and resumable."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if not arguments or arguments[0] in ("-h", "--help"):
+            sys.stdout.write(overview())
+            return 0 if arguments else USAGE
+        if arguments[0] == "--version":
+            sys.stdout.write(f"unixkd {version()}\n")
+            return 0
+        name = arguments.pop(0)
+        if name not in COMMANDS:
+            raise unknown_name("command", name, COMMANDS)
+        options = parse(name, arguments)
+        check_names(options)
+        check_alone(name)
+        gc.set_threshold(*RARELY)
+        from unixkd.cli import handlers
+
+        handlers.HANDLERS[name](options)
+    except UserError as error:
+        tell(error)
+        return error.exit_code
+    except KeyboardInterrupt as stop:
+        where = f"{stop}; " if str(stop) else "stopped; "
+        if rank() == 0:
+            sys.stderr.write(
+                f"unixkd: {where}the same command with --resume goes on (compare, demo: as it is)\n"
+            )
+        return STOPPED
+    return 0
+
+
+def tell(error: UserError) -> None:
+    """Print an error; what all processes of a run find wrong, or the first has told, only once."""
+    if rank() == 0:
+        sys.stderr.write(f"unixkd: error: {error}\n")
+    elif not isinstance(error, LeaderError | UsageError):
+        sys.stderr.write(f"unixkd: error in process {rank()}: {error}\n")
+
+
+def check_alone(name: str) -> None:
+    """Raise where several processes were started for a command that one has to do.
+
+    Raises:
+        UsageError: names the command
+    """
+    if processes() > 1 and not COMMANDS[name].shared:
+        raise UsageError(
+            f"{name} is for one process, not for {processes()} (WORLD_SIZE, or srun's SLURM_NTASKS): start it by itself"
+        )
+
+
+def overview() -> str:
+    """The text of `unixkd --help`."""
+    lines = "\n".join(f"  {name:<10}{command.summary}" for name, command in COMMANDS.items())
+    return (
+        "usage: unixkd COMMAND [OPTIONS]\n\n"
+        "Distil a neural network with the least computation.\n\n"
+        f"commands:\n{lines}\n\n"
+        "unixkd COMMAND --help lists a command's options. Every option can stand in a YAML file given\n"
+        "with --config; a flag beats the file, the file a --recipe, a recipe the default.\n"
+    )
+
+
+def version() -> str:
+    """The installed version."""
+    from importlib.metadata import version as installed
+
+    return installed("unixkd")
+
+
+def make_parser(name: str) -> ArgumentParser:
+    """The parser of one command."""
+    command = COMMANDS[name]
+    parser = ArgumentParser(
+        prog=f"unixkd {name}",
+        description=command.summary,
+        exit_on_error=False,
+        allow_abbrev=False,
+        epilog="--teacher NAME is short for --teacher.name NAME, and so for model, student, method and data; "
+        "--epochs, --lr, --seed and --device for --train.epochs and so on.",
+    )
+    if command.groups:
+        parser.add_argument("--config", action="config", help="YAML file with any of these options")
+    if command.recipe is not None:
+        parser.add_argument(
+            "--recipe", type=str, help=f"published settings: {recipes.PAIRS[0].name}, ..., {recipes.IMAGENET}"
+        )
+    for group in command.groups:
+        parser.add_class_arguments(GROUPS[group], group)
+    command.options(parser)
+    return parser
+
+
+def parse(name: str, arguments: Sequence[str]) -> Namespace:
+    """The options of a command, groups as dataclasses; flag > YAML > recipe > default.
+
+    Raises:
+        UsageError: an option, type or name is wrong; the message offers the nearest valid one
+    """
+    parser, arguments = make_parser(name), expand(arguments)
+    try:
+        chosen = option(arguments, "--recipe") or recipe_in_file(option(arguments, "--config"))
+        settings = COMMANDS[name].recipe
+        if chosen is not None and settings is not None:
+            known = {action.dest for action in parser._actions}
+            parser.set_defaults({k: v for k, v in settings(chosen).items() if k in known})
+        options = parser.instantiate(parser.parse_args(arguments))
+    except UserError:
+        raise
+    except (ArgumentError, TypeError, ValueError, LookupError, AttributeError, RecursionError) as error:
+        raise explain(error, parser) from None  # all but the first: what jsonargparse lets through
+    check_nulls(options)
+    check_typed(options, arguments)
+    return options
+
+
+def check_typed(options: Namespace, arguments: Sequence[str]) -> None:
+    """Raise where a file of options, which may be anybody's, names Python to run: only who types it may.
+
+    Raises:
+        UsageError: names the code
+    """
+    words = {word.partition("=")[2] if re.match("--[^ ]+=", word) else word for word in arguments}
+    for name in named_code(options):
+        if name not in words:
+            raise UsageError(
+                f"the --config file names Python to run, {name}: name it on the command line too, if you trust it "
+                f"(--student {name}, say)"
+            )
+
+
+def check_nulls(options: Namespace) -> None:
+    """Raise where an option is null that has to have a value: a YAML file can say so, and the parser lets it.
+
+    Raises:
+        UsageError: names the option
+    """
+    for group in GROUPS:
+        for field in fields(GROUPS[group]):
+            value = getattr(options.get(group), field.name, field.default)
+            left_open = isinstance(options.get(group), Namespace) and field.name == "selection"  # by plan
+            if value is None and "None" not in str(field.type) and not left_open:
+                raise UsageError(f"{group}.{field.name} is null, but must be {field.type}")
+
+
+def expand(arguments: Sequence[str]) -> list[str]:
+    """Spell out shorthands, wrap lists, and move --config to the front so that flags beat it.
+
+    >>> expand(["--teacher", "vgg13", "--config", "a.yaml", "--seeds", "0,1"])
+    ['--config', 'a.yaml', '--teacher.name', 'vgg13', '--seeds', '[0,1]']
+    """
+    front: list[str] = []
+    rest: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        name, equals, value = word.partition("=")
+        name = SHORTHANDS.get(name, name) if word.startswith("--") else name
+        if name in LISTS or name == "--config":
+            value = value if equals else next(words, "")
+            listed = name in LISTS and not value.startswith("[")
+            (front if name == "--config" else rest).extend([name, f"[{value}]" if listed else value])
+        else:
+            rest.append(f"{name}{equals}{value}")
+    return front + rest
+
+
+def option(arguments: Sequence[str], name: str) -> str | None:
+    """The value of an option before anything is parsed."""
+    for position, word in enumerate(arguments):
+        if word == name:
+            return next(iter(arguments[position + 1 :]), None)
+        if word.startswith(f"{name}="):
+            return word.partition("=")[2]
+    return None
+
+
+def recipe_in_file(path: str | None) -> str | None:
+    """The recipe that a YAML file names, if it does.
+
+    Raises:
+        UsageError: the file holds something else than options; the parser finds missing files and names
+    """
+    if not path or not Path(path).is_file():
+        return None
+    try:
+        values = yaml.safe_load(Path(path).read_text()) or {}
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise UsageError(f"--config {path} is no YAML file: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UsageError(
+            f"--config {path} holds no options, but {type(values).__name__}: {str(values)[:40]!r}"
+        )
+    for group in GROUPS:
+        if not isinstance(values.get(group, {}), dict):
+            raise UsageError(f"--config {path}: {group} holds no options, but {values[group]!r}")
+    chosen = values.get("recipe")
+    if not isinstance(chosen, str | None):
+        raise UsageError(f"--config {path}: recipe must be a name, not {chosen!r}")
+    return chosen
+
+
+def explain(error: Exception, parser: ArgumentParser) -> UserError:
+    """A parser's complaint in one or two lines, with the nearest valid name."""
+    text = re.sub(r"typing\.|<class '(\w+)'>", r"\1", " ".join(str(error).split()))
+    text = re.sub(
+        r"Does not validate .*?Errors: - (.*?) - Expected a NoneType.*value: ", r"\1. Got value: ", text
+    )
+    known = [string for action in parser._actions for string in action.option_strings] + list(SHORTHANDS)
+    unknown = re.search(
+        r"unrecognized arguments: (?:--)?([\w.-]+)|Option '([\w.-]+)' is not|Group '([\w.]+)' .*option '([\w.-]+)'",
+        text,
+    )
+    literal = re.search(r"Literal\[(.*?)\].*Got value: (\S+)", text)
+    near: list[str] = []
+    if literal:
+        near = difflib.get_close_matches(literal[2], re.findall(r"'([^']*)'", literal[1]), 1, 0.4)
+    elif unknown:
+        name = unknown[1] or unknown[2] or f"{unknown[3]}.{unknown[4]}"
+        near = difflib.get_close_matches(f"--{name}", known, 1, 0.5)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return UsageError(f"{text}{hint} (unixkd {parser.prog.split()[-1]} --help lists the options)")

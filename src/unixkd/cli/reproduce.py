@@ -1,0 +1,108 @@
+"""The commands that make the runs of a report again."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from unixkd.cli.options import GROUPS
+from unixkd.config import MethodConfig, RunConfig, flatten, to_plain
+from unixkd.names import file_name, label_of, run_words
+from unixkd.report.records import Command, Run
+from unixkd.report.runs import group_runs, teacher_runs
+
+OUT = "again"
+"""Folder of the runs that a printed command makes."""
+
+
+def commands_of(runs: Sequence[Run]) -> list[Command]:
+    """One command for the teacher, one for the comparison if the runs are one, and one for each method.
+
+    Runs that differ in their seeds alone share a line, which has the first one's.
+    """
+    alike: dict[str, list[Run]] = {}
+    for run in [*teacher_runs(runs), *(run for group in group_runs(runs) for run in group.runs)]:
+        alike.setdefault(json.dumps([run.method, run.is_teacher, _seedless(run.config)]), []).append(run)
+    teachers = [same for same in alike.values() if same[0].is_teacher]
+    students = [same for same in alike.values() if not same[0].is_teacher]
+    whole = compare_words([run for same in students for run in same])
+    return [
+        *(_command(f"The teacher, seed {same[0].seed}", same[0]) for same in teachers),
+        *([Command("All methods and seeds", shlex.join(whole))] if whole else []),
+        *(_command(f"{same[0].method}, {_seeds(same)}", same[0]) for same in students),
+    ]
+
+
+def config_of(values: dict[str, Any]) -> RunConfig | None:
+    """The configuration that a run.yaml holds; None where this version does not know all of it."""
+    values = dict(values)
+    if "model" in values:  # trained on labels
+        values |= {"student": values.pop("model"), "method": {"name": "student-alone"}}
+    try:
+        known = {
+            key: GROUPS[key](**value) if key in GROUPS and value is not None else value
+            for key, value in values.items()
+        }
+        return RunConfig(**known)
+    except TypeError:
+        return None
+
+
+def compare_words(runs: Sequence[Run]) -> list[str]:
+    """The words of `unixkd compare` that make all of these runs and no others; empty where there are none."""
+    configs = [config for run in runs if (config := config_of(run.config)) is not None]
+    if len(configs) < max(2, len(runs)) or any(config.teacher is None for config in configs):
+        return []
+    base = replace(configs[0], train=replace(configs[0].train, epochs=configs[0].reference_epochs or 0))
+    controls = [config for config in configs if (config.label or "").startswith("kd@")]
+    planned = [config for config in configs if config not in controls]
+    methods = dict.fromkeys(label_of(config.method) for config in planned)
+    seeds = dict.fromkeys(config.train.seed for config in configs)
+    whole = len(planned) == len(methods) * len(seeds)
+    whole &= len(controls) == len({config.label for config in controls}) * len(seeds)
+    whole &= all(config == _planned(base, config.method, config.train.seed) for config in planned)
+    whole &= all(config == _control(base, config) for config in controls)
+    whole &= all((config.label or "").removeprefix("kd@") in methods for config in controls)
+    if not whole:
+        return []
+    own = {"method", "label", "reference_epochs", "train.seed"}
+    values = flatten(to_plain(base))
+    _, _, *words = run_words({k: v for k, v in values.items() if not own & {k, k.partition(".")[0]}})
+    words += ["--methods", ",".join(methods), "--seeds", ",".join(map(str, seeds))]
+    return ["unixkd", "compare", *words, *["--match-cost"] * bool(controls), "--out", OUT]
+
+
+def _planned(base: RunConfig, method: MethodConfig, seed: int) -> RunConfig:
+    """A run of a comparison, as `compare` configures it."""
+    label = None if label_of(method) == method.name else label_of(method)
+    train = replace(base.train, seed=seed)
+    return replace(base, method=method, train=train, label=label, reference_epochs=base.train.epochs)
+
+
+def _control(base: RunConfig, config: RunConfig) -> RunConfig:
+    """Plain KD at the cost of a method, as `compare --match-cost` configures it, with the epochs it has."""
+    control = _planned(base, MethodConfig("kd"), config.train.seed)
+    return replace(control, label=config.label, train=replace(control.train, epochs=config.train.epochs))
+
+
+def _command(what: str, run: Run) -> Command:
+    if config_of(run.config) is not None:
+        words = run_words(flatten(run.config))
+    else:
+        command = "train" if "model" in run.config else "distill"
+        words = ["unixkd", command, "--config", str(run.folder / "run.yaml")]
+    folder = "teacher" if run.is_teacher else f"{file_name(run.method)}-seed{run.seed}"
+    return Command(what, shlex.join([*words, "--out", f"{OUT}/{folder}"]))
+
+
+def _seedless(values: dict[str, Any]) -> dict[str, Any]:
+    train = values.get("train")
+    return {**values, "train": {**train, "seed": None}} if isinstance(train, dict) else values
+
+
+def _seeds(runs: Sequence[Run]) -> str:
+    seeds = ", ".join(str(run.seed) for run in runs)
+    return f"seed {seeds}" if len(runs) == 1 else f"seeds {seeds} (this one is seed {runs[0].seed})"

@@ -1,0 +1,152 @@
+"""`train`, `distill`, `evaluate`, `predict`: commands about one model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from jsonargparse import Namespace
+
+from unixkd.cli.screen import say, showing
+from unixkd.config import DataConfig, MethodConfig, ModelConfig, RunConfig, read_yaml
+from unixkd.data.images import list_images, load_images
+from unixkd.data.load import load_data
+from unixkd.errors import UsageError, UserError
+from unixkd.models.folder import load_model, read_card
+from unixkd.training.build import build_network, default_device
+from unixkd.training.display import percent
+from unixkd.training.predictions import predict
+from unixkd.training.run import run
+from unixkd.training.run_folder import Mode
+
+PREDICT_BATCH = 256
+
+
+def train(options: Namespace) -> None:
+    """`unixkd train`: cross-entropy on labels."""
+    check_named(model=options.model)
+    config = RunConfig(
+        options.model,
+        None,
+        MethodConfig("student-alone"),
+        data=options.data,
+        train=options.train,
+        label=options.label,
+    )
+    run_and_show(config, options, f"train-{slug(options.model.name)}")
+
+
+def distill(options: Namespace) -> None:
+    """`unixkd distill`: a teacher into a student."""
+    check_named(teacher=options.teacher, student=options.student)
+    keys = ("student", "teacher", "method", "loss", "data", "answers", "train", "label", "reference_epochs")
+    config = RunConfig(**{key: options[key] for key in keys})
+    run_and_show(config, options, f"{options.method.name}-{slug(options.student.name)}")
+
+
+def evaluate(options: Namespace) -> None:
+    """`unixkd evaluate`: accuracy and calibration on the evaluation split."""
+    folder, device = Path(options.run), default_device()
+    card = read_card(folder)
+    data = load_data(evaluated_data(options.data, folder))
+    if data.test is None:
+        raise UserError(f"{data.name} has no test images; give --data.holdout to hold training images out")
+    # An absolute path, as a folder may have a model's name; classes are checked against the data's.
+    config = ModelConfig(str(folder.absolute()), code=options.code)
+    model = build_network(config, data, "model").to(device)
+    answers = predict(model, data.test.eval_batches(options.batch_size), device)
+    say(
+        f"{folder}: {card.name} on {len(answers):,} images of {data.name}: "
+        f"accuracy {percent(answers.accuracy)}, calibration error {percent(answers.calibration_error)}"
+    )
+
+
+def predict_images(options: Namespace) -> None:
+    """`unixkd predict`: images in, class names out."""
+    device = default_device()
+    model = load_model(Path(options.run), options.code).to(device)
+    card = model.card
+    if card.size is None:
+        raise UserError(f"{options.run}: its config.json does not say how large its training images were")
+    files = list_images([Path(path) for path in options.images])
+    for start in range(0, len(files), PREDICT_BATCH):
+        images, paths = load_images(files[start : start + PREDICT_BATCH], card.size, card.in_channels)
+        with torch.no_grad():
+            probabilities = torch.softmax(model(images.to(device)).float(), dim=1).cpu()
+        top = probabilities.topk(max(1, min(options.top, card.num_classes)), dim=1)
+        for path, classes, values in zip(paths, top.indices.tolist(), top.values.tolist(), strict=True):
+            names = [card.class_names[c] if card.class_names else str(c) for c in classes]
+            say(answer_line(str(path), dict(zip(names, values, strict=True)), as_json=options.json))
+
+
+def answer_line(path: str, answers: dict[str, float], *, as_json: bool) -> str:
+    """One image's most probable classes and their probabilities.
+
+    >>> answer_line("a.png", {"cat": 0.75}, as_json=False)
+    'a.png: cat 75.0 %'
+    """
+    if as_json:
+        classes = [{"class": name, "probability": round(value, 6)} for name, value in answers.items()]
+        return json.dumps({"image": path, "answers": classes})
+    return f"{path}: " + "  ".join(f"{name} {100 * value:.1f} %" for name, value in answers.items())
+
+
+def mode(options: Namespace) -> Mode:
+    """What to do with a folder that holds a run."""
+    if options.resume and options.overwrite:
+        raise UsageError("--resume and --overwrite exclude each other")
+    return "resume" if options.resume else "overwrite" if options.overwrite else "new"
+
+
+def check_named(**configs: ModelConfig) -> None:
+    """Raise where a network is not named."""
+    for name, config in configs.items():
+        if not config.name:
+            raise UsageError(
+                f"--{name} is missing: a model name, timm:NAME, torchvision:NAME, transformers:PATH_OR_ID, "
+                "FILE.py:NAME, a run folder or a checkpoint folder"
+            )
+
+
+def run_and_show(config: RunConfig, options: Namespace, default: str) -> None:
+    """One run, its display, and where its results are."""
+    out = Path(options.out or f"runs/{default}-seed{config.train.seed}")
+    with showing() as display:
+        summary = run(config, out, mode=mode(options), display=display, log=options.log)
+    accuracy, cost = summary["accuracy"], summary["cost"]["relative_to_kd"]
+    line = f"final accuracy {percent(accuracy['last'])} (best epoch {percent(accuracy['best'])})"
+    if cost is not None:
+        line += (
+            f", training cost {percent(cost['backward_1x'])} of plain KD counting a backward as 1 forward, "
+            f"{percent(cost['backward_2x'])} as 2"
+        )
+    say(f"{line}\n{out}")
+
+
+def slug(name: str) -> str:
+    """A model name as part of a folder name."""
+    return Path(name).name.replace(":", "-").replace("/", "-")
+
+
+def data_of_run(folder: Path) -> DataConfig:
+    """The data a run was trained on."""
+    path = folder / "run.yaml"
+    if not path.exists():
+        raise UserError(f"{folder} has no run.yaml that names its data; give --data")
+    try:
+        return DataConfig(**read_yaml(path)["data"])
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} does not name its data as this version does ({error}); give --data"
+        ) from None
+
+
+def evaluated_data(given: DataConfig, folder: Path) -> DataConfig:
+    """The data named, or else those the run was trained on with the options that were given changed."""
+    if given.name:
+        return given
+    unset = DataConfig(name="")
+    changes = {key: value for key, value in vars(given).items() if value != getattr(unset, key)}
+    return replace(data_of_run(folder), **changes)

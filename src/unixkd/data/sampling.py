@@ -1,0 +1,218 @@
+"""Seeded choices of images: an epoch's order, a held-out part, a balanced subset; each process's rows of a batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from unixkd.errors import UserError
+from unixkd.method.draws import draw_words
+
+_PURPOSE = 2  # the views draw from the same function for other purposes
+
+
+Indices = NDArray[np.int64]
+
+
+def epoch_order(num_images: int, seed: int, epoch: int) -> Int[Tensor, " n"]:
+    """The order in which an epoch visits its images: a permutation that depends on the arguments only.
+
+    >>> sorted(epoch_order(4, seed=0, epoch=1).tolist())
+    [0, 1, 2, 3]
+    """
+    return draw_words((_PURPOSE, seed, epoch), torch.arange(num_images)).argsort(stable=True)
+
+
+def hold_out(labels: Indices | None, num_images: int, share: float, seed: int) -> tuple[Indices, Indices]:
+    """Split images into a training and a held-out part, by class.
+
+    Of a class of n >= 2 images round(share * n) are held out, but at least 1 and at most n - 1;
+    single images stay in training.
+
+    Args:
+        labels: class of each image `[N]`, or None (a plain random split)
+        num_images: N
+        share: share to hold out, in (0, 1)
+        seed: seed of the split
+
+    Returns:
+        Ascending positions of the training and of the held-out images.
+
+    Raises:
+        UserError: the share is out of range, or nothing can be held out.
+
+    >>> train, held = hold_out(np.repeat([0, 1], 10), 20, share=0.2, seed=0)
+    >>> len(train), len(held), int((held < 10).sum())
+    (16, 4, 2)
+    """
+    if not 0 < share < 1:
+        raise UserError(f"data.holdout must be at least 0 and below 1, not {share}")
+    rng = np.random.default_rng([seed, 1])
+    groups = np.zeros(num_images, dtype=np.int64) if labels is None else labels
+    held = np.zeros(num_images, dtype=bool)
+    for group in np.unique(groups):
+        members = rng.permutation(np.flatnonzero(groups == group))
+        if len(members) >= 2:
+            held[members[: min(max(round(share * len(members)), 1), len(members) - 1)]] = True
+    if not held.any():
+        raise UserError(
+            f"data.holdout {share}: no class has the two images it needs ({num_images} images in all)"
+        )
+    return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def subset(labels: Indices | None, num_images: int, limit: int, seed: int) -> Indices:
+    """Choose `limit` images that keep the classes' proportions; smaller subsets lie inside larger ones.
+
+    Every class is shuffled, and image r of a class of n gets the key r / n; the lowest keys are taken.
+    So each class comes once before any comes twice as often as its share.
+
+    Args:
+        labels: class of each image `[N]`, or None (a plain random subset)
+        num_images: N
+        limit: how many images to choose, 1..N
+        seed: seed of the choice
+
+    Returns:
+        Ascending positions of the chosen images.
+
+    Raises:
+        UserError: the limit is out of range.
+
+    >>> np.bincount(np.repeat([0, 1], [30, 10])[subset(np.repeat([0, 1], [30, 10]), 40, 8, seed=0)])
+    array([6, 2])
+    """
+    if not 1 <= limit <= num_images:
+        raise UserError(f"data.limit is {limit}, but there are {num_images} training images")
+    rng = np.random.default_rng([seed, 2])
+    shuffled = rng.permutation(num_images)
+    groups = np.zeros(num_images, dtype=np.int64) if labels is None else labels[shuffled]
+    key = np.empty(num_images)
+    for group in np.unique(groups):
+        members = np.flatnonzero(groups == group)
+        key[members] = np.arange(len(members)) / len(members)
+    return np.sort(shuffled[np.argsort(key, kind="stable")[:limit]])
+
+
+PER_PROCESS = 2
+"""Images of the smallest batch of a process: BatchNorm may not be able to train on one."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """One of several processes that share the work.
+
+    Args:
+        rank: its number
+        size: how many there are
+    """
+
+    rank: int = 0
+    size: int = 1
+
+
+@dataclass(frozen=True)
+class Shares:
+    """An epoch's images as one of several processes sees it.
+
+    Every process takes as many steps as the others. Of a full batch each has as many rows; of a short last one
+    some have one more, and their losses count for as much more: the gradient is that of the whole batch.
+
+    Args:
+        order: images of this process, in the order of its steps `[m]`
+        steps: how many there are
+        full: how many of them are on full batches
+        last: what a short last batch's loss is multiplied by before processes average their gradients
+    """
+
+    order: Int[Tensor, " m"]
+    steps: int
+    full: int
+    last: float = 1.0
+
+
+def share_out(order: Int[Tensor, " n"], batch_size: int, world: Place) -> Shares:
+    """This process's part of an epoch; a last batch of fewer than two images a process is left out.
+
+    Args:
+        order: all images that the epoch visits `[n]`
+        batch_size: of all processes together
+
+    >>> order = torch.arange(11)
+    >>> [share_out(order, 4, Place(rank, 2)).order.tolist() for rank in range(2)]
+    [[0, 1, 4, 5], [2, 3, 6, 7]]
+    >>> share = share_out(torch.arange(9), 5, Place(0, 1))
+    >>> share.steps, share.full, share.last
+    (2, 1, 1.0)
+    """
+    full, rest = divmod(len(order), batch_size)
+    steps = num_steps(len(order), batch_size, world)
+    if world.size == 1:
+        return Shares(order, steps, full)
+    own = batch_size // world.size
+    rows = order[: full * batch_size].view(full, world.size, own)[:, world.rank].flatten()
+    if steps == full:
+        return Shares(rows, full, full)
+    last = order[full * batch_size :].tensor_split(world.size)[world.rank]
+    return Shares(torch.cat([rows, last]), steps, full, len(last) * world.size / rest)
+
+
+def num_steps(images: int, batch_size: int, world: Place) -> int:
+    """Steps of an epoch, which is the same number for every process.
+
+    >>> num_steps(9, 4, Place()), num_steps(9, 4, Place(0, 2))
+    (3, 2)
+    """
+    full, rest = divmod(images, batch_size)
+    return full + (rest >= (1 if world.size == 1 else PER_PROCESS * world.size))
+
+
+def even_parts(rows: int, size: int) -> list[int]:
+    """So many rows shared out as evenly as it goes; the first ones have one more.
+
+    >>> even_parts(7, 3)
+    [3, 2, 2]
+    """
+    return [rows // size + (rank < rows % size) for rank in range(size)]
+
+
+def check_kept(keep: float, batch_size: int, world: Place, *, across: bool = False) -> None:
+    """Raise where a process would train on less than two images of each batch.
+
+    Args:
+        keep: k/N
+        batch_size: of all processes together
+        world: the processes
+        across: rows are kept of those of all processes together
+
+    Raises:
+        UserError: with the numbers
+    """
+    own = own_batch_size(batch_size, world)
+    if (
+        world.size > 1
+        and (round(keep * batch_size) // world.size if across else round(keep * own)) < PER_PROCESS
+    ):
+        raise UserError(
+            f"keep {keep:g} of the {own} images that each of {world.size} processes has of a batch are fewer than "
+            f"{PER_PROCESS}: raise --train.batch_size or keep more"
+        )
+
+
+def own_batch_size(batch_size: int, world: Place) -> int:
+    """Rows of a full batch that each process has.
+
+    Raises:
+        UserError: they cannot all have as many, or have too few
+    """
+    if world.size > 1 and (batch_size % world.size or batch_size < PER_PROCESS * world.size):
+        raise UserError(
+            f"batches of {batch_size} images cannot be shared out among {world.size} processes: give a "
+            f"--train.batch_size that is a multiple of {world.size} and at least {PER_PROCESS * world.size}"
+        )
+    return batch_size // world.size

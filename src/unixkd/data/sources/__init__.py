@@ -1,0 +1,1 @@
+"""Where images come from: each source gives records that `unixkd.data.source` describes."""

@@ -1,0 +1,446 @@
+"""Images from a stream, which is read from its beginning in every epoch and never lies on the disk as a whole.
+
+Opening one finds out what can be known before it is read; its evaluation set is kept in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections import deque
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from unixkd.config import DataConfig
+from unixkd.data.cache import files_key
+from unixkd.data.disk import NO_VIEW, Cut, load_pixels
+from unixkd.data.images import Pixels, read_image
+from unixkd.data.source import Encoded, Source, normalization
+from unixkd.data.sources import folder
+from unixkd.data.sources.hub import (
+    datasets_library,
+    encoded_images,
+    find_image_column,
+    find_label_column,
+    load_parts,
+    parquet_files,
+    read_labels,
+    reason_of,
+)
+from unixkd.data.split import Viewed
+from unixkd.errors import UserError
+from unixkd.method.batch import Batch
+
+_HEAD = 64  # images at the beginning that stand for all
+
+
+def load_stream(place: str, config: DataConfig) -> tuple[Source, Streamed]:
+    """What is known of a stream, with its evaluation set, and the stream for training.
+
+    The evaluation set is fetched whole, and kept on the disk by `datasets`.
+
+    Args:
+        place: a data set of the Hub, or a Parquet file or a folder of them
+        config: `stream_images`, `stream_buffer`, the columns and `split_seed`, which decides the order
+
+    Raises:
+        UserError: it cannot be loaded, its length is not known, or an option is none of a stream's.
+    """
+    check_stream(config)
+    origin, library = f"stream:{place}", datasets_library()
+    path = Path(place).expanduser()
+    files = parquet_files(path) if path.exists() else None
+    how: dict[str, Any] = {"path": place} if files is None else {"path": "parquet", "data_files": files}
+    parts = load_parts(library, origin, streaming=True, **how)
+    train = parts.get("train") or (next(iter(parts.values())) if len(parts) == 1 else None)
+    if train is None or train.features is None:
+        known = ", ".join(parts) or "none"
+        raise UserError(f"{origin}: no training images whose columns are known; its parts are {known}")
+    image = find_image_column(library, train.features, config.image_column, origin)
+    label = find_label_column(library, train.features, config.label_column)
+    names = None
+    if label is not None and isinstance(train.features[label], library.ClassLabel):
+        names = tuple(train.features[label].names)
+    test = _evaluation_set(library, parts, (image, label), names, origin, _version(place, files))
+    num_classes = _num_classes(names, test)
+    if label is not None and config.labels and num_classes is None:
+        raise UserError(
+            f"{origin}: {label} is no class column, so that the classes are not known: give data.labels false, or "
+            "another data.label_column"
+        )
+    train = _undecoded(library, train, image, label)
+    head, total = _head(train, image, origin), _total(train, files)
+    streamed = Streamed(
+        stream=train,
+        image=image,
+        label=label,
+        count=_epoch(config, total, origin),
+        total=total,
+        buffer=config.stream_buffer,
+        seed=config.split_seed,
+        num_classes=num_classes,
+        head=head,
+        origin=origin,
+    )
+    first = Encoded.of(list(head), None, origin)
+    size, channels = folder.inspect(first, test)
+    mean, std = normalization(channels)
+    return Source(first, test, names, num_classes, channels, size, mean, std), streamed
+
+
+def _num_classes(names: tuple[str, ...] | None, test: Encoded | None) -> int | None:
+    if names is not None:
+        return len(names)
+    return None if test is None or test.labels is None else int(test.labels.max()) + 1
+
+
+def _undecoded(library: ModuleType, part: Any, image: str, label: str | None) -> Any:
+    columns = part.select_columns([image] if label is None else [image, label])
+    return columns.cast_column(image, library.Image(decode=False))
+
+
+def _head(train: Any, image: str, origin: str) -> tuple[bytes, ...]:
+    try:
+        examples = list(train.take(_HEAD))
+    except Exception as error:
+        raise UserError(f"{origin}: cannot be read ({reason_of(error)})") from error
+    if not examples:
+        raise UserError(f"{origin}: no training images")
+    return tuple(encoded(example[image], f"{origin}: image {i}") for i, example in enumerate(examples))
+
+
+def _total(train: Any, files: dict[str, list[str]] | None) -> int | None:
+    """Images of the whole stream, where its metadata say so."""
+    if files is not None:
+        from pyarrow import parquet
+
+        return sum(parquet.read_metadata(file).num_rows for file in files["train"])
+    known = (train.info.splits or {}).get(train.split)
+    return None if known is None or not known.num_examples else int(known.num_examples)
+
+
+def _epoch(config: DataConfig, total: int | None, origin: str) -> int:
+    wanted = config.stream_images
+    if wanted is None and total is None:
+        raise UserError(
+            f"{origin}: how many images it has is not known: give data.stream_images, those of an epoch"
+        )
+    count = total if wanted is None else wanted
+    assert count is not None
+    if count < 1 or (total is not None and count > total):
+        raise UserError(
+            f"data.stream_images is {count}, but {origin} has {total or 'an unknown number of'} images"
+        )
+    return count
+
+
+def _version(place: str, files: dict[str, list[str]] | None) -> str:
+    """What tells the data from what they were: the files' sizes and times, or the commit on the Hub."""
+    if files is not None:
+        return files_key(Path(file) for part in sorted(files) for file in files[part])
+    from huggingface_hub import HfApi  # datasets itself needs it
+
+    try:
+        return str(HfApi().dataset_info(place).sha)
+    except Exception as error:
+        raise UserError(
+            f"stream:{place}: the Hub cannot be asked for its version ({reason_of(error)})"
+        ) from error
+
+
+def _evaluation_set(
+    library: ModuleType,
+    parts: dict[str, Any],
+    columns: tuple[str, str | None],
+    names: tuple[str, ...] | None,
+    origin: str,
+    version: str,
+) -> Encoded | None:
+    """The first labelled part that is for evaluation, from the disk."""
+    image, label = columns
+    for name in folder.TEST_NAMES:
+        part = parts.get(name)
+        if part is None or label is None or label not in (part.features or {}):
+            continue
+        part = _undecoded(library, part, image, label)
+        told = repr((origin, version, name, part.features, library.__version__))
+        try:
+            whole = library.Dataset.from_generator(
+                _examples, gen_kwargs={"stream": part}, features=part.features, **_known_by(library, told)
+            )
+        except Exception as error:
+            raise UserError(f"{origin}: {name}: cannot be read ({reason_of(error)})") from error
+        num_classes = len(names) if names else None
+        _, labels = read_labels(library, whole, label, f"{origin}: {name}", names, num_classes)
+        if labels is not None:
+            return encoded_images(library, whole, image, labels, f"{origin}: {name}")
+    return None
+
+
+def _known_by(library: ModuleType, told: str) -> dict[str, str]:
+    """By what `datasets` knows a set again that it has kept; older versions keep a copy for every start."""
+    if "fingerprint" not in inspect.signature(library.Dataset.from_generator).parameters:
+        return {}
+    return {"fingerprint": hashlib.sha256(told.encode()).hexdigest()[:16]}
+
+
+def _examples(stream: Any) -> Iterator[dict[str, Any]]:
+    yield from stream
+
+
+_FILES = 10  # that are read side by side at most
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """The images of a stream, of which an epoch takes the first so many in an order of its own.
+
+    Args:
+        stream: a `datasets.IterableDataset` whose images are not decoded
+        image: its column of images
+        label: its column of labels, or None
+        count: images of an epoch
+        total: images of the whole stream, or None where that is not known
+        buffer: images among which the next one is drawn
+        seed: of the order
+        num_classes: how many classes the labels tell apart, or None
+        head: the first images as they are encoded
+        origin: where they come from, for messages
+    """
+
+    stream: Any
+    image: str
+    label: str | None
+    count: int
+    total: int | None
+    buffer: int
+    seed: int
+    num_classes: int | None
+    head: tuple[bytes, ...]
+    origin: str
+
+    def __len__(self) -> int:
+        return self.count
+
+    def unlabelled(self) -> Streamed:
+        """The same images without their labels."""
+        return replace(self, label=None)
+
+    def epoch(self, number: int) -> Iterator[tuple[bytes, int, str]]:
+        """Each image of an epoch as it is encoded, its label (or -1), and what it is called in messages.
+
+        Raises:
+            UserError: the stream cannot be read on, ends too early, or has an empty image or a faulty label.
+        """
+        seed = np.random.SeedSequence([self.seed, number]).generate_state(1)[0]
+        how = {"max_buffer_input_shards": self.files_at_once} if _reads_files_together(self.stream) else {}
+        examples = iter(self.stream.shuffle(seed=int(seed), buffer_size=self.buffer, **how))
+        for place in range(self.count):
+            where = f"{self.origin}: image {place} of epoch {number + 1}"
+            try:
+                example = next(examples)
+            except StopIteration:
+                raise UserError(
+                    f"{self.origin}: ended after {place} images of an epoch of {self.count}: give data.stream_images"
+                ) from None
+            except Exception as error:  # whatever the library, the network or a file's parser raises
+                raise UserError(
+                    f"{where}: cannot be read on ({reason_of(error)}); --resume goes on"
+                ) from error
+            yield encoded(example[self.image], where), self.class_of(example, where), where
+
+    @property
+    def files_at_once(self) -> int:
+        """Files that an epoch reads side by side: no more than it reads to their ends, or the ends would never come."""
+        share = 0 if self.total is None else self.stream.num_shards * self.count // self.total
+        return min(max(share, 1), _FILES)
+
+    def announcement(self) -> str:
+        """What a user has to know before training: which images an epoch shows, and what an interruption costs."""
+        if self.total == self.count:
+            shown = f"an epoch is all of its {self.count:,} images"
+        else:
+            whole = "" if self.total is None else f" of {self.total:,}"
+            shown = f"an epoch is {self.count:,}{whole} images, of which some may come again before others have come"
+            if self.total is not None and self.stream.num_shards * self.count < self.total:
+                shown += f"; files hold more than that, and what lies behind their first {self.count:,} never comes"
+        return (
+            f"{self.origin}: {shown}, shuffled among {min(self.buffer, self.count):,} at a time; after an interruption "
+            "it is read from the epoch's beginning, to go on with the same images as long as the data stay the same"
+        )
+
+    def class_of(self, example: dict[str, Any], where: str) -> int:
+        """The label of an example, -1 where labels are not wanted. Raises UserError where it is none."""
+        if self.label is None:
+            return -1
+        value, classes = example[self.label], self.num_classes or 0
+        if not isinstance(value, int) or not 0 <= value < classes:
+            raise UserError(f"{where} has label {value!r}, but labels must be integers in 0..{classes - 1}")
+        return value
+
+    def digest(self) -> bytes:
+        """SHA-256 of what decides an epoch but its number, and of the first images: the rest is not looked at."""
+        import datasets
+
+        facts = (self.count, self.buffer, self.seed, self.image, self.label, self.stream.num_shards)
+        told = repr((facts, self.stream.features, datasets.__version__))  # its shuffling may change
+        return hashlib.sha256(told.encode() + b"".join(self.head)).digest()
+
+
+def encoded(value: Any, where: str) -> bytes:
+    """The bytes of an image that `datasets` has not decoded; a path in a stream is never followed."""
+    if isinstance(value, dict) and value.get("bytes"):
+        return bytes(value["bytes"])
+    raise UserError(f"{where}: holds no image bytes")
+
+
+def _reads_files_together(stream: Any) -> bool:
+    """Whether this version of `datasets` would, if it were not told otherwise."""
+    return "max_buffer_input_shards" in inspect.signature(stream.shuffle).parameters
+
+
+_CPU = torch.device("cpu")
+
+
+_Sample = tuple[bytes, str, int]  # an encoded image, what it is called, the code of its view
+
+
+@dataclass(frozen=True)
+class StreamSplit(Viewed):
+    """A split whose images come one after the other; an index is a place in the epoch and means no image of another.
+
+    The stream is read and shuffled in this process and decoded in loader processes, so that their number cannot
+    change a batch. Of an epoch that is gone on with, what came before is read again and thrown away; of several
+    processes each reads all of the stream and decodes its own images.
+
+    Args:
+        records: the stream
+        size: side of the square images in pixels
+        channels: 1 or 3
+        padding: zero padding of the random crop in pixels, or None: random resized crops
+        flip: random horizontal flip
+        view_seed: seed of the augmentations
+        workers: loader processes; 0 decodes in this process
+        onto: where batches are made; they cross to it as uint8
+    """
+
+    records: Streamed
+    size: int
+    channels: int
+    padding: int | None = None
+    flip: bool = True
+    view_seed: int = 0
+    workers: int = 0
+    onto: torch.device = _CPU
+    views: None = None
+    mixes: None = None
+
+    @property
+    def labels(self) -> None:
+        """Labels come with the images only."""
+        return
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the images have labels."""
+        return self.records.label is not None
+
+    @property
+    def lasting(self) -> bool:
+        """Never: an index is a place in an epoch."""
+        return False
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def to(self, device: torch.device | str) -> StreamSplit:
+        """The same split whose batches are made on a device."""
+        return replace(self, onto=torch.device(device))
+
+    def epoch_order(self, seed: int, epoch: int) -> Int[Tensor, " n"]:
+        """As the images come: the stream itself is shuffled, by a seed of the data's own."""
+        return torch.arange(len(self))
+
+    def train_batches(self, epoch: int, order: Int[Tensor, " m"], batch_size: int) -> Iterator[Batch]:
+        """Augmented batches; see `Split`.
+
+        Args:
+            epoch: number of the epoch
+            order: places of the images in the epoch `[M]`, ascending
+            batch_size: images per batch
+
+        Raises:
+            UserError: the stream cannot be read on or ends too early, or an image is unreadable.
+            ValueError: the order does not ascend.
+        """
+        order = order.cpu()
+        if not len(order):
+            return
+        if bool((order.diff() <= 0).any()):
+            raise ValueError("a stream gives its images in its own order only")
+        views, labels = self.epoch_views(epoch, order).split(batch_size), deque[Int[Tensor, " n"]]()
+        with closing(self._samples(epoch, order, batch_size, labels)) as samples:
+            loading = load_pixels(self.read, samples, self.workers, self.onto)
+            for positions, view, pixels in zip(order.split(batch_size), views, loading, strict=True):
+                own = labels.popleft()
+                yield Batch(pixels, own if self.labelled else None, positions, view).to(self.onto)
+
+    def read(self, sample: _Sample) -> Pixels:
+        """An encoded image in the view of a code `[size, size, C]`, uint8; runs in a worker."""
+        content, where, code = sample
+        return Cut(self.size, self.channels, self.padding, self.flip)(read_image(content, where), code)
+
+    def image(self, i: int) -> NDArray[np.uint8]:
+        """One of the stream's first images as in evaluation `[size, size, C]`, uint8."""
+        head = self.records.head
+        return self.read((head[i % len(head)], f"{self.records.origin}: image {i}", NO_VIEW))
+
+    def eval_batches(self, batch_size: int, first: int = 0, every: int = 1) -> Iterator[Batch]:
+        """None: a stream is for training."""
+        raise NotImplementedError("a stream is for training; its evaluation set is another split")
+
+    def _samples(
+        self, epoch: int, order: Int[Tensor, " m"], batch_size: int, labels: deque[Int[Tensor, " n"]]
+    ) -> Generator[list[_Sample]]:
+        """What workers are handed, batch by batch; the labels are left in the queue."""
+        images, place = self.records.epoch(epoch), -1
+        codes = self._codes(order, self.epoch_views(epoch, order))
+        for positions, batch_codes in zip(order.split(batch_size), codes.split(batch_size), strict=True):
+            batch, own = [], []
+            for position, code in zip(positions.tolist(), batch_codes.tolist(), strict=True):
+                while place < position:
+                    (content, label, where), place = next(images), place + 1
+                batch.append((content, where, code))
+                own.append(label)
+            labels.append(torch.tensor(own))
+            yield batch
+
+
+def check_stream(config: DataConfig) -> None:
+    """Raise where an option is none of a stream's."""
+    default = DataConfig()
+    for name, reason in _NOT_OF_STREAMS.items():
+        if getattr(config, name) != getattr(default, name):
+            raise UserError(f"{reason}; leave data.{name} out")
+    if config.stream_buffer < 1:
+        raise UserError(f"data.stream_buffer must be at least 1, not {config.stream_buffer}")
+
+
+_NOT_OF_STREAMS = {
+    "holdout": "images cannot be held out of a stream",
+    "limit": "a stream has no subset: give data.stream_images",
+    "views": "a stream does not show an image again in another view",
+    "mixes": "a stream does not show an image again, so its mixes are not fixed",
+    "max_unreadable": "a stream cannot be read through beforehand",
+    "in_memory": "a stream is never in memory",
+}

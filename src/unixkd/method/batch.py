@@ -1,0 +1,175 @@
+"""What travels through the house: batches, draws, mixed batches, network outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor
+
+from unixkd.method.named_inputs import NamedInputs, concat
+
+
+@dataclass(frozen=True)
+class Batch:
+    """N images as they come from the data.
+
+    Args:
+        images: pixels in [0, 1], `[N, C, H, W]` (an own loop may pass normalised images, or named tensors)
+        labels: class numbers `[N]`, or None
+        index: position of each image in its data set `[N]`, or None
+        view: number of each image's view (augmentation) `[N]`, or None
+        answers: the teacher's stored logits on each image in this view `[N, classes]`, or None
+        weight: of each image in every loss `[N]`, or None: 1
+        scores: of each image, where they are known before the step `[N]`, or None
+        mixed_labels: where the images come mixed, the class of the one mixed in `[N]`, or None
+        mix_weight: where the images come mixed, the weight of the one mixed in `[N]`, or None
+    """
+
+    images: Shaped[Tensor, "n ..."] | NamedInputs
+    labels: Int[Tensor, " n"] | None = None
+    index: Int[Tensor, " n"] | None = None
+    view: Int[Tensor, " n"] | None = None
+    answers: Float[Tensor, "n classes"] | None = None
+    weight: Float[Tensor, " n"] | None = None
+    scores: Float[Tensor, " n"] | None = None
+    mixed_labels: Int[Tensor, " n"] | None = None
+    mix_weight: Float[Tensor, " n"] | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def pixels(self) -> Tensor:
+        """The images, where they are images `[N, C, H, W]`, as from every data set of `unixkd.data`."""
+        assert isinstance(self.images, Tensor)
+        return self.images
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on a device; what is there already is not copied."""
+        values = (getattr(self, field.name) for field in fields(self))
+        return Batch(*(None if t is None else t.to(device, non_blocking=True) for t in values))  # type: ignore[arg-type]
+
+
+def join(batches: Sequence[Batch]) -> Batch:
+    """One batch of several, which all know the same things."""
+    columns = ([getattr(batch, field.name) for batch in batches] for field in fields(Batch))
+    return Batch(*(None if column[0] is None else concat(column) for column in columns))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Every random choice of one step, made beforehand so that the step itself is a pure function.
+
+    Args:
+        partner: permutation of the batch; position of the mixing partner of each rank `[N]`
+        lam: mixing weight λ of each rank, uniform on [0, 1], one value repeated or one each `[N]`
+        noise: uniform noise on [0, 1) that ranks the samples where ranking is random `[N]`
+    """
+
+    partner: Int[Tensor, " n"]
+    lam: Float[Tensor, " n"]
+    noise: Float[Tensor, " n"]
+
+    def part(self, start: int, stop: int) -> Draws:
+        """The draws of rows start to stop, where several steps' draws lie one after the other."""
+        return Draws(self.partner[start:stop], self.lam[start:stop], self.noise[start:stop])
+
+
+@dataclass(frozen=True)
+class MixedBatch:
+    """The k kept rows, mixed; row r is rank r of the batch, most uncertain first.
+
+    Args:
+        images: mixed pixels `[k, C, H, W]`, or named tensors of the mixed samples
+        label_a: label of the ranked image `[k]`, or None
+        label_b: label of its partner `[k]`, or None
+        weight: mixing weight m of the other image, 0 = pure, `[k]`
+        sample_weight: weight of each row in every loss `[k]`
+        position: position in the batch of each ranked image `[k]`
+        num_pure: number of leading rows that the step leaves as they came, whatever the draws: a store may know them
+        partner: position in the batch of each row's partner `[k]`, None where no row is mixed
+    """
+
+    images: Shaped[Tensor, "k ..."] | NamedInputs
+    label_a: Int[Tensor, " k"] | None
+    label_b: Int[Tensor, " k"] | None
+    weight: Float[Tensor, " k"]
+    sample_weight: Float[Tensor, " k"]
+    position: Int[Tensor, " k"]
+    num_pure: int = 0
+    partner: Int[Tensor, " k"] | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def part(self, start: int, stop: int) -> MixedBatch:
+        """Rows start to stop."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        part: dict[str, Any] = {
+            n: v[start:stop] for n, v in values.items() if isinstance(v, Tensor | NamedInputs)
+        }
+        return replace(self, **part, num_pure=min(max(self.num_pure - start, 0), stop - start))
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a network said about a batch: logits `[k, classes]` and named feature maps `[k, ...]`."""
+
+    logits: Float[Tensor, "k classes"]
+    features: dict[str, Tensor] = field(default_factory=dict)
+
+    def part(self, start: int, stop: int) -> Outputs:
+        """Rows start to stop."""
+        return Outputs(self.logits[start:stop], {name: t[start:stop] for name, t in self.features.items()})
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What the teacher says about the kept rows, and how many images it took.
+
+    Args:
+        outputs: logits (and features) of the k rows
+        forwarded: images that went through the teacher
+        cached: answers that came from the store
+        filled: of the forwarded, those whose answers were stored
+        finite: which rows the teacher has an answer to; None: not looked at `[k]`
+    """
+
+    outputs: Outputs
+    forwarded: int
+    cached: int = 0
+    filled: int = 0
+    finite: Bool[Tensor, " k"] | None = None
+
+    def marked(self) -> Answers:
+        """The same with zeros for rows that are not finite, and which these are; nothing is read back."""
+        finite = self.outputs.logits.isfinite().all(dim=1)
+
+        def clean(rows: Tensor) -> Tensor:
+            return torch.where(finite.view(-1, *[1] * (rows.dim() - 1)), rows, 0)
+
+        features = {name: clean(rows) for name, rows in self.outputs.features.items()}
+        return replace(self, outputs=Outputs(clean(self.outputs.logits), features), finite=finite)
+
+
+@dataclass(frozen=True)
+class Held:
+    """The kept rows that this process trains on.
+
+    Args:
+        batch: its own n rows, and after them those that it was given `[n + m]`
+        position: of its kept rows in that batch, most uncertain first `[k]`
+        rank: of each among the rows of all processes `[k]`
+        kept: positions of those of its own rows that any process trains on `[c]`
+        batch_size: the configured N of all processes together
+    """
+
+    batch: Batch
+    position: Int[Tensor, " k"]
+    rank: Int[Tensor, " k"]
+    kept: Int[Tensor, " c"]
+    batch_size: int

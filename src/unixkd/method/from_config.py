@@ -1,0 +1,179 @@
+"""A configuration to a method: the named one with the configured fields changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
+from typing import TypeVar
+
+import torch
+
+from unixkd.config import LossConfig, MethodConfig
+from unixkd.errors import UserError, unknown_name
+from unixkd.method.epoch_choice import EpochChoice, StaleChoice, Uncertainty
+from unixkd.method.losses import (
+    DIST,
+    DKD,
+    KD,
+    AttentionTransfer,
+    CrossEntropy,
+    Loss,
+    SimilarityPreserving,
+)
+from unixkd.method.method import Method, Ramp, Scoring
+from unixkd.method.mixing import Curve, SigmoidCurve, StepCurve
+from unixkd.method.objective import Objective, Term
+from unixkd.method.scoring import Scorer, TrueLoss, entropy, least_confidence, margin
+from unixkd.method.unix import METHODS
+
+T = TypeVar("T")
+
+
+SCORERS: dict[str, Scorer | TrueLoss | None] = {
+    "entropy": entropy,
+    "margin": margin,
+    "least_confidence": least_confidence,
+    "true_loss": TrueLoss(),
+    "random": None,  # ranks by noise and so needs no forward
+}
+
+
+CURVES = ("sigmoid", "step", "none")
+
+
+def build_method(config: MethodConfig) -> Method:
+    """The named method with the configured fields changed.
+
+    Raises:
+        UserError: no such method, a value out of range, or a field that the method has no use for
+
+    >>> build_method(MethodConfig("unix", keep=0.5)).keep
+    0.5
+    """
+    method = named("method", config.name, METHODS)()
+    if config.name == "student-alone" and config != MethodConfig(config.name):
+        raise UserError("student-alone trains on every image as it is: keep, mixing and scoring do not apply")
+    changes: dict[str, object] = {}
+    if config.scorer is not None and method.choice is None:
+        changes["scorer"] = named("scorer", config.scorer, SCORERS)
+    if (curve := _curve(config, method)) is not method.curve:
+        changes["curve"] = curve
+    if (choice := _choice(config, method)) is not method.choice:
+        changes["choice"] = choice
+    for name in ("keep", "per_sample_lambda", "sampling", "size", "mixes_answers"):
+        if (value := getattr(config, name)) is not None and not (name == "keep" and choice is not None):
+            changes[name] = value
+    changes["ramp"] = _ramp(config, method)
+    for name in SCORING_FIELDS:
+        if getattr(config, name) is not None and changes.get("scorer", method.scorer) is None:
+            raise UserError(f"method {config.name} does not score: {name} does not apply")
+    changes["scoring"] = _scoring(config, method.scoring)
+    method = replace(method, **changes)  # type: ignore[arg-type]
+    if config.per_sample_lambda is not None and method.curve is None:
+        raise UserError(f"method {config.name} does not mix: per_sample_lambda does not apply")
+    return method
+
+
+SCORING_FIELDS = ("scoring_mode", "scoring_size", "scoring_precision", "scoring_every", "scoring_batches")
+
+
+def _scoring(config: MethodConfig, scoring: Scoring) -> Scoring:
+    """The method's way of scoring with the configured fields changed."""
+    changes: dict[str, object] = {
+        name.removeprefix("scoring_"): value
+        for name in SCORING_FIELDS
+        if (value := getattr(config, name)) is not None
+    }
+    if (precision := changes.pop("precision", None)) is not None:
+        changes["dtype"] = {"fp32": torch.float32, "bf16": torch.bfloat16}[str(precision)]
+    return replace(scoring, **changes)  # type: ignore[arg-type]
+
+
+CHOICE_FIELDS = ("keep", "random_share", "max_age", "prune", "full_last")
+
+
+def _choice(config: MethodConfig, method: Method) -> EpochChoice | None:
+    """The method's choice of an epoch's images with the configured fields changed."""
+    known = set() if method.choice is None else {field.name for field in fields(method.choice)}  # type: ignore[arg-type]
+    changes: dict[str, object] = {
+        name: value for name in CHOICE_FIELDS if (value := getattr(config, name)) is not None
+    }
+    if method.choice is None:  # k/N of each batch, and its ramp
+        changes.pop("keep", None)
+        changes.pop("full_last", None)
+    elif config.scorer is not None:
+        scorer = named("scorer", config.scorer, SCORERS)
+        if not isinstance(method.choice, StaleChoice) or scorer is None or isinstance(scorer, TrueLoss):
+            raise UserError(f"method {method.name}: scorer {config.scorer} does not apply")
+        changes["row_score"] = Uncertainty(scorer)
+    for name in changes:
+        if name not in known:
+            raise UserError(f"method {method.name}: {name} does not apply")
+    return replace(method.choice, **changes) if changes else method.choice  # type: ignore[type-var]
+
+
+def _ramp(config: MethodConfig, method: Method) -> Ramp | None:
+    """How the method changes over a run, where anything is configured to."""
+    full_last = config.full_last if method.choice is None else None
+    ends = (config.keep_end, config.mix_from_end, config.steepness_end, config.size_end)
+    if ends == (None,) * len(ends):
+        if config.ramp is not None:
+            raise UserError(
+                f"method {method.name}: a ramp needs keep_end, mix_from_end, steepness_end or size_end"
+            )
+        if full_last is None:
+            return None
+    return Ramp(*ends[:3], config.ramp or "linear", full_last or 0.0, config.size_end)
+
+
+def _curve(config: MethodConfig, method: Method) -> Curve | None:
+    current = method.curve
+    if config.curve is not None and config.curve not in CURVES:
+        raise unknown_name("curve", config.curve, CURVES)
+    kind = config.curve or ("sigmoid" if isinstance(current, SigmoidCurve) else None)
+    default = current if isinstance(current, SigmoidCurve) else SigmoidCurve()
+    mix_from = default.mix_from if config.mix_from is None else config.mix_from
+    steepness = default.steepness if config.steepness is None else config.steepness
+    if config.steepness is not None and kind != "sigmoid":
+        raise UserError(f"method {method.name}: steepness belongs to the sigmoid curve")
+    if config.mix_from is not None and kind not in ("sigmoid", "step"):
+        raise UserError(f"method {method.name}: mix_from needs the curve sigmoid or step")
+    if kind == "sigmoid":
+        return SigmoidCurve(mix_from, steepness)
+    if kind == "step":
+        return StepCurve(mix_from)
+    return None if config.curve == "none" else current
+
+
+def named(kind: str, name: str, table: Mapping[str, T]) -> T:
+    """The entry of that name; an error that offers the nearest ones where there is none."""
+    if name not in table:
+        raise unknown_name(kind, name, table)
+    return table[name]
+
+
+LOSSES: dict[str, Callable[[LossConfig], Loss]] = {
+    "kd": lambda c: KD(c.temperature),
+    "dkd": lambda c: DKD(c.temperature, c.dkd_alpha, c.dkd_beta),
+    "dist": lambda c: DIST(c.temperature),
+    "at": lambda c: AttentionTransfer(tuple(c.student_layers), tuple(c.teacher_layers)),
+    "sp": lambda c: SimilarityPreserving(tuple(c.student_layers), tuple(c.teacher_layers)),
+}
+
+
+def build_objective(config: LossConfig, method: Method, label_smoothing: float = 0.0) -> Objective:
+    """The losses with a weight other than 0; cross-entropy alone for a method without a teacher."""
+    if not method.teacher:
+        return [Term("ce", CrossEntropy(label_smoothing))]
+    if not config.temperature > 0:
+        raise UserError(f"loss.temperature must be above 0, got {config.temperature}")
+    terms = [
+        Term(name, make(config), weight)
+        for name, make in LOSSES.items()
+        if (weight := getattr(config, name)) != 0
+    ]
+    if config.ce != 0:
+        terms.append(Term("ce", CrossEntropy(label_smoothing), config.ce))
+    if not terms:
+        raise UserError(f"every loss has weight 0; give one of {', '.join([*LOSSES, 'ce'])} a weight")
+    return terms

@@ -1,0 +1,293 @@
+"""A network as the step sees it: inputs, outputs, precision, train and eval mode, layers that losses read."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from types import TracebackType
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from unixkd.errors import UsageError, UserError, unknown_name
+from unixkd.method.batch import Outputs
+from unixkd.method.named_inputs import TOKENS, MixedTokens, NamedInputs
+
+
+@dataclass(frozen=True)
+class Network:
+    """A module and how it is run: inputs of k samples -> `Outputs`.
+
+    Args:
+        module: any module from images, or from named tensors, to logits, wrapped by DDP or not
+        layers: qualified names of the layers whose outputs are wanted
+        dtype: precision of the forward by autocast (weights stay as they are); None: leave it as it is
+        prefix: of the names of named tensors that are this network's own
+    """
+
+    module: nn.Module
+    layers: tuple[str, ...] = ()
+    dtype: torch.dtype | None = None
+    prefix: str = ""
+
+    def __call__(self, inputs: Shaped[Tensor, "n ..."] | NamedInputs) -> Outputs:
+        with self.autocast(inputs.device.type):
+            if not self.layers:
+                return Outputs(self.logits(inputs))
+            with FeatureTap(self.module, self.layers) as tap:
+                logits = self.logits(inputs)
+        return Outputs(logits, tap.take())
+
+    def logits(self, inputs: Shaped[Tensor, "n ..."] | NamedInputs) -> Float[Tensor, "n classes"]:
+        """The forward alone."""
+        if isinstance(inputs, Tensor):
+            return logits_of(self.module(inputs), self.module)
+        own = inputs.of(self.prefix)
+        with weaving(self.module, own.woven.get(TOKENS)):
+            return logits_of(self.module(**own.tensors), self.module)
+
+    def autocast(self, device: str) -> contextlib.AbstractContextManager[object]:
+        """The context that gives a forward its precision."""
+        if self.dtype is None:
+            return contextlib.nullcontext()
+        # No cache of casts: each weight is used once a forward, one filled under no_grad would cut the
+        # training forward off from the weights (pytorch issue 112583), and a CUDA graph allows none.
+        return torch.autocast(device, self.dtype, cache_enabled=False)
+
+    def bare(self) -> Network:
+        """The module inside a wrapper such as DDP, without layers: for passes that need no gradient."""
+        return replace(self, module=unwrap(self.module), layers=())
+
+
+def logits_of(output: object, module: nn.Module) -> Float[Tensor, "n classes"]:
+    """The logits in what a module returned: a tensor, or something that has them as `.logits` or `["logits"]`.
+
+    Raises:
+        UserError: it has none
+    """
+    found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
+    if isinstance(found, Tensor) and found.ndim == 2:
+        return found
+    what = f"logits of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(output).__name__
+    raise UserError(
+        f"{type(unwrap(module)).__name__} gives {what}, not logits [N, classes] or an object that has them as .logits"
+    )
+
+
+@contextlib.contextmanager
+def weaving(module: nn.Module, woven: MixedTokens | None) -> Iterator[None]:
+    """Inside, the module mixes another text into the embeddings of the tokens it looks up.
+
+    Raises:
+        UserError: the module has no one embedding of tokens, or did not look them up
+    """
+    if woven is None:
+        yield
+        return
+    times = 0
+
+    def mix(embedding: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+        nonlocal times
+        times += 1
+        other = embedding.forward(woven.tokens)  # not its call, which would come here again
+        return output + woven.share[..., None].to(output.dtype) * (other - output)
+
+    handle = embedding_of(module).register_forward_hook(mix)
+    try:
+        yield
+    finally:
+        handle.remove()
+    if times != 1:
+        raise UserError(
+            f"{type(unwrap(module)).__name__} looked its tokens up {times} times in a forward, so that texts cannot be "
+            "mixed: choose a method without mixing (kd, random, hard)"
+        )
+
+
+def embedding_of(module: nn.Module) -> nn.Module:
+    """Where a module looks its tokens up: what `get_input_embeddings` gives, or its only `nn.Embedding`.
+
+    Raises:
+        UserError: there is none, or more than one
+    """
+    inner = unwrap(module)
+    if callable(own := getattr(inner, "get_input_embeddings", None)) and isinstance(own(), nn.Module):
+        return own()
+    found = [child for child in inner.modules() if isinstance(child, nn.Embedding)]
+    if len(found) == 1:
+        return found[0]
+    raise UserError(
+        f"{type(inner).__name__} has {len(found) or 'no'} embeddings: give it a method get_input_embeddings() that "
+        "returns that of its tokens"
+    )
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether a forward of the module is one of all processes together."""
+    return hasattr(module, "set_requires_gradient_sync")
+
+
+def has_statistics(module: nn.Module) -> bool:
+    """Whether a module keeps running statistics of its batches."""
+    return any(
+        isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats for m in module.modules()
+    )
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode inside; afterwards every submodule has exactly the flag it had."""
+    flags = [(m, m.training) for m in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for m, training in flags:
+            m.training = training
+
+
+class FeatureTap:
+    """Catches the outputs of named layers each time the network runs.
+
+    Either a context manager, or long-lived between `attach()` and `close()`. What was caught last stays
+    in `features`, with its graph, until the next forward or `take()`.
+
+    Args:
+        module: any network, wrapped or not
+        names: qualified names of layers, or unique dotted ends of them (`layer1` finds `net.layer1`; of
+            several the one nearest to the root)
+
+    Raises:
+        UsageError: for an unknown or ambiguous layer
+        UserError: in the forward, where a layer's output is no tensor
+
+    >>> import torch
+    >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU())
+    >>> with FeatureTap(net, ["0"]) as tap:
+    ...     _ = net(torch.ones(2, 3))
+    >>> tap.features["0"].shape
+    torch.Size([2, 4])
+    """
+
+    def __init__(self, module: nn.Module, names: Sequence[str]) -> None:
+        self.features: dict[str, Tensor] = {}
+        self._layers = {name: module.get_submodule(resolve_layer(module, name)) for name in names}
+        self._handles: list[RemovableHandle] = []
+
+    def attach(self) -> FeatureTap:
+        """Start catching; does nothing where it is attached already."""
+        if not self._handles:
+            self._handles = [
+                layer.register_forward_hook(partial(self._catch, name))
+                for name, layer in self._layers.items()
+            ]
+        return self
+
+    def close(self) -> None:
+        """Stop catching; what was caught stays."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def take(self) -> dict[str, Tensor]:
+        """Hand out what was caught, in the order of the names, and forget it.
+
+        Raises:
+            UserError: where a layer has not run since the last time
+        """
+        missing = [name for name in self._layers if name not in self.features]
+        if missing:
+            raise UserError(f"layer '{missing[0]}' did not run: choose a layer that every forward uses")
+        features = {name: self.features[name] for name in self._layers}
+        self.features.clear()
+        return features
+
+    def __enter__(self) -> FeatureTap:
+        return self.attach()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _catch(self, name: str, _module: nn.Module, _inputs: object, output: object) -> None:
+        if not isinstance(output, Tensor):
+            raise UserError(
+                f"layer '{name}' gives a {type(output).__name__}, not a tensor: choose another layer"
+            )
+        self.features[name] = output
+
+
+def resolve_layer(module: nn.Module, name: str) -> str:
+    """Qualified name of the layer that `name` means: itself, or the end of a qualified name.
+
+    Args:
+        module: any network
+        name: exact name or dotted end; where several end so, the one nearest to the root is meant
+
+    Raises:
+        UsageError: for an unknown or ambiguous name
+
+    >>> resolve_layer(nn.ModuleDict({"net": nn.Sequential(nn.Linear(1, 1))}), "0")
+    'net.0'
+    """
+    known = [known_name for known_name, _ in module.named_modules() if known_name]
+    if name in known:
+        return name
+    ends = [known_name for known_name in known if known_name.endswith(f".{name}")]
+    if not ends:
+        inner = module
+        while len(children := list(inner.children())) == 1:  # wrappers, whose names nobody types
+            inner = children[0]
+        depth = name.count(".") + 1  # deeper ones would bury the useful ones in a list of hundreds
+        shown = [n for n, _ in inner.named_modules() if n and n.count(".") < depth]
+        raise unknown_name("layer", name, shown or known)
+    nearest = [end for end in ends if end.count(".") == min(e.count(".") for e in ends)]
+    if len(nearest) > 1:
+        raise UsageError(f"layer '{name}' is ambiguous: {', '.join(nearest[:4])}; give the full name")
+    return nearest[0]
+
+
+def default_layers(module: nn.Module) -> tuple[str, ...]:
+    """Qualified names of the stage outputs of a network of the CIFAR family, stem first.
+
+    Args:
+        module: such a network, or any wrapper around one
+
+    Raises:
+        UserError: for other networks, whose layers must be named
+
+    >>> from unixkd.models.registry import create_model
+    >>> default_layers(nn.Sequential(create_model("resnet8")))
+    ('0.relu', '0.layer1', '0.layer2', '0.layer3')
+    """
+    for name, submodule in module.named_modules():
+        stages = getattr(submodule, "stage_layers", None)
+        if stages is not None:
+            return tuple(f"{name}.{stage}".lstrip(".") for stage in stages)
+    raise UserError(
+        f"{type(module).__name__} does not say which layers its stages are: name them with "
+        "--loss.student_layers and --loss.teacher_layers"
+    )
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """The network inside wrappers that keep it as `.module` (DDP, DataParallel, Fabric), however many.
+
+    >>> net = nn.Linear(1, 1)
+    >>> unwrap(nn.DataParallel(nn.DataParallel(net))) is net
+    True
+    """
+    while isinstance(inner := getattr(module, "module", None), nn.Module):
+        tensors, inner_tensors = (sum(1 for _ in (*m.parameters(), *m.buffers())) for m in (module, inner))
+        if tensors > inner_tensors:
+            break  # no wrapper, but a network with a part that happens to be called so
+        module = inner
+    return module

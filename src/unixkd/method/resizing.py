@@ -1,0 +1,83 @@
+"""Images made smaller for the student alone: early in a run, or for scoring, a coarse look is enough.
+
+A convolution's cost falls with the square of the side. Sources: Touvron et al., *Fixing the train-test
+resolution discrepancy*, arXiv 1906.06423; Tan & Le, *EfficientNetV2*, arXiv 2104.00298 (progressive learning).
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import torch.nn.functional as F
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from unixkd.errors import UserError
+from unixkd.method.named_inputs import NamedInputs
+
+Size: TypeAlias = tuple[int, int]
+"""Height and width in pixels."""
+
+STEPS = 8
+"""Sizes between nothing and the whole: few, as a captured step and an algorithm are made for each."""
+
+
+def shrunk_side(side: int, share: float) -> int:
+    """A side's share, rounded to a multiple of an eighth of the side, of 2 pixels at least; never more than the side.
+
+    >>> [shrunk_side(32, share) for share in (0.5, 0.7, 0.95, 1.0)], shrunk_side(8, 0.5)
+    ([16, 24, 32, 32], 4)
+    """
+    unit = max(2, side // STEPS)
+    return min(side, max(unit, round(share * side / unit) * unit))
+
+
+def shrunk_share(side: int, share: float) -> float:
+    """The share that a side really shrinks to; shares that come to the same are alike.
+
+    >>> shrunk_share(16, 0.9), shrunk_share(16, 0.95)
+    (0.875, 1.0)
+    """
+    return shrunk_side(side, share) / side
+
+
+def shrunk_size(size: Size, share: float) -> Size | None:
+    """Height and width for a share of both sides; None where they stay what they are."""
+    height, width = (shrunk_side(side, share) for side in size)
+    return None if (height, width) == size else (height, width)
+
+
+def shrink(
+    images: Shaped[Tensor, "n ..."] | NamedInputs, share: float
+) -> Shaped[Tensor, "n ..."] | NamedInputs:
+    """The images smaller by bilinear interpolation with antialiasing; as they are where the share rounds to 1."""
+    size = size_at(images, share)
+    if size is None or not isinstance(images, Tensor):
+        return images
+    return F.interpolate(images, size=size, mode="bilinear", antialias=True)
+
+
+def size_at(images: Shaped[Tensor, "n ..."] | NamedInputs, share: float) -> Size | None:
+    """Height and width of the images for a share of both sides; None where they stay what they are.
+
+    Raises:
+        UserError: the share is not 1, and they are no images
+    """
+    if isinstance(images, Tensor) and images.ndim == 4:
+        return shrunk_size(image_size(images), share)
+    if share != 1:
+        raise UserError(
+            f"only images can be made smaller (size {share:g}), these inputs are not [N, C, H, W]"
+        )
+    return None
+
+
+def image_size(images: Float[Tensor, "n c h w"]) -> Size:
+    """Height and width of a batch's images."""
+    return images.shape[2], images.shape[3]
+
+
+def check_share(name: str, share: float) -> None:
+    """Raise where a share of a side is out of range."""
+    if not 0 < share <= 1:
+        raise UserError(f"{name} is a share of the image's side and must lie in (0, 1], got {share:g}")

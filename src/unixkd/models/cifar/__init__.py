@@ -1,0 +1,1 @@
+"""The CIFAR family, by the parameter names of public checkpoints."""

@@ -1,0 +1,129 @@
+"""A network of the user's own: the class or function `NAME` of `FILE.py`, which is run to get it."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import inspect
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from unixkd.errors import UserError, unknown_name
+from unixkd.names import check_code, parts_of
+
+
+def create(name: str, num_classes: int, in_channels: int) -> nn.Module:
+    """Run `FILE.py` and call `NAME(num_classes=..., in_channels=...)`; `in_channels` only where it is taken.
+
+    Args:
+        name: `FILE.py:NAME`, as the user gave it
+        num_classes: width of the logits
+        in_channels: channels of the images
+
+    Raises:
+        UsageError: no such file, or nothing of this name in it
+        UserError: the file or the call fails, or gives no module
+    """
+    check_code(name)
+    file, attribute = parts_of(name)
+    with _told_where(name, file), _neighbours(file):
+        make = getattr(_module(file), attribute, None)
+        if not callable(make):
+            raise unknown_name("network", name, [f"{file}:{known}" for known in _callables(_module(file))])
+        net = make(**_arguments(name, make, num_classes, in_channels))
+    if not isinstance(net, nn.Module):
+        raise UserError(f"{name} gives a {type(net).__name__}, not a torch.nn.Module")
+    return net
+
+
+def _module(file: Path) -> ModuleType:
+    """The file as a module; a file that has changed since is another one."""
+    path = file.resolve()
+    digest = hashlib.sha256(str(path).encode() + b"\0" + path.read_bytes()).hexdigest()[:16]
+    unique = f"unixkd_own_{path.stem}_{digest}"  # never an installed package's name
+    if unique in sys.modules:
+        return sys.modules[unique]
+    spec = importlib.util.spec_from_file_location(unique, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[unique] = module  # dataclasses look their module up while it is being run
+    try:
+        with torch.random.fork_rng(
+            devices=[]
+        ):  # initial weights are the same, whether it was run before or not
+            spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[unique]
+        raise
+    return module
+
+
+def _callables(module: ModuleType) -> list[str]:
+    own = vars(module).items()
+    return [
+        name for name, value in own if callable(value) and getattr(value, "__module__", "") == module.__name__
+    ]
+
+
+def _arguments(name: str, make: Callable[..., Any], num_classes: int, in_channels: int) -> dict[str, int]:
+    """What to call it with.
+
+    Raises:
+        UserError: it cannot be called so
+    """
+    both = {"num_classes": num_classes, "in_channels": in_channels}
+    signature = inspect.signature(make)
+    for arguments in (both, {"num_classes": num_classes}):
+        try:
+            signature.bind(**arguments)
+        except TypeError:
+            continue
+        return arguments
+    raise UserError(
+        f"{name} has the signature {signature}, but is called as NAME(num_classes={num_classes}, "
+        f"in_channels={in_channels}) or NAME(num_classes={num_classes}): give other parameters a default"
+    )
+
+
+@contextmanager
+def _neighbours(file: Path) -> Iterator[None]:
+    """Files beside it can be imported, as they can by a script."""
+    folder = str(file.resolve().parent)
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        with suppress(ValueError):  # the code may have changed the path itself
+            sys.path.remove(folder)
+
+
+@contextmanager
+def _told_where(name: str, file: Path) -> Iterator[None]:
+    """An error of the user's code is one line that says where in the file it was raised."""
+    try:
+        yield
+    except UserError:
+        raise
+    except SyntaxError as error:
+        raise UserError(f"{error.filename}:{error.lineno}: {error.msg}") from error
+    except Exception as error:
+        lines = [
+            frame.lineno
+            for frame in traceback.extract_tb(error.__traceback__)
+            if _is_same(frame.filename, file)
+        ]
+        where = f"{file}:{lines[-1]}" if lines else name
+        raise UserError(f"{where}: {type(error).__name__}: {str(error).partition(chr(10))[0]}") from error
+
+
+def _is_same(filename: str, file: Path) -> bool:
+    return Path(filename).resolve() == file.resolve()

@@ -1,0 +1,190 @@
+"""Names as the command line spells them: a user's networks, methods with options, a run's command; no torch.
+
+Code is run when its network is built. So it has to be named by the user, on the command line or in a call: what a run
+folder, a checkpoint or a file of options says about code is never run.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from unixkd.config import MethodConfig, ModelConfig, RunConfig, flatten, to_plain
+from unixkd.errors import UsageError, unknown_name
+
+_NAME = re.compile(r"(.+\.py):([A-Za-z_]\w*)")
+
+
+def is_code(name: str) -> bool:
+    """Whether a name means a class or function in a Python file.
+
+    >>> is_code("nets/mine.py:Net"), is_code("timm:resnet18"), is_code("mine.py")
+    (True, False, False)
+    """
+    return _NAME.fullmatch(name) is not None
+
+
+def parts_of(name: str) -> tuple[Path, str]:
+    """The file and the name in it; nothing is read.
+
+    Raises:
+        UsageError: it is no such name
+
+    >>> parts_of("nets/mine.py:Net")
+    (PosixPath('nets/mine.py'), 'Net')
+    """
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise UsageError(f"'{name}' names no code: give FILE.py:NAME, a file and the class in it")
+    return Path(match[1]), match[2]
+
+
+def check_code(name: str) -> None:
+    """Raise where the file is not there; it is not run.
+
+    Raises:
+        UsageError: no such name, or no such file
+    """
+    file, _ = parts_of(name)
+    if not file.is_file():
+        raise UsageError(f"there is no file '{file}' (named by '{name}')")
+
+
+def check_folder(name: str) -> None:
+    """Raise where `transformers:PATH_OR_ID` means a folder that is not there: what is no ORGANISATION/MODEL.
+
+    Raises:
+        UsageError: names the folder
+
+    >>> check_folder("transformers:google/vit-base-patch16-224")
+    """
+    path = name.partition(":")[2]
+    is_path = path.startswith((".", "~", "/")) or "\\" in path or path.count("/") > 1
+    if not path or (is_path and not Path(path).is_dir()):
+        raise UsageError(f"'{name}': there is no folder '{path}' with a network of save_pretrained")
+
+
+OPTIONS = tuple(field.name for field in fields(MethodConfig) if field.name != "name")
+
+
+def parse_variant(text: str) -> MethodConfig:
+    """The configuration that NAME[:OPTION=VALUE...] stands for; the name itself is not looked up.
+
+    Raises:
+        UsageError: an option is unknown or named twice, or a value has another type
+
+    >>> parse_variant("unix:keep=0.5").keep
+    0.5
+    """
+    name, *settings = text.split(":")
+    values: dict[str, Any] = {}
+    for setting in settings:
+        option, equals, value = setting.partition("=")
+        if not (name and option and equals and value):
+            raise UsageError(f"method '{text}': options are given as in unix:keep=0.5:steepness=1000")
+        if option not in OPTIONS:
+            raise unknown_name(f"option of method {name}", option, OPTIONS)
+        if option in values:
+            raise UsageError(f"method '{text}': {option} is given twice")
+        values[option] = _value(text, option, value)
+    return MethodConfig(name, **values)
+
+
+def parse_variants(texts: Iterable[str]) -> dict[str, MethodConfig]:
+    """Configurations by their labels.
+
+    Raises:
+        UsageError: as for `parse_variant`, or two of them are the same
+    """
+    methods: dict[str, MethodConfig] = {}
+    for text in texts:
+        config = parse_variant(text)
+        if (label := label_of(config)) in methods:
+            raise UsageError(f"a method is named twice: {label}")
+        methods[label] = config
+    return methods
+
+
+def label_of(config: MethodConfig) -> str:
+    """The variant as one word, its options in the order in which `MethodConfig` has them.
+
+    >>> label_of(parse_variant("unix:steepness=1e3:keep=0.50"))
+    'unix:keep=0.5:steepness=1000'
+    """
+    given = [(name, value) for name in OPTIONS if (value := getattr(config, name)) is not None]
+    return ":".join([config.name, *(f"{name}={_text(value)}" for name, value in given)])
+
+
+def file_name(label: str) -> str:
+    """A label as part of a file's name on any system.
+
+    >>> file_name("kd@unix:keep=0.5:steepness=1000")
+    'kd@unix,keep=0.5,steepness=1000'
+    """
+    return re.sub(r"[^\w.@=,+-]", "_", label.replace(":", ","))
+
+
+def _text(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value).removesuffix(".0")
+
+
+def _value(text: str, option: str, value: str) -> object:
+    """A value of the option's type."""
+    kind = next(kind for kind in get_args(get_type_hints(MethodConfig)[option]) if kind is not type(None))
+    if get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            raise unknown_name(option, value, get_args(kind))
+        return value
+    if kind is bool:
+        if value.lower() not in ("true", "false"):
+            raise UsageError(f"method '{text}': {option} is true or false, not '{value}'")
+        return value.lower() == "true"
+    try:
+        number: float = kind(value)
+        finite = math.isfinite(number)
+    except (ValueError, OverflowError):
+        finite = False
+    if not finite:
+        whole = "a whole number" if kind is int else "a number"
+        raise UsageError(f"method '{text}': {option} must be {whole}, not '{value}'")
+    return number
+
+
+def spelled(value: object) -> str:
+    """A value as the command line reads it.
+
+    >>> spelled([0.5, 0.25]), spelled(False), spelled(8)
+    ('[0.5,0.25]', 'false', '8')
+    """
+    if isinstance(value, list):
+        return f"[{','.join(map(str, value))}]"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+ALWAYS = ("train.epochs", "train.seed")
+"""Said also where they are the defaults: what a run is known by."""
+
+
+def run_words(config: Mapping[str, Any]) -> list[str]:
+    """The words of `unixkd distill` or `unixkd train` that make a run, with what is not the default.
+
+    Args:
+        config: as run.yaml has it, its keys dotted (`flatten`)
+
+    >>> run_words({"model.name": "resnet8", "data.name": "digits", "train.lr": 0.1, "train.seed": 0, "label": None})
+    ['unixkd', 'train', '--model', 'resnet8', '--data', 'digits', '--train.lr', '0.1', '--train.seed', '0']
+    """
+    alone = "model.name" in config
+    usual = flatten(to_plain(RunConfig(ModelConfig(), None if alone else ModelConfig())))
+    words = ["unixkd", "train" if alone else "distill"]
+    for key, value in config.items():
+        group, _, field = key.rpartition(".")
+        if field == "name":
+            words += [f"--{group}", spelled(value)]
+        elif value is not None and (value != usual.get(key) or key in ALWAYS):
+            words += [f"--{key}", spelled(value)]
+    return words

@@ -1,0 +1,157 @@
+"""Results against what they cost, and which of them no other beats."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from unixkd.report.charts import MUTED, Style, draw, frame, point_labels
+from unixkd.report.html import figure, section
+from unixkd.report.numbers import percent
+from unixkd.report.records import Run
+from unixkd.report.runs import Group, Spread
+from unixkd.report.wording import Measure, hero_of, matched_to, measure_of
+
+MANY = 10
+"""With more methods than these only plain KD, the method of the report and those on the front are named."""
+
+
+@dataclass(frozen=True)
+class Price:
+    """What a result may be set against.
+
+    Args:
+        key: short name, different for each
+        axis: written below the axis
+        caption: above the chart
+        remark: beside the caption
+        of_run: the price of a run, None where unknown
+        scale: of the axis
+        reference: a dashed line stands here
+    """
+
+    key: str
+    axis: str
+    caption: str
+    remark: str
+    of_run: Callable[[Run], float | None]
+    scale: float = 1.0
+    reference: float | None = None
+
+
+_COMPUTATION = "computation, % of plain KD"
+PRICES = (
+    Price(
+        "cost1", _COMPUTATION, "backward = 1 forward", "as in the UNIX paper", lambda run: run.cost_1x, 100, 100
+    ),
+    Price(
+        "cost2", _COMPUTATION, "backward = 2 forwards", "nearer to what convolutions cost",
+        lambda run: run.cost_2x, 100, 100,
+    ),
+    Price(
+        "seconds", "training time, s", "training time", "as measured, without evaluation",
+        lambda run: run.train_seconds,
+    ),
+)  # fmt: skip
+
+
+def accuracy_against_cost(groups: Sequence[Group], styles: dict[str, Style]) -> str:
+    """Computation in both conventions and the time side by side; empty where no computation is known."""
+    measure = measure_of(groups)
+    charts = [(price, chart(groups, styles, measure, price)) for price in PRICES]
+    if all(svg is None for price, svg in charts if price.scale == 100):
+        return ""
+    figures = [figure(svg, price.caption, price.remark) for price, svg in charts if svg is not None]
+    note = (
+        "Further up is better, further left is cheaper. Bars: one standard deviation over seeds. "
+        "Grey steps run through the methods that no other beats in both, by their means."
+    )
+    if any(matched_to(group.method) for group in groups):
+        note += (
+            " Hollow: the control kd@X, plain KD for as many epochs as the computation of X buys; a dotted line joins "
+            "the two."
+        )
+    body = f'<p class="note">{note}</p><div class="charts">{"".join(figures)}</div>'
+    return section(f"{measure.name.capitalize()} against computation", body)
+
+
+def front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Which (price, result) no other beats, cheapest first: none is as cheap and as good, and better in one.
+
+    >>> front([(1.0, 0.9), (0.5, 0.8), (0.6, 0.7)])
+    [1, 0]
+    """
+    best = [
+        i
+        for i, (price, result) in enumerate(points)
+        if not any(p <= price and r >= result and (p, r) != (price, result) for p, r in points)
+    ]
+    return sorted(best, key=lambda i: points[i])
+
+
+def chart(groups: Sequence[Group], styles: dict[str, Style], measure: Measure, price: Price) -> str | None:
+    """Result against a price, with error bars over the seeds; None where the price is not known."""
+    points: list[tuple[Group, Spread, Spread]] = []
+    for group in groups:
+        cost, result = group.spread(price.of_run), group.spread(measure.of_run)
+        if cost is not None and result is not None:
+            points.append((group, cost, result))
+    if not points:
+        return None
+    means = [(price.scale * cost.mean, 100 * result.mean) for _, cost, result in points]
+    unbeaten = front(means)
+    names = {group.method for group in groups}
+    if len(points) > MANY:
+        names = {"kd", hero_of(groups).method, *(points[i][0].method for i in unbeaten)}
+
+    def plot(axes: Any) -> None:
+        if price.reference is not None:
+            axes.axvline(price.reference, color=MUTED, linewidth=1, linestyle=(0, (3, 3)))
+        x, y = zip(*(means[i] for i in unbeaten), strict=True)
+        axes.plot(x, y, color=MUTED, linewidth=1, drawstyle="steps-post", zorder=1)
+        _join_controls(axes, {g.method: at for (g, _, _), at in zip(points, means, strict=True)}, styles)
+        for group, cost, result in points:
+            _error_bar(axes, cost, result, styles[group.method], price.scale)
+        axes.margins(x=0.16, y=0.14)
+        frame(axes, f"{measure.name}, %", price.axis)
+        axes.set_xlim(left=max(0, axes.get_xlim()[0]))
+        named = [g.method in names for g, _, _ in points]
+        labels = [
+            (*at, g.method if name else "", styles[g.method].colour)
+            for at, (g, _, _), name in zip(means, points, named, strict=True)
+        ]
+        bars = [(price.scale * (cost.sd or 0), 100 * (result.sd or 0)) for _, cost, result in points]
+        point_labels(axes, labels, bars, [means[i] for i in unbeaten])
+
+    said = ", ".join(
+        f"{g.method} {percent(r)} at {at[0]:.1f}" for at, (g, _, r) in zip(means, points, strict=True)
+    )
+    best = ", ".join(points[i][0].method for i in unbeaten)
+    title = f"{measure.name} in % against {price.axis} ({price.caption})"
+    return draw(plot, price.key, title, f"{said}; not beaten: {best}")
+
+
+def _join_controls(axes: Any, at: dict[str, tuple[float, float]], styles: dict[str, Style]) -> None:
+    """A dotted line from each method to plain KD at its cost."""
+    for method, place in at.items():
+        target = matched_to(method)
+        if target in at:
+            x, y = zip(at[target], place, strict=True)
+            axes.plot(x, y, color=styles[method].colour, linewidth=1.2, linestyle=(0, (1, 2)), zorder=1)
+
+
+def _error_bar(axes: Any, cost: Spread, result: Spread, style: Style, scale: float) -> None:
+    axes.errorbar(
+        scale * cost.mean,
+        100 * result.mean,
+        xerr=scale * cost.sd if cost.sd else None,
+        yerr=100 * result.sd if result.sd else None,
+        color=style.colour,
+        marker=style.marker,
+        markersize=9,
+        **style.marks,
+        elinewidth=1.6,
+        capsize=3,
+        linestyle="none",
+    )

@@ -1,0 +1,175 @@
+"""The frozen teacher: asked about every kept row that has no stored answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+from unixkd.errors import UserError
+from unixkd.method.batch import Answers, Batch, MixedBatch, Outputs
+from unixkd.method.losses import FeatureLoss, Loss
+from unixkd.method.named_inputs import NamedInputs, concat
+from unixkd.method.network import Network
+from unixkd.teacher.store import AnswerStore
+
+
+def check_store(store: AnswerStore, losses: Sequence[Loss]) -> None:
+    """Raise where losses cannot use a store's answers.
+
+    Args:
+        store: of all logits, or of the largest ones, which hold for one temperature
+        losses: of the objective
+    """
+    held = store.contents
+    for loss in losses:
+        if isinstance(loss, FeatureLoss):
+            raise UserError("stored answers hold logits only: at and sp compare features, use no store")
+        temperature = getattr(loss, "temperature", held.temperature)
+        if held.top_k is not None and temperature != held.temperature:
+            raise UserError(
+                f"{store.path} holds the largest logits for temperature {held.temperature:g}, a loss has "
+                f"{temperature:g}: open another store, with temperature={temperature:g}"
+            )
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The teacher and, where it has one, the store of its answers.
+
+    Rows that are images as they are (`MixedBatch.num_pure`) are answered from the batch's own `answers`,
+    fetched ahead of the epoch, or else from the store; what the store does not hold is asked and stored.
+    Mixed rows are always asked, or else their answers are mixed too.
+
+    Args:
+        network: the frozen network
+        store: its stored answers, filled as they are needed
+        lender: another store that saves the forward alone: what it answers is charged as if it had been asked
+        mixes_answers: mixed rows are not asked: their answer is the mix of the stored ones to both images
+        marks_faulty: answers that are not finite are marked for a caller who leaves them out, and are not stored
+    """
+
+    network: Network
+    store: AnswerStore | None = None
+    lender: AnswerStore | None = None
+    mixes_answers: bool = False
+    marks_faulty: bool = False
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch, mixed: MixedBatch) -> Answers:
+        found = self.answer(batch, mixed)
+        return found.marked() if self.marks_faulty else found
+
+    def answer(self, batch: Batch, mixed: MixedBatch) -> Answers:
+        """The answers as they come."""
+        pure = len(mixed) if self.mixes_answers and mixed.partner is not None else mixed.num_pure
+        known = batch.answers is not None or self.store is not None or self.lender is not None
+        if self.mixes_answers and not known:
+            raise UserError("this method mixes stored answers: give the Distiller a store")
+        if not pure or not known:
+            return Answers(self.network(mixed.images), forwarded=len(mixed))
+        if pure > mixed.num_pure:
+            return self.mixed_answers(batch, mixed)
+        return self.recall(batch, mixed.position[:pure], mixed.images[pure:])
+
+    def mixed_answers(self, batch: Batch, mixed: MixedBatch) -> Answers:
+        """The mix of the logits on each row's two images, in the images' own shares."""
+        assert mixed.partner is not None
+        both = torch.cat([mixed.position, mixed.partner])
+        if batch.answers is not None:  # no unique: its size would have to be read back
+            found, place = self.recall(batch, both), torch.arange(len(both), device=both.device)
+        else:
+            distinct, place = both.unique(return_inverse=True)
+            found = self.recall(batch, distinct)
+        own, other = found.outputs.logits[place].chunk(2)
+        return replace(found, outputs=Outputs(own.lerp(other, mixed.weight[:, None].to(own.dtype))))
+
+    def recall(
+        self,
+        batch: Batch,
+        position: Int[Tensor, " p"],
+        others: Shaped[Tensor, "q ..."] | NamedInputs | None = None,
+    ) -> Answers:
+        """The answers to a batch's images as they are `[p]`, and to other images after them `[q]`.
+
+        Where the batch brings its answers nothing is synchronised.
+        """
+        number, more = len(position), 0 if others is None else len(others)
+        if batch.answers is not None:
+            known = batch.answers[position].float()
+            if others is not None and more:
+                known = torch.cat([known, self.network(others).logits.float()])
+            return Answers(Outputs(known), forwarded=more, cached=number)
+        if batch.index is None or batch.view is None:
+            raise UserError("stored answers are kept by image and view: give index= and view=")
+        index, view = batch.index[position].cpu(), batch.view[position].cpu()
+        if self.store is None:
+            return Answers(Outputs(self.ask(batch.images[position], index, view, others)), number + more)
+        known, there = self.store.read(index, view)
+        missing = (~there).nonzero().flatten()
+        rows = missing.to(position.device)
+        asked = self.ask(batch.images[position[rows]], index[missing], view[missing], others)
+        logits, new = known.to(asked.device, torch.float32), asked[: len(rows)]
+        if len(rows):
+            self.keep(self.store, index[missing], view[missing], new)
+            # As a later read gives it: whether an answer was stored already cannot change a run.
+            logits[rows] = self.store.rounded(new).to(torch.float32)
+        logits = torch.cat([logits, asked[len(rows) :]])
+        return Answers(Outputs(logits), len(asked), number - len(rows), len(rows))
+
+    @torch.no_grad()
+    def ask(
+        self,
+        images: Shaped[Tensor, "p ..."] | NamedInputs,
+        index: Int[Tensor, " p"],
+        view: Int[Tensor, " p"],
+        others: Shaped[Tensor, "q ..."] | NamedInputs | None = None,
+    ) -> Float[Tensor, "_ classes"]:
+        """Logits on images as they are, which the lender saves the network where it knows them, and on others.
+
+        Args:
+            images: pixels, on the network's device
+            index: position of each image in its data set `[p]`, on the CPU
+            view: number of each image's view `[p]`, on the CPU
+            others: pixels of images that no store knows, asked in the same forward
+        """
+        if self.lender is None:
+            return self.forward(images, others)
+        known, there = self.lender.read(index, view)
+        missing = (~there).nonzero().flatten()
+        rows = missing.to(images.device)
+        asked = self.forward(images[rows], others)
+        logits, new = known.to(images.device, torch.float32), asked[: len(rows)]
+        if len(rows):
+            self.keep(self.lender, index[missing], view[missing], new)
+            logits[rows] = self.lender.rounded(new).to(torch.float32)
+        return torch.cat([logits, asked[len(rows) :]])
+
+    def keep(
+        self,
+        store: AnswerStore,
+        index: Int[Tensor, " p"],
+        view: Int[Tensor, " p"],
+        logits: Float[Tensor, "p classes"],
+    ) -> None:
+        """Store answers, but for those that are not finite where these are marked."""
+        if self.marks_faulty:
+            finite = logits.isfinite().all(dim=1)
+            index, view, logits = index[finite.cpu()], view[finite.cpu()], logits[finite]
+        store.write(index, view, logits)
+
+    def forward(
+        self,
+        images: Shaped[Tensor, "p ..."] | NamedInputs,
+        others: Shaped[Tensor, "q ..."] | NamedInputs | None,
+    ) -> Float[Tensor, "_ classes"]:
+        """The network's logits on all of them; it is not run on none."""
+        if others is not None:
+            images = concat([images, others])
+        if not len(images):
+            known = self.store or self.lender
+            return torch.zeros(0, 0 if known is None else known.contents.classes, device=images.device)
+        return self.network(images).logits.float()

@@ -1,0 +1,1 @@
+"""One run: `state` is what it is made of, `run` what is done with it."""

@@ -1,0 +1,168 @@
+"""A run's store of teacher answers: the key of what they depend on, opening it, filling it ahead of an epoch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from unixkd.config import AnswersConfig
+from unixkd.data.split import Split
+from unixkd.errors import UserError
+from unixkd.models.card import ModelCard, PixelModel
+from unixkd.teacher.folder import read_key
+from unixkd.teacher.store import AnswerStore
+from unixkd.teacher.teacher import Teacher
+
+
+def open_answers(
+    path: Path,
+    kept: AnswersConfig,
+    temperature: float,
+    teacher: PixelModel,
+    teacher_precision: str,
+    split: Split,
+    data_fingerprint: str,
+    announce: Callable[[str], None],
+) -> AnswerStore:
+    """The store of this teacher's answers on these images, which is made where there is none.
+
+    Args:
+        path: its folder
+        kept: how many logits of an answer are kept, in which precision
+        temperature: of the losses that use them
+        teacher: who answers
+        teacher_precision: it computes in
+        split: the training images and their views
+        data_fingerprint: of the images before augmentation
+        announce: is told the size before a store is made
+
+    Raises:
+        UserError: views without end, no space, or answers of something else
+    """
+    if split.num_views is None:
+        raise UserError(
+            "answers to random resized crops cannot be stored, there is no end of them: give --data.views, "
+            "how many of each image to train on"
+        )
+    return AnswerStore.open(
+        path,
+        store_key(teacher, data_fingerprint, split.views_key(), teacher_precision),
+        images=len(split),
+        views=split.num_views,
+        classes=teacher.card.num_classes,
+        precision=kept.precision,
+        top_k=kept.top_k,
+        temperature=temperature,
+        announce=announce,
+    )
+
+
+def decided_precision(path: str | None) -> dict[str, str]:
+    """What a teacher computed in whose answers are stored there, as `train` names it; nothing where none are."""
+    key = {} if path is None else read_key(Path(path).expanduser())
+    return {"teacher_precision": key[TEACHER_PRECISION]} if TEACHER_PRECISION in key else {}
+
+
+TEACHER_PRECISION = "teacher precision"
+"""The part of a key that a probe may have decided."""
+
+
+_PLAIN = (bool, int, float, str)
+
+
+def network_fingerprint(module: nn.Module) -> str:
+    """SHA-256 of a network: its layers' classes and plain settings, its parameters and buffers.
+
+    Neither the device nor the memory layout nor the train/eval flags change it. What the code of a
+    `forward` does is covered by its class's name alone.
+
+    >>> network_fingerprint(nn.Linear(1, 1)) == network_fingerprint(nn.Linear(1, 1))  # random weights
+    False
+    """
+    digest = hashlib.sha256()
+    for name, layer in module.named_modules():
+        digest.update(repr((name, type(layer).__name__, _settings(layer))).encode())
+    # Buffers once more, as a state dict leaves out those that are not persistent.
+    tensors = {**module.state_dict(), **dict(module.named_buffers())}
+    for name, value in sorted(tensors.items()):
+        digest.update(repr((name, str(value.dtype), tuple(value.shape))).encode())
+        digest.update(_bytes(value))
+    return digest.hexdigest()
+
+
+def _settings(layer: nn.Module) -> list[tuple[str, object]]:
+    """Stride, padding, eps and the like: public attributes that are plain numbers or text, or tuples of them."""
+
+    def is_plain(value: object) -> bool:
+        return isinstance(value, _PLAIN) or (isinstance(value, tuple) and all(map(is_plain, value)))
+
+    return sorted(
+        (name, value)
+        for name, value in vars(layer).items()
+        if name != "training" and not name.startswith("_") and is_plain(value)
+    )
+
+
+def _bytes(value: Tensor) -> memoryview:
+    # reshape copies channels_last into logical order; bytes, as NumPy knows no bfloat16
+    return value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data
+
+
+def preprocessing_fingerprint(card: ModelCard) -> str:
+    """SHA-256 of what a model does to pixels: mean, standard deviation, size, channels."""
+    # float: the repr of NumPy's numbers is another
+    numbers = (list(map(float, card.mean)), list(map(float, card.std)), card.size, card.in_channels)
+    return hashlib.sha256(repr(numbers).encode()).hexdigest()
+
+
+def store_key(teacher: PixelModel, data_fingerprint: str, views: str, precision: str) -> dict[str, str]:
+    """The key of an `AnswerStore`: all that decides what the teacher says about (image index, view number).
+
+    Args:
+        teacher: the network and its preprocessing
+        data_fingerprint: of the images before they are augmented, in their order (`Data.fingerprint`)
+        views: what a view's number means (`Split.views_key`)
+        precision: the teacher computes in, e.g. fp32
+    """
+    return {
+        "teacher weights": network_fingerprint(teacher.net),
+        "teacher preprocessing": preprocessing_fingerprint(teacher.card),
+        TEACHER_PRECISION: precision,
+        "data": data_fingerprint,
+        "kind of views": views,
+    }
+
+
+FILL_BATCH = 512
+
+
+def fetch_answers(
+    teacher: Teacher, split: Split, epoch: int, order: Int[Tensor, " m"]
+) -> tuple[Float[Tensor, "m classes"], int]:
+    """The answers on an epoch's images in its views `[M, classes]`, and how many had to be asked first.
+
+    Args:
+        teacher: with a store, which is filled with the answers it lacks
+        split: the training images
+        epoch: number of the epoch, which decides the views
+        order: images to visit `[M]`
+    """
+    store = teacher.store
+    assert store is not None
+    views, place = split.epoch_views(epoch, order).cpu(), order.cpu()
+    device = next(teacher.network.module.parameters()).device
+    answers, known = store.read(place, views)
+    missing = (~known).nonzero().flatten()
+    if not len(missing):
+        return answers.to(device), 0
+    batches = split.train_batches(epoch, order[missing.to(order.device)], FILL_BATCH)
+    for batch, rows in zip(batches, missing.split(FILL_BATCH), strict=True):
+        logits = teacher.ask(batch.images.to(device), place[rows], views[rows])
+        teacher.keep(store, place[rows], views[rows], logits)
+        answers[rows] = store.rounded(logits).cpu()
+    return answers.to(device), len(missing)

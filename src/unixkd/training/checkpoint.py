@@ -1,0 +1,176 @@
+"""Checkpoints: tensors in safetensors, everything else in JSON, no pickle.
+
+A checkpoint is written to a temporary folder, synced, sealed with a manifest of checksums and renamed
+into place; older ones are removed only then. A kill at any moment leaves the previous one intact.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from unixkd.errors import UserError
+from unixkd.run_files import checksum, sync
+from unixkd.training.distributed.sharding import part_of
+
+FILES = ("state.safetensors", "state.json")
+
+
+KEPT_AND_NEW = 3
+
+
+def checkpoint_name(epoch: int, steps: int = 0) -> str:
+    """The name of the checkpoint after so many epochs and steps of the next; later ones sort after it.
+
+    >>> checkpoint_name(3), checkpoint_name(3, 17)
+    ('epoch-00003', 'epoch-00003-step-0000017')
+    """
+    return f"epoch-{epoch:05d}" + (f"-step-{steps:07d}" if steps else "")
+
+
+def save_checkpoint(folder: Path, name: str, tensors: dict[str, Tensor], state: dict[str, Any]) -> Path:
+    """Write a checkpoint and remove all but the previous one.
+
+    Args:
+        folder: where a run keeps its checkpoints
+        name: as `checkpoint_name` gives it
+        tensors: by name
+        state: anything JSON can hold
+
+    Raises:
+        UserError: it cannot be written, for want of space say; those that are there stay
+    """
+    try:
+        return write_checkpoint(folder, name, tensors, state)
+    except (OSError, SafetensorError) as error:
+        for temporary in unfinished(folder):
+            shutil.rmtree(temporary, ignore_errors=True)
+        kept = checkpoints(folder)
+        raise UserError(
+            f"cannot save a checkpoint in {folder}: {error}; "
+            + (f"{kept[-1].name} is kept, make room and resume" if kept else "none was saved before")
+        ) from None
+
+
+def write_checkpoint(folder: Path, name: str, tensors: dict[str, Tensor], state: dict[str, Any]) -> Path:
+    """As `save_checkpoint`, with the system's own errors."""
+    final = folder / name
+    temporary = folder / f".{final.name}.{os.getpid()}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    # Copied, as safetensors refuses tensors that share memory (tied weights).
+    copies = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
+    save_file(copies, temporary / FILES[0])
+    (temporary / FILES[1]).write_text(json.dumps(state))
+    (temporary / "manifest.json").write_text(json.dumps({name: checksum(temporary / name) for name in FILES}))
+    for path in (*temporary.iterdir(), temporary):
+        sync(path)
+    shutil.rmtree(final, ignore_errors=True)
+    temporary.rename(final)
+    sync(folder)
+    for old in checkpoints(folder)[:-2]:
+        shutil.rmtree(old)
+    return final
+
+
+def check_space(folder: Path, size: int) -> None:
+    """Raise where the disk has no room for the checkpoints of a run: two that are kept and one being written.
+
+    Args:
+        folder: where they lie, or will
+        size: bytes of one
+    """
+    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    held = sum(path.stat().st_size for path in folder.glob("epoch-*/*"))
+    need, free = KEPT_AND_NEW * size - held, shutil.disk_usage(there).free
+    if need > free:
+        raise UserError(
+            f"{there} has {free / 1e6:,.0f} MB free, but the checkpoints of this run need {need / 1e6:,.0f} MB: make "
+            "room, or give an --out on another disk"
+        )
+
+
+def unfinished(folder: Path) -> list[Path]:
+    """What a killed process has left of checkpoints it was writing."""
+    return list(folder.glob(".epoch-*.tmp"))
+
+
+def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], list[str]]:
+    """The newest checkpoint whose checksums hold: (tensors, state, damaged ones that were passed over).
+
+    Those are removed, as later checkpoints would be counted with them.
+
+    Raises:
+        UserError: there is none
+    """
+    damaged: list[str] = []
+    for path in reversed(checkpoints(folder)):
+        problem = find_damage(path)
+        if problem is None:
+            loaded = load_file(path / FILES[0]), json.loads((path / FILES[1]).read_text())
+            for later in checkpoints(folder)[::-1][: len(damaged)]:
+                shutil.rmtree(later)
+            return *loaded, damaged
+        damaged.append(f"{path}: {problem}")
+    detail = "; ".join(damaged) if damaged else "none was saved"
+    raise UserError(f"no valid checkpoint in {folder}: {detail}")
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Finished checkpoints, oldest first."""
+    return sorted(folder.glob("epoch-*"))
+
+
+def find_damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint's files, or None."""
+    try:
+        manifest = json.loads((checkpoint / "manifest.json").read_text())
+        wrong = [name for name in FILES if manifest[name] != checksum(checkpoint / name)]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"unreadable ({error})"
+    return f"checksum of {', '.join(wrong)} does not match" if wrong else None
+
+
+def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """An optimiser's state as named tensors and plain values."""
+    state = optimizer.state_dict()
+    tensors: dict[str, Tensor] = {}
+    values: dict[str, Any] = {}
+    for number, entries in state["state"].items():
+        for key, value in entries.items():
+            target: dict[str, Any] = tensors if isinstance(value, Tensor) else values
+            target[f"{number}.{key}"] = value
+    groups = [
+        {key: value.item() if isinstance(value, Tensor) else value for key, value in group.items()}
+        for group in state["param_groups"]
+    ]
+    return tensors, {"values": values, "groups": groups}
+
+
+def unpack_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], state: dict[str, Any]
+) -> None:
+    """Load what `pack_optimizer` packed."""
+    entries: dict[int, dict[str, Any]] = {}
+    for name, value in {**tensors, **state["values"]}.items():
+        number, key = name.split(".", 1)
+        entries.setdefault(int(number), {})[key] = value
+    rates = [group["lr"] for group in optimizer.param_groups]
+    optimizer.load_state_dict({"state": entries, "param_groups": state["groups"]})
+    for parameter, values in optimizer.state.items():
+        for key, value in values.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                # In the weights' own memory layout: a fused step walks through all of them in one go.
+                own = part_of(value, parameter)
+                values[key] = torch.empty_like(parameter).copy_(own)
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        if isinstance(rate, Tensor):  # the same tensor, as a captured step holds on to it
+            group["lr"] = rate.fill_(group["lr"])

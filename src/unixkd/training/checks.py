@@ -1,0 +1,169 @@
+"""Whether a run can be trained as configured: everything that can be found before the first step."""
+
+from __future__ import annotations
+
+import copy
+import math
+import sys
+
+import torch
+
+from unixkd.config import RunConfig, TrainConfig
+from unixkd.data.load import Data
+from unixkd.errors import UserError
+from unixkd.method.epoch_choice import num_chosen
+from unixkd.method.ledger import forward_flops
+from unixkd.method.method import Method
+from unixkd.method.mixing import num_kept
+from unixkd.method.objective import Objective
+from unixkd.method.resizing import shrunk_size
+from unixkd.method.scoring import TrueLoss
+from unixkd.models.card import PixelModel
+from unixkd.training.memory import LEAST_ROWS
+
+COUNTS = ("epochs", "batch_size", "eval_every", "eval_batch_size", "checkpoint_every", "threads")
+NOT_NEGATIVE = ("bn_images", "seed", "lr", "weight_decay", "gamma", "warmup_epochs", "clip_norm")
+SHARES = ("momentum", "ema_decay", "label_smoothing")
+"""Training options by the numbers they may have; milestones are shares too."""
+
+
+def check_train(config: TrainConfig) -> None:
+    """Raise where a training option is out of range; None is what a default decides."""
+    for names, low, high, wanted in (
+        (COUNTS, 1, math.inf, "be at least 1"),
+        (NOT_NEGATIVE, 0, sys.float_info.max, "be finite and at least 0"),
+        (SHARES, 0, 1, "lie in [0, 1]"),
+    ):
+        for name in names:
+            value = getattr(config, name)
+            if value is not None and not low <= value <= high:
+                raise UserError(f"train.{name} must {wanted}, got {value}")
+    if config.micro_batch is not None and config.micro_batch < LEAST_ROWS:
+        raise UserError(
+            f"train.micro_batch must be at least {LEAST_ROWS}, got {config.micro_batch}: BatchNorm may not be able to "
+            "train on one image"
+        )
+    if not all(0 <= point <= 1 for point in config.milestones):
+        raise UserError(f"train.milestones are shares of the run in [0, 1], got {config.milestones}")
+    if config.optimizer == "sgd" and config.nesterov and config.momentum == 0:
+        raise UserError("train.nesterov needs a momentum above 0")
+
+
+def check_synchronised(config: TrainConfig, device: torch.device) -> None:
+    """Raise where BatchNorm cannot normalise by the images of all processes."""
+    if not config.sync_batchnorm:
+        return
+    if device.type != "cuda":
+        raise UserError(
+            f"train.sync_batchnorm needs CUDA: torch's SyncBatchNorm refuses {device.type} tensors; without it each "
+            "process normalises by its own images"
+        )
+    if config.micro_batch is not None:
+        raise UserError("train.sync_batchnorm normalises by whole batches: give no train.micro_batch with it")
+
+
+def check_small_batches(config: RunConfig, data: Data, method: Method, student: PixelModel) -> None:
+    """Raise where a step would train on one image and the student's BatchNorm cannot.
+
+    It can as long as feature maps are larger than 1 × 1, so the student itself is asked, on a copy.
+    """
+    last = len(data.train) % config.train.batch_size or config.train.batch_size
+    if smallest_step(method, len(data.train), config.train) > 1:
+        return
+    try:
+        copy.deepcopy(student).train()(torch.zeros(1, *data.image_shape))
+    except ValueError as error:
+        if isinstance(error, UserError) or "more than 1 value per channel" not in str(error):
+            raise
+        raise UserError(
+            f"a step of each epoch would train on 1 image ({len(data.train)} images in batches of "
+            f"{config.train.batch_size}, the last of {last}), which BatchNorm in {student.card.name} cannot: "
+            "take another batch size or data.limit, or keep more"
+        ) from None
+
+
+def smallest_step(method: Method, images: int, train: TrainConfig) -> int:
+    """Images of the smallest step of a run; of a method that chooses epochs, of its smallest epoch.
+
+    Such an epoch leaves a last batch of one image out.
+    """
+    points = [epoch / train.epochs for epoch in range(train.epochs)]
+    if method.choice is not None:
+        return min(num_chosen(method.choice.share(point), images) for point in points)
+    last = images % train.batch_size or train.batch_size
+    return min(num_kept(method.at(point).keep, train.batch_size, last) for point in points)
+
+
+def check_sizes(config: RunConfig, data: Data, method: Method, student: PixelModel) -> None:
+    """Raise where the student cannot be shown images as small as the method makes them."""
+    epochs = config.train.epochs
+    size = data.image_shape[1:]
+    methods = [method.at(epoch / epochs) for epoch in range(epochs)]
+    shares = [share for now in methods for share in (now.size, now.scoring.size)]
+    smallest = shrunk_size(size, min(shares))
+    if smallest is None:
+        return
+    if student.card.size is not None:
+        raise UserError(
+            f"{student.card.name} resizes all images to {student.card.size} pixels: smaller ones would save "
+            "nothing; leave method.size and scoring_size alone"
+        )
+    try:
+        forward_flops(student, (data.channels, *smallest))
+    except RuntimeError as error:
+        raise UserError(
+            f"{student.card.name} cannot take images of {smallest[0]} pixels, which method.size or scoring_size "
+            f"asks for: {str(error).partition(chr(10))[0]}"
+        ) from None
+
+
+def check_data(config: RunConfig, data: Data, method: Method, objective: Objective) -> None:
+    """Raise where the images cannot be trained on as configured."""
+    batch_size, images = config.train.batch_size, len(data.train)
+    for epoch in range(config.train.epochs):
+        num_kept(method.at(epoch / config.train.epochs).keep, batch_size, batch_size)
+    if images < batch_size:
+        raise UserError(f"{data.name} has {images} training images, fewer than a batch of {batch_size}")
+    if not data.train.lasting:
+        check_stream(config, data.name, method)
+    if isinstance(method.scorer, TrueLoss) and not data.train.labelled:
+        raise UserError(
+            f"the training images of {data.name} have no labels, which scoring by the true loss needs: "
+            "give --method.scorer entropy"
+        )
+    if data.train.mixes is not None:
+        check_mixed(config, method)
+    needing = [term.name for term in objective if term.loss.needs_labels]
+    if needing and not data.train.labelled:
+        raise UserError(
+            f"the training images of {data.name} have no labels, which the loss {needing[0]} needs"
+        )
+
+
+def check_mixed(config: RunConfig, method: Method) -> None:
+    """Raise where a method cannot be shown images that are mixed already."""
+    if any(method.at(epoch / config.train.epochs).curve is not None for epoch in range(config.train.epochs)):
+        raise UserError(
+            f"{method.name} mixes images, and data.mixes has mixed them already: take a method that does not mix, "
+            "such as kd, or leave data.mixes out"
+        )
+    if isinstance(method.scorer, TrueLoss):
+        raise UserError(
+            f"{method.name} scores images by the loss of one label, and a mix of data.mixes has two: give "
+            "--method.scorer entropy"
+        )
+
+
+def check_stream(config: RunConfig, name: str, method: Method) -> None:
+    """Raise where a run would have to know an image of a stream again in a later epoch."""
+    if method.remembers:
+        raise UserError(
+            f"{method.name} remembers scores of images from epoch to epoch, and {name} does not give the same ones "
+            "again: take another method, or data that fit the disk"
+        )
+    for option in ("path", "lender"):
+        if getattr(config.answers, option) is not None:
+            raise UserError(
+                f"stored answers belong to images that come again, and those of {name} may not: "
+                f"leave answers.{option} out"
+            )

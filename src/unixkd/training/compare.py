@@ -1,0 +1,297 @@
+"""Methods × seeds under one protocol: resumable, several runs side by side, cost-matched controls."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing.queues import SimpleQueue
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from unixkd.config import NO_LOG, LogConfig, MethodConfig, RunConfig, TrainConfig
+from unixkd.errors import UserError
+from unixkd.method.ledger import Ledger
+from unixkd.method.method import Method
+from unixkd.names import file_name, label_of
+from unixkd.planning.expected import expected_cost, step_sizes
+from unixkd.training import stopping
+from unixkd.training.answers import decided_precision
+from unixkd.training.build import build_run, decide, pick_device
+from unixkd.training.display import Display, Event, Finished, Note
+from unixkd.training.precision import has_native_bf16, recall
+from unixkd.training.run import run, steps
+from unixkd.training.run_folder import RunFolder
+from unixkd.training.stopping import Stopped, stoppable
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a comparison, its folder, and where its figures also go."""
+
+    config: RunConfig
+    folder: Path
+    log: LogConfig = NO_LOG
+
+
+def decide_once(base: RunConfig, out: Path, note: Callable[[str], None]) -> RunConfig:
+    """The protocol with the precision decided for all runs alike: as an earlier one has it, else by a probe.
+
+    Args:
+        base: the protocol that all runs share
+        out: folder of the comparison, which may hold runs already
+        note: shows the user what a probe found
+    """
+    for path in sorted(out.glob("runs/*/run.yaml")):
+        return replace(base, train=recall(base.train, RunFolder(path.parent).decided()))
+    device = pick_device(base.train)
+    if not has_native_bf16(device):  # nothing to probe
+        native = dict.fromkeys(("precision", "teacher_precision"), "fp32")
+        return replace(base, train=recall(base.train, {**native, **decided_precision(base.answers.path)}))
+    return decide(base, build_run(base, device), device, {}, note)
+
+
+def plan_jobs(base: RunConfig, methods: Sequence[MethodConfig], seeds: Sequence[int], out: Path) -> list[Job]:
+    """Every method with every seed, seeds outermost, so that an interrupted comparison is balanced.
+
+    Args:
+        base: the protocol that all runs share
+        methods: what is compared; one with options of its own is labelled by them
+        seeds: of weights, order and draws; the same for every method
+        out: each run's folder is `out/runs/METHOD-seedS`
+
+    Raises:
+        UserError: a method or a seed is named twice
+    """
+    for what, values in (("method", [label_of(method) for method in methods]), ("seed", list(seeds))):
+        if not values:
+            raise UserError(f"compare needs at least one {what}")
+        if len(set(values)) < len(values):
+            raise UserError(f"compare: a {what} is named twice in {', '.join(map(str, values))}")
+    return [planned_job(base, method, seed, out) for seed in seeds for method in methods]
+
+
+def planned_job(base: RunConfig, method: MethodConfig, seed: int, out: Path) -> Job:
+    """One method with one seed."""
+    label = label_of(method)
+    config = replace(
+        base,
+        method=method,
+        train=replace(base.train, seed=seed),
+        label=None if label == method.name else label,
+        reference_epochs=base.train.epochs,
+    )
+    return Job(config, out / "runs" / f"{file_name(label)}-seed{seed}")
+
+
+def matched_epochs(ledger: Ledger, method: Method, train: TrainConfig, images: int, convention: str) -> int:
+    """Epochs of plain KD that cost what the method's whole run costs, at least 1.
+
+    Args:
+        ledger: an empty ledger with both networks' forward FLOPs
+        method: the method to match
+        train: its protocol
+        images: training images
+        convention: how backwards are counted
+    """
+    sizes = step_sizes(train.batch_size, images)
+    return max(1, round(train.epochs * expected_cost(method, ledger, sizes, train.epochs)[convention]))
+
+
+def matched_jobs(base: RunConfig, epochs: dict[str, int], seeds: Sequence[int], out: Path) -> Iterator[Job]:
+    """Plain KD for as many epochs as the cost of each method (by its label) buys; the schedule shrinks with it.
+
+    Milestones and cosine are measured in shares of the run, so the learning rate is fully decayed.
+    """
+    for seed in seeds:
+        for label, number in epochs.items():
+            config = replace(
+                base,
+                method=MethodConfig("kd"),
+                train=replace(base.train, seed=seed, epochs=number),
+                label=f"kd@{label}",
+                reference_epochs=base.train.epochs,
+            )
+            yield Job(config, out / "runs" / f"{file_name(f'kd@{label}')}-seed{seed}")
+
+
+def run_jobs(jobs: Sequence[Job], display: Display, workers: int) -> list[dict[str, Any]]:
+    """Run what is not finished yet, several at a time; after a failure no new one is started.
+
+    Args:
+        jobs: runs; finished ones are skipped, interrupted ones resumed
+        display: gets the events of all runs
+        workers: runs at a time; on a CPU each in a process of its own with one thread unless configured,
+            on a GPU in turns in this one
+    """
+    todo = [job for job in jobs if not is_finished(job)]
+    if len(todo) < len(jobs):
+        display(Note("compare", f"{len(jobs) - len(todo)} of {len(jobs)} runs are finished already"))
+        for job in jobs:
+            if job not in todo:
+                display(Finished(job.folder.name))
+    with stoppable():
+        return run_todo(todo, display, workers)
+
+
+def run_todo(todo: Sequence[Job], display: Display, workers: int) -> list[dict[str, Any]]:
+    """Run these, as `run_jobs` does."""
+    if workers <= 1 or not todo:
+        return [run(job.config, job.folder, mode="resume", display=display, log=job.log) for job in todo]
+    device = pick_device(todo[0].config.train)
+    if device.type == "cuda":
+        begin = [
+            partial(steps, job.config, job.folder, mode="resume", display=display, log=job.log)
+            for job in todo
+        ]
+        return take_turns(begin, workers, lambda: torch.cuda.stream(torch.cuda.Stream(device)))
+    context = multiprocessing.get_context("spawn")
+    events: SimpleQueue[Event] = context.SimpleQueue()  # put returns once it is written: no event is lost
+    with ProcessPoolExecutor(min(workers, len(todo)), context, start_worker, (events,)) as pool:
+        try:
+            return run_side_by_side(pool, todo, events, display, workers)
+        except BrokenProcessPool:
+            if stopping.asked():  # a worker that was not listening yet
+                raise Stopped("stopped before a run had begun") from None
+            raise UserError(
+                "a worker process died (out of memory?): the same command goes on, fewer --jobs may help"
+            ) from None
+
+
+def run_side_by_side(
+    pool: Executor, jobs: Sequence[Job], events: SimpleQueue[Event], display: Display, workers: int
+) -> list[dict[str, Any]]:
+    """Submit one job for each free worker and show events; after a failure none, then raise it."""
+    waiting = iter(jobs)
+    futures: list[Future[dict[str, Any]]] = []
+    pending: set[Future[dict[str, Any]]] = set()
+    failures: list[BaseException] = []
+    told = False
+    while True:
+        if stopping.asked() and not told:
+            told = True
+            for process in multiprocessing.active_children():
+                process.terminate()  # asks it to stop
+        while (
+            len(pending) < workers and not failures and not told and (job := next(waiting, None)) is not None
+        ):
+            futures.append(pool.submit(run_job, job))
+            pending.add(futures[-1])
+        if not pending:
+            break
+        done, pending = wait(pending, timeout=0.2)
+        while not events.empty():  # also after a failure: a full pipe would block the other workers
+            display(events.get())
+        failures += [error for future in done if (error := future.exception()) is not None]
+    if failures:
+        raise failures[0]
+    if told:
+        raise Stopped("stopped between two runs")
+    return [future.result() for future in futures]
+
+
+def is_finished(job: Job) -> bool:
+    """Whether a run is finished, under the same configuration."""
+    folder = RunFolder(job.folder)
+    if not folder.is_finished():
+        return False
+    folder.check_same(job.config)
+    return True
+
+
+def default_workers(train: TrainConfig) -> int:
+    """One-thread runs side by side beat one run with many threads on a CPU; a GPU takes one at a time here."""
+    if train.device in ("cuda", "mps") or (train.device == "auto" and torch.cuda.is_available()):
+        return 1
+    return max(1, (os.cpu_count() or 1) // (train.threads or 1))
+
+
+_events: SimpleQueue[Event] | None = None
+
+
+def start_worker(events: SimpleQueue[Event]) -> None:
+    """In each worker process: remember where events go; one thread unless a run says otherwise."""
+    global _events
+    _events = events
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches workers too; the main process tells them
+    stopping.listen([signal.SIGTERM], say=False)
+    torch.set_num_threads(1)
+
+
+def tell(event: Event) -> None:
+    """Hand an event to the main process; where that one is gone, stop."""
+    assert _events is not None
+    try:
+        _events.put(event)
+    except OSError:
+        raise Stopped("the comparison's main process is gone") from None
+
+
+def run_job(job: Job) -> dict[str, Any]:
+    """One run inside a worker process."""
+    return run(job.config, job.folder, mode="resume", display=tell, log=job.log)
+
+
+T = TypeVar("T")
+
+
+Begin = Callable[[], Generator[None, None, T]]
+"""Begins a run that pauses after every step and returns its result."""
+
+
+def take_turns(
+    begin: Sequence[Begin[T]],
+    at_once: int,
+    lane: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> list[T]:
+    """Run all to their ends, some at a time, in turns; after a failure no new one is begun, then it is raised.
+
+    The process's own random generators are shared: students that draw from them (dropout) are not to be
+    repeated exactly this way.
+
+    Args:
+        begin: runs to begin
+        at_once: how many are under way at a time
+        lane: makes the context that a run's turns lie in, a CUDA stream say
+
+    >>> def count(name, to):
+    ...     for number in range(to):
+    ...         print(name, number)
+    ...         yield
+    ...     return to
+    >>> take_turns([lambda: count("a", 2), lambda: count("b", 1)], at_once=2)
+    a 0
+    b 0
+    a 1
+    [2, 1]
+    """
+    results: dict[int, T] = {}
+    waiting = list(enumerate(begin))
+    running: list[tuple[int, Generator[None, None, T], AbstractContextManager[object]]] = []
+    failures: list[BaseException] = []
+    while running or (waiting and not failures):
+        while waiting and len(running) < at_once and not failures:
+            number, start = waiting.pop(0)
+            running.append((number, start(), lane()))
+        for turn in list(running):
+            number, run, context = turn
+            try:
+                with context:
+                    next(run)
+            except StopIteration as end:
+                results[number] = end.value
+                running.remove(turn)
+            except (Exception, KeyboardInterrupt) as error:  # the others stop at a step of their own
+                failures.append(error)
+                running.remove(turn)
+    if failures:
+        raise failures[0]
+    return [results[number] for number in sorted(results)]

@@ -1,0 +1,139 @@
+"""What a run finds out about its networks: student and teacher on the evaluation split, BatchNorm statistics for it."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import update_bn
+
+from unixkd.data.sampling import PER_PROCESS, share_out
+from unixkd.data.split import unmixed
+from unixkd.method.batch import Batch
+from unixkd.method.method import sees_clean_images
+from unixkd.method.network import Network, has_statistics, is_sharded
+from unixkd.models.card import PixelModel
+from unixkd.training.display import percent
+from unixkd.training.distributed.world import ALONE, World
+from unixkd.training.precision import DTYPES
+from unixkd.training.predictions import Predictions, join_predictions, predict
+from unixkd.training.state import Run
+
+NEAR_CHANCE = 0.02
+"""A teacher this little better than guessing is warned about."""
+
+
+def evaluate_student(run: Run) -> Predictions | None:
+    """The student on the evaluation split, where there is one."""
+    started = time.perf_counter()
+    with statistics_for_evaluation(run):
+        predictions = answers_of(run, run.student, run.config.train.precision)
+    if predictions is not None and run.world.leads:
+        run.ledger.charge_evaluation(len(predictions))
+    run.seconds["evaluate"] += time.perf_counter() - started
+    return predictions
+
+
+def evaluate_teacher(run: Run) -> Predictions | None:
+    """The teacher's answers on the evaluation split; its accuracy is shown before training starts."""
+    teacher = run.parts.teacher
+    answers = None if teacher is None else answers_of(run, teacher, run.config.train.teacher_precision)
+    if teacher is None or answers is None:
+        return None
+    if run.world.leads and not run.ledger.teacher_evaluated:  # a resumed run has paid for it before
+        run.ledger.charge_evaluation(len(answers), teacher=True)
+    if answers.accuracy is not None:
+        file = "" if teacher.weights_file is None else f" ({teacher.weights_file})"
+        run.note(f"teacher {teacher.card.name}{file}: accuracy {percent(answers.accuracy)}", shared=True)
+        if answers.accuracy < 1 / teacher.card.num_classes + NEAR_CHANCE:
+            run.note(
+                "WARNING: the teacher is hardly better than chance on these images: are its classes in "
+                "the data's order, and its mean, std and size right?",
+                shared=True,
+            )
+    return answers
+
+
+def answers_of(run: Run, network: PixelModel, precision: str) -> Predictions | None:
+    """A network's answers on the evaluation split, each image asked about by one process."""
+    test, world = run.parts.data.test, run.world
+    if test is None:
+        return None
+    size, dtype = run.config.train.eval_batch_size, DTYPES[precision]
+    found = predict(network, test.eval_batches(size, world.rank, world.size), run.device, dtype)
+    over = len(range(0, len(test), size)) % world.size  # processes with a batch more than the rest
+    if is_sharded(network) and 0 < over <= world.rank:
+        # Theirs needs this process's part of the weights, so it takes part with a blank image.
+        predict(network, [Batch(torch.zeros(1, *run.parts.data.image_shape), None)], run.device, dtype)
+    return join_predictions(world.gather(found))
+
+
+def statistics_for_evaluation(run: Run) -> contextlib.AbstractContextManager[None]:
+    """BatchNorm's statistics on clean images, where the epoch showed none; the last ones stay and are charged."""
+    train, split = run.config.train, run.parts.data.train
+    count, epoch, last = min(train.bn_images, len(split)), run.epoch - 1, run.epoch == train.epochs
+    clean = split.mixes is None and sees_clean_images(run.engine.distiller.method, epoch)
+    if not count or clean or not has_statistics(run.student):
+        return contextlib.nullcontext()
+    alone = is_sharded(run.student) and not is_synchronised(run.student)  # each goes through all of them
+    size, order = train.eval_batch_size, split.epoch_order(train.seed, epoch)
+    if is_synchronised(run.student):
+        least = PER_PROCESS * run.world.size  # of which every batch is a multiple
+        count = max(count // least, 1) * least
+        size = max(size // least, 1) * PER_PROCESS
+        own = share_out(order[:count], size * run.world.size, run.world).order
+    else:
+        own = order[: count if alone or run.world.leads else 0]
+    if alone or run.world.leads:
+        charge = run.ledger.charge_refresh if last else run.ledger.charge_evaluation
+        charge(count)
+    batches = unmixed(split).train_batches(epoch, own, size)
+    return clean_statistics(run.student, batches, DTYPES[train.precision], keep=last, world=run.world)
+
+
+def synchronise(student: nn.Module, world: World) -> None:
+    """Let BatchNorm normalise by the images of all processes; names of weights stay what they are.
+
+    A forward in train mode is then one of all processes. `checks.check_synchronised` has seen to the device.
+    """
+    if world.size > 1:
+        nn.SyncBatchNorm.convert_sync_batchnorm(student)
+
+
+def is_synchronised(module: nn.Module) -> bool:
+    """Whether a forward in train mode is one of all processes."""
+    return any(isinstance(m, nn.SyncBatchNorm) for m in module.modules())
+
+
+@contextlib.contextmanager
+def clean_statistics(
+    module: nn.Module,
+    batches: Iterable[Batch],
+    dtype: torch.dtype | None,
+    *,
+    keep: bool,
+    world: World = ALONE,
+) -> Iterator[None]:
+    """Inside, running statistics are the plain mean over these batches; afterwards what they were, or kept.
+
+    Args:
+        module: the network, whose other buffers a forward may not change
+        batches: clean images, on the network's device
+        dtype: precision by autocast
+        keep: leave the new statistics in place
+        world: its leader has the batches, or each process its part of them where they normalise together
+    """
+    before = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    device = next(module.parameters()).device
+    with torch.no_grad(), Network(module, dtype=dtype).autocast(device.type):
+        update_bn((batch.images for batch in batches), module, device)
+    world.take_from_leader(list(module.buffers()))
+    try:
+        yield
+    finally:
+        if not keep:
+            for name, buffer in module.named_buffers():
+                buffer.copy_(before[name])

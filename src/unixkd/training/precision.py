@@ -1,0 +1,143 @@
+"""Which precision a network runs in here: bf16 where a short probe of the network itself says that it pays."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from unixkd.config import Precision, TrainConfig
+from unixkd.errors import unknown_name
+from unixkd.method.network import Network
+
+DTYPES: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
+"""What `Network` wants to hear, by the name the command line knows."""
+ROUNDS = 3
+GAIN = 1.05
+"""bf16 is chosen where it is faster by more than this factor: at par, full precision is the better bargain."""
+NATIVE = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
+"""What a processor that computes in bf16 says of itself; others emulate it, many times slower."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A network's precision and, where it was probed, how many times faster bf16 was than fp32."""
+
+    precision: str
+    speedup: float | None = None
+
+
+def recall(config: TrainConfig, saved: Mapping[str, str]) -> TrainConfig:
+    """The configuration with "auto" precisions as an earlier run has decided them, by field name.
+
+    >>> recall(TrainConfig(teacher_precision="fp32"), {"precision": "bf16", "teacher_precision": "bf16"}).precision
+    'bf16'
+    """
+    changes = {name: value for name, value in saved.items() if getattr(config, name) == "auto"}
+    return replace(config, **changes)  # type: ignore[arg-type]
+
+
+def settle(
+    config: TrainConfig,
+    student: nn.Module,
+    teacher: nn.Module | None,
+    images: Callable[[], Float[Tensor, "n c h w"]],
+    device: torch.device | None = None,
+) -> tuple[TrainConfig, list[str]]:
+    """The configuration with both networks' precision decided, and what a probe found, a line each.
+
+    Args:
+        config: wanted precisions
+        student: probed forward and backward
+        teacher: probed forward; None: there is nothing to decide
+        images: gives a batch to probe with
+        device: where they will run (default: where they are)
+
+    Raises:
+        UserError: there is no such precision
+    """
+    settled, notes = {}, []
+    for name, module, training in (("precision", student, True), ("teacher_precision", teacher, False)):
+        wanted = getattr(config, name)
+        if wanted not in ("auto", *DTYPES):
+            raise unknown_name("precision", wanted, ("auto", *DTYPES))
+        if module is None:
+            settled[name] = "fp32" if wanted == "auto" else wanted
+            continue
+        choice = choose_precision(wanted, module, images, training=training, device=device)
+        settled[name] = choice.precision
+        if choice.speedup is not None:
+            who = "student" if training else "teacher"
+            notes.append(
+                f"{who} in {choice.precision}: bf16 takes {1 / choice.speedup:.0%} of fp32's time here"
+            )
+    return replace(config, **settled), notes  # type: ignore[arg-type]
+
+
+def has_native_bf16(device: torch.device) -> bool:
+    """Whether the device computes in bf16 rather than emulating it."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        # torch 2.10 does not tell yet: full precision then.
+        known: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+        return any(known.get(name, False) for name in NATIVE)
+    return False
+
+
+def choose_precision(
+    wanted: Precision,
+    module: nn.Module,
+    images: Callable[[], Float[Tensor, "n c h w"]],
+    *,
+    training: bool,
+    device: torch.device | None = None,
+) -> Choice:
+    """The wanted precision; for "auto", what is faster on these images.
+
+    On a GPU with bf16 units auto means bf16: eager steps of small networks wait for launches, not for
+    arithmetic, so timing them would say nothing about a captured step.
+
+    Args:
+        wanted: auto | fp32 | bf16
+        module: the network; a copy is probed
+        images: gives a batch such as it will see
+        training: whether a backward is part of its work
+        device: where it will run (default: where it is)
+    """
+    if wanted != "auto":
+        return Choice(wanted)
+    device = next(module.parameters()).device if device is None else device
+    if not has_native_bf16(device):
+        return Choice("fp32")
+    if device.type == "cuda":
+        return Choice("bf16")
+    speedup = probe(module, images(), training=training)
+    return Choice("bf16" if speedup > GAIN else "fp32", speedup)
+
+
+def probe(module: nn.Module, images: Float[Tensor, "n c h w"], *, training: bool) -> float:
+    """How many times faster a forward (and backward) is in bf16; the first round warms up."""
+    clone = copy.deepcopy(module).train(training)
+    networks = {name: Network(clone, dtype=dtype) for name, dtype in DTYPES.items()}
+    ratios = []
+    for _ in range(1 + ROUNDS):
+        seconds = {name: timed_pass(network, images, training) for name, network in networks.items()}
+        ratios.append(seconds["fp32"] / seconds["bf16"])
+    return statistics.median(ratios[1:])
+
+
+def timed_pass(network: Network, images: Float[Tensor, "n c h w"], training: bool) -> float:
+    """Seconds of one forward, and backward."""
+    started = time.perf_counter()
+    with torch.set_grad_enabled(training):
+        logits = network(images).logits
+        if training:
+            logits.float().logsumexp(1).sum().backward()
+    return time.perf_counter() - started

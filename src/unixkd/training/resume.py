@@ -1,0 +1,205 @@
+"""What a run needs to go on where it stopped: saved after an epoch, or after a step of one; restored at the start."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unixkd.errors import UserError
+from unixkd.method.ledger import Ledger
+from unixkd.run_files import sync
+from unixkd.teacher.journal import Journal
+from unixkd.teacher.store import AnswerStore
+from unixkd.training import checkpoint
+from unixkd.training.checkpoint import (
+    checkpoint_name,
+    checkpoints,
+    load_checkpoint,
+    pack_optimizer,
+    save_checkpoint,
+    unpack_optimizer,
+)
+from unixkd.training.distributed.sharding import gathered, load_parts
+from unixkd.training.state import Run
+
+
+def save(run: Run) -> None:
+    """Save a checkpoint. Learning rate, order, views and draws are functions of epoch and step: not saved.
+
+    Every process has to call it, the first one writes.
+    """
+    store = answer_store(run)
+    if store is not None:
+        store.flush()
+    tensors, state = collect(run)
+    name = checkpoint_name(run.epoch, run.done)
+
+    def write() -> None:
+        if run.folder.metrics.exists():
+            sync(run.folder.metrics)  # a checkpoint counts on the lines of its epochs
+        save_checkpoint(run.folder.checkpoints, name, tensors, state)
+
+    run.world.once(write)
+    if store is not None and store.journal is not None:
+        store.journal.begin(name)
+        store.journal.prune(checkpoints(run.folder.checkpoints)[0].name)
+
+
+def collect(run: Run) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Everything that a run cannot compute again: tensors by name, and the rest.
+
+    Weights, optimiser and what is known of each image are the same in all processes once `share` was called; those
+    that are sharded only the leader gets.
+    """
+    share(run)
+    optimizer, values = pack_optimizer(run.engine.optimizer)
+    trained = prefixed("optimizer", optimizer) | prefixed("student", run.parts.student.net.state_dict())
+    tensors = gathered(trained, run.world)
+    if run.engine.average is not None:
+        tensors |= prefixed("average", run.engine.average.state_dict())
+    if run.engine.history is not None:
+        tensors |= prefixed("history", run.engine.history.state())
+    tensors |= run.engine.tally.of_images()
+    state = {
+        "epoch": run.epoch,
+        "done": run.done,
+        "steps": run.engine.distiller.steps,
+        "optimizer": values,
+        "processes": run.world.size,
+        "ledger": total_ledger(run).state_dict(),
+        "seconds": run.seconds,
+        "data": run.parts.data.fingerprint,
+    }
+    for rank, (own, numbers) in enumerate(run.world.gather(own_state(run))):
+        tensors |= {of_process(rank, name): tensor for name, tensor in own.items()}
+        if run.done:
+            state[of_process(rank, "tally")] = numbers
+    return tensors, state
+
+
+def own_state(run: Run) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """What each process has for itself: random generators, and the sums of an epoch in its midst."""
+    tensors = {"rng": torch.get_rng_state()}
+    numbers: dict[str, int] = {}
+    if run.device.type == "cuda":
+        tensors["cuda_rng"] = torch.cuda.get_rng_state(run.device)
+    if run.done:
+        sums, numbers = run.engine.tally.state()
+        tensors |= {name: tensor.cpu() for name, tensor in prefixed("tally", sums).items()}
+    return tensors, numbers
+
+
+def share(run: Run) -> None:
+    """Make what is known of each image the same in all processes; each image was visited by one of them."""
+    run.engine.tally.share(run.world)
+    if run.engine.history is not None:
+        run.world.reduce([run.engine.history.fresh], "min")
+    store = answer_store(run)
+    if store is not None:
+        store.share_forgotten(run.world.reduce)
+
+
+def total_ledger(run: Run) -> Ledger:
+    """What all processes were charged."""
+    if run.world.size == 1:
+        return run.ledger
+    total = run.ledger.emptied()
+    for charged in run.world.gather(run.ledger.state_dict()):
+        total.add(charged)
+    return total
+
+
+def of_process(rank: int, name: str) -> str:
+    """The name of what a process has for itself; the first one's is that of a run of one process."""
+    return f"process{rank}.{name}" if rank else name
+
+
+def check_space(run: Run) -> None:
+    """Raise, before training starts, where the run's checkpoints would not fit on the disk.
+
+    The moments of the optimiser count as many bytes as the weights: one with SGD, two with AdamW.
+    """
+    tensors, _ = collect(run)
+    moments = {"sgd": 1, "adamw": 2}[run.config.train.optimizer]
+    weights = sum(p.numel() * p.element_size() for p in run.parts.student.parameters())
+    saved = sum(
+        t.numel() * t.element_size() for name, t in tensors.items() if not name.startswith("optimizer.")
+    )
+    run.world.once(lambda: checkpoint.check_space(run.folder.checkpoints, saved + moments * weights))
+
+
+def restore(run: Run) -> None:
+    """Go on from the newest valid checkpoint.
+
+    Raises:
+        UserError: none is valid, or the training data or the number of processes is not what it was
+    """
+    tensors, state, damaged = run.world.once(lambda: load_checkpoint(run.folder.checkpoints))
+    for problem in damaged:
+        run.note(f"passed over a damaged checkpoint: {problem}")
+    if state["data"] != run.parts.data.fingerprint:
+        raise UserError(f"cannot resume {run.folder.path}: the training data has changed since")
+    if (processes := state.get("processes", 1)) != run.world.size:
+        raise UserError(
+            f"cannot resume {run.folder.path}: {processes} processes trained it, now there are {run.world.size}"
+        )
+    run.epoch, run.done, run.seconds = state["epoch"], state.get("done", 0), state["seconds"]
+    restore_engine(run, tensors, state)
+    if run.world.leads:  # what was charged is the sum over all processes
+        run.ledger.load_state_dict(state["ledger"])
+    run.engine.distiller.steps = state.get("steps", run.epoch * run.stepper.steps_per_epoch)
+    for record in run.world.once(lambda: run.folder.keep_metrics(run.epoch)):
+        run.remember(record)
+    steps = f" and {run.done} steps of the next" if run.done else ""
+    run.note(f"resumed after epoch {run.epoch}{steps}")
+
+
+def restore_engine(run: Run, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+    """Put back what a step changes."""
+    engine, rank = run.engine, run.world.rank
+    load_parts(run.parts.student.net, group(tensors, "student"))
+    if engine.average is not None:
+        engine.average.load_state_dict(group(tensors, "average"))
+    unpack_optimizer(engine.optimizer, group(tensors, "optimizer"), state["optimizer"])
+    for name, tensor in engine.tally.of_images().items():
+        if name in tensors:  # not all are as old as the oldest checkpoints
+            tensor.copy_(tensors[name])
+    if run.done:
+        engine.tally.load_state(group(tensors, of_process(rank, "tally")), state[of_process(rank, "tally")])
+    if engine.history is not None:
+        for name, tensor in engine.history.state().items():
+            if f"history.{name}" in tensors:
+                tensor.copy_(tensors[f"history.{name}"])
+    torch.set_rng_state(tensors[of_process(rank, "rng")])
+    if of_process(rank, "cuda_rng") in tensors and run.device.type == "cuda":
+        torch.cuda.set_rng_state(tensors[of_process(rank, "cuda_rng")], run.device)
+
+
+def keep_journal(run: Run) -> None:
+    """Note what is asked of the teacher from here on; what was asked after the checkpoint is to be paid for again."""
+    store = answer_store(run)
+    if store is None:
+        return
+    journal, name = Journal(run.folder.checkpoints, run.world.rank), checkpoint_name(run.epoch, run.done)
+    store.forget(run.world.once(lambda: journal.rows_since(name)))
+    journal.go_on(name)
+    store.journal = journal
+
+
+def answer_store(run: Run) -> AnswerStore | None:
+    """The run's own store of answers."""
+    teacher = run.engine.distiller.teacher
+    return None if teacher is None else teacher.store
+
+
+def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors with a prefix to their names."""
+    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
+
+
+def group(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names start with a prefix, without it."""
+    return {name[len(prefix) + 1 :]: t for name, t in tensors.items() if name.startswith(f"{prefix}.")}

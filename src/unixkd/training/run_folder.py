@@ -1,0 +1,191 @@
+"""A run's folder: configuration, metrics, summary. What is written here is what reports read."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import yaml
+from filelock import FileLock, Timeout
+from PIL import Image
+
+from unixkd.config import RunConfig, flatten, read_yaml, to_plain
+from unixkd.errors import UserError
+from unixkd.run_files import EXPORTED, write
+
+Mode = Literal["new", "resume", "overwrite"]
+"""new: refuse a folder that holds a run; resume: go on from its checkpoint; overwrite: remove it first."""
+
+FILES = (
+    *("run.yaml", "plan.json", "metrics.jsonl", "summary.json", "selection.json", "left_out.json"),
+    *("model.safetensors", "config.json"),
+    *(f"export/{name}" for name in EXPORTED),  # of the student that is overwritten
+)
+DECIDED = ("train.precision", "train.teacher_precision")
+"""Options whose "auto" a run decides at its start; run.yaml holds what was decided."""
+NUM_THUMBNAILS = 16
+LOCK_SECONDS = 10
+"""How long a folder is waited for: the loader processes of a killed run hold on to it for a moment."""
+
+
+class RunFolder:
+    """The files of one run under one path."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.metrics = path / "metrics.jsonl"
+        self.logs = path / "logs"
+        self._lock = FileLock(path.absolute() / ".lock", timeout=LOCK_SECONDS, is_singleton=True)
+
+    def open(self, config: RunConfig, mode: Mode) -> bool:
+        """Make the folder ready; True where there is a checkpoint to go on from.
+
+        Raises:
+            UserError: it holds a run already (mode new), or one with another configuration (mode resume)
+        """
+        if mode == "new" and self.holds_run():
+            raise self.taken()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.lock()
+            if mode == "new" and self.holds_run():  # begun while the lock was waited for
+                raise self.taken()
+            if mode == "resume" and self.holds_run():
+                self.check_same(config)
+                self.tidy()
+                return any(self.checkpoints.glob("epoch-*"))
+            self.begin(config)
+        except OSError as error:
+            raise UserError(f"cannot write to the output folder {self.path}: {error.strerror}") from None
+        return False
+
+    def holds_run(self) -> bool:
+        """Whether a run was begun here."""
+        return (self.path / "run.yaml").exists() or any(self.checkpoints.glob("epoch-*"))
+
+    def taken(self) -> UserError:
+        """The error for a folder that holds a run."""
+        return UserError(f"{self.path} already holds a run: give --resume, --overwrite or another --out")
+
+    def begin(self, config: RunConfig) -> None:
+        """Remove an earlier run, what says that there is one last, and write the configuration."""
+        if self.holds_run():
+            for folder in (self.checkpoints, self.logs):
+                shutil.rmtree(folder, ignore_errors=True)
+            for name in reversed(FILES):
+                (self.path / name).unlink(missing_ok=True)
+        self.tidy()
+        write(self.path / "run.yaml", yaml.safe_dump(to_plain(config), sort_keys=False))
+
+    def lock(self) -> None:
+        """Keep other processes out until `close`, or the end of this one.
+
+        Raises:
+            UserError: another one is at work in the folder
+        """
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise UserError(
+                f"{self.path}: another process is training here; wait for it, or give another --out"
+            ) from None
+        except NotImplementedError:  # a file system without locks
+            return
+
+    def close(self) -> None:
+        """Let other processes in."""
+        self._lock.release(force=True)
+
+    def tidy(self) -> None:
+        """Remove what a killed process has left half written."""
+        for path in (*self.path.glob(".*.tmp"), *self.checkpoints.glob(".*.tmp")):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def check_same(self, config: RunConfig) -> None:
+        """Raise where the saved configuration differs in anything; "auto" is whatever it was decided to be."""
+        saved = flatten(read_yaml(self.path / "run.yaml"))
+        given = flatten(yaml.safe_load(yaml.safe_dump(to_plain(config))))  # tuples are lists there
+        usual = flatten(to_plain(RunConfig(config.student, config.teacher)))
+        groups = {key.rpartition(".")[0] for key in saved}
+        for key in given.keys() - saved.keys():  # an option that is younger than the run
+            if key.rpartition(".")[0] in groups:
+                saved[key] = usual[key]
+        differences = [
+            f"{key}: {saved.get(key)} then, {given.get(key)} now"
+            for key in sorted(saved.keys() | given.keys())
+            if saved.get(key) != given.get(key) and not (key in DECIDED and given.get(key) == "auto")
+        ]
+        if differences:
+            raise UserError(f"cannot resume {self.path}, its configuration differs: {'; '.join(differences)}")
+
+    def decided(self) -> dict[str, str]:
+        """The fields of `train` that were "auto" once, as the saved configuration has them."""
+        if not (self.path / "run.yaml").exists():
+            return {}
+        saved = flatten(read_yaml(self.path / "run.yaml"))
+        return {key.removeprefix("train."): saved[key] for key in DECIDED if key in saved}
+
+    def is_finished(self) -> bool:
+        """Whether the run came to its end."""
+        return (self.path / "summary.json").exists()
+
+    def append_metrics(self, record: dict[str, Any]) -> None:
+        """Add an epoch's line to metrics.jsonl."""
+        with self.writing(), self.metrics.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Within, an error of the system is one that says where; the run's checkpoints are whole.
+
+        Raises:
+            UserError: something cannot be written
+        """
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"cannot write to the run folder {self.path}: {error}") from None
+
+    def keep_metrics(self, epochs: int) -> list[dict[str, Any]]:
+        """Drop the lines of epochs after `epochs` (they will be run again); the records that stay.
+
+        Raises:
+            UserError: lines of these epochs are missing or damaged; nothing is changed then
+        """
+        try:
+            content = self.metrics.read_bytes() if self.metrics.exists() else b""
+            lines = content.decode(errors="replace").split("\n")[:-1][:epochs]  # the rest may be torn
+            records = [json.loads(line) for line in lines]
+            wrong = [
+                i for i, one in enumerate(records) if not isinstance(one, dict) or one.get("epoch") != i + 1
+            ]
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.metrics} is damaged: {error}") from None
+        if wrong:
+            raise UserError(
+                f"{self.metrics} is damaged: line {wrong[0] + 1} is not that of epoch {wrong[0] + 1}"
+            )
+        if len(lines) < epochs:
+            raise UserError(f"{self.metrics} has {len(lines)} lines, but the checkpoint has {epochs} epochs")
+        write(self.metrics, "".join(f"{line}\n" for line in lines))
+        return records
+
+    def write_json(self, name: str, value: dict[str, Any]) -> None:
+        """Write a JSON file whole or not at all."""
+        write(self.path / name, json.dumps(value, indent=2) + "\n")
+
+
+def thumbnail(image: np.ndarray) -> str:
+    """A uint8 image `[H, W, C]` as a base64 PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
