@@ -12,7 +12,7 @@ from pathlib import Path
 
 import unixkd
 
-KNOWN = Path(__file__).parent / "data" / "public_api.txt"
+KNOWN = Path(__file__).parent / "oracles" / "public_api.txt"
 
 
 def signatures() -> Iterator[str]:

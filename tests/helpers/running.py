@@ -1,0 +1,116 @@
+"""Small runs on the digits, and their files read back; shared by the tests that train."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from unixkd.cli import main
+from unixkd.config import DataConfig, MethodConfig, ModelConfig, RunConfig, TrainConfig
+from unixkd.method.step import StepResult
+from unixkd.training.engine import Engine
+from unixkd.training.run import run
+from unixkd.training.stopping import Stopped
+
+IMAGES, BATCH = 100, 32
+"""Batches of 32, 32, 32 and 4 images."""
+TEST_IMAGES = 359
+DATA = DataConfig("digits", limit=IMAGES)
+TRAIN = TrainConfig(epochs=2, batch_size=BATCH)
+SMALL = ("--data.limit", str(IMAGES), "--train.batch_size", str(BATCH), "--epochs", "1")
+"""The same on the command line, for one epoch."""
+
+
+def call(*words: object) -> int:
+    """The exit code of a command, run in this process."""
+    try:
+        return main.main([str(word) for word in words])
+    except SystemExit as stop:
+        return int(stop.code or 0)
+
+
+def alone(student: str = "resnet8", **train: Any) -> RunConfig:
+    """A student trained on labels."""
+    return RunConfig(
+        ModelConfig(student), None, MethodConfig("student-alone"), data=DATA, train=replace(TRAIN, **train)
+    )
+
+
+def distilled(teacher: Path, method: str | MethodConfig = "unix", **train: Any) -> RunConfig:
+    """A resnet8 distilled from a run folder."""
+    method = MethodConfig(method) if isinstance(method, str) else method
+    return RunConfig(
+        ModelConfig("resnet8"), ModelConfig(str(teacher)), method, data=DATA, train=replace(TRAIN, **train)
+    )
+
+
+def make_teacher(folder: Path) -> Path:
+    """A run folder with a teacher that has seen something: resnet14, three epochs."""
+    run(alone("resnet14", epochs=3), folder)
+    return folder
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def model_bytes(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "summary.json").read_text())
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def untimed(record: dict[str, Any]) -> dict[str, Any]:
+    """A summary or a line of metrics without what a clock has measured."""
+    return {key: value for key, value in record.items() if key not in ("seconds", "time")}
+
+
+def everything(folder: Path) -> tuple[Any, ...]:
+    """All that two equal runs have in common: weights, metrics, summary, selection."""
+    chosen = folder / "selection.json"
+    return (
+        model_bytes(folder),
+        [untimed(line) for line in metrics(folder)],
+        untimed(summary(folder)),
+        chosen.read_text() if chosen.exists() else None,
+    )
+
+
+class Signal:
+    """Sends this process a signal in a step of the run, counted from 0; what it does otherwise is unchanged."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, at: int, number: int = signal.SIGTERM) -> None:
+        original, sent = Engine.step, []
+
+        def step(engine: Engine, *rest: Any) -> StepResult:
+            if engine.distiller.steps == at and not sent:
+                sent.append(number)
+                os.kill(os.getpid(), number)
+            return original(engine, *rest)
+
+        monkeypatch.setattr(Engine, "step", step)
+
+
+def stop_and_resume(config: RunConfig, folder: Path, *at: int) -> None:
+    """Ask the run to stop in each of these steps, and let it finish."""
+    for part, step in enumerate(at):
+        with pytest.MonkeyPatch.context() as patch:
+            Signal(patch, step, signal.SIGINT if part % 2 else signal.SIGTERM)
+            with pytest.raises(Stopped):
+                run(config, folder, mode="resume")
+        assert not (folder / "summary.json").exists()
+    run(config, folder, mode="resume")

@@ -1,0 +1,358 @@
+"""Methods × seeds: worker processes, resuming, cost-matched controls, failures."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import multiprocessing
+import os
+import shutil
+from concurrent.futures import Executor, Future
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from running import BATCH, IMAGES, call, distilled, everything, make_teacher, metrics, model_bytes, summary
+from unixkd.cli import compare as cli_compare
+from unixkd.config import MethodConfig, TrainConfig
+from unixkd.errors import UserError
+from unixkd.method.ledger import Ledger
+from unixkd.method.unix import kd, random, unix
+from unixkd.training import compare
+from unixkd.training.compare import (
+    Job,
+    default_workers,
+    matched_epochs,
+    matched_jobs,
+    plan_jobs,
+    run_jobs,
+    run_side_by_side,
+)
+from unixkd.training.display import Event, Finished, Note
+from unixkd.training.engine import Engine
+from unixkd.training.run_folder import RunFolder
+
+NAMES = [f"{method}-seed{seed}" for seed in (0, 1) for method in ("kd", "unix")]
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory) -> Path:
+    return make_teacher(tmp_path_factory.mktemp("teacher") / "run")
+
+
+@pytest.fixture(scope="module")
+def options(teacher) -> list[object]:
+    """Two epochs of two methods and two seeds, one thread each."""
+    return [
+        *("compare", "--teacher", teacher, "--student", "resnet8", "--methods", "kd,unix", "--seeds", "0,1"),
+        *("--data.limit", IMAGES, "--train.batch_size", BATCH, "--epochs", 2, "--train.threads", 1),
+    ]
+
+
+@pytest.fixture(scope="module")
+def parallel(options, tmp_path_factory) -> tuple[Path, str]:
+    """The comparison, two runs at a time in worker processes, and what it printed."""
+    out, printed = tmp_path_factory.mktemp("compare") / "out", io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert call(*options, "--jobs", 2, "--out", out) == 0
+    return out, printed.getvalue()
+
+
+@pytest.fixture(scope="module")
+def compared(parallel) -> Path:
+    return parallel[0]
+
+
+def job(teacher: Path, folder: Path, method: str = "kd", **train) -> Job:
+    return Job(distilled(teacher, method, **{"epochs": 1, **train}), folder)
+
+
+# Planning
+
+
+def test_every_method_with_every_seed_seeds_outermost(teacher, tmp_path):
+    base = distilled(teacher, epochs=7)
+    jobs = plan_jobs(base, [MethodConfig("kd"), MethodConfig("unix")], [0, 1], tmp_path)
+    assert [job.folder for job in jobs] == [tmp_path / "runs" / name for name in NAMES]
+    assert [(job.config.method.name, job.config.train.seed) for job in jobs] == [
+        *(("kd", 0), ("unix", 0), ("kd", 1), ("unix", 1))
+    ]
+    assert {job.config.reference_epochs for job in jobs} == {7}
+    same = {
+        replace(job.config, method=base.method, train=base.train, reference_epochs=None) for job in jobs[:0]
+    }
+    assert not same
+    for each in jobs:
+        back = replace(each.config, method=base.method, train=base.train, reference_epochs=None)
+        assert back == base  # nothing but method, seed and reference differs
+
+
+@pytest.mark.parametrize(
+    ("methods", "seeds", "told"),
+    [
+        (["kd"], [], "at least one seed"),
+        ([], [0], "at least one method"),
+        (["kd", "kd"], [0], "a method is named twice"),
+        (["kd"], [3, 1, 3], "a seed is named twice"),
+    ],
+)
+def test_nothing_and_doubles_are_refused(methods, seeds, told, teacher, tmp_path):
+    with pytest.raises(UserError, match=told):
+        plan_jobs(distilled(teacher), [MethodConfig(name) for name in methods], seeds, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("method", "teacher_flops", "epochs"),
+    [
+        # unix on 64 + 64 + 36 of 164 images keeps 48 + 48 + 36 = 132, scores 164; costs in F_s:
+        # (132 · (F_t + 3) + 164) / (164 · (F_t + 3)) of 30 epochs
+        (unix(), 9, 27),  # (132 · 12 + 164) / (164 · 12) = 0.888
+        (unix(), 97, 24),  # 0.8049 + 0.01 = 0.815
+        (unix(), 0, 34),  # 0.8049 + 1/3 = 1.138: dearer than plain KD, so KD gets more epochs
+        (random(), 9, 24),  # 0.8049
+        (random(keep=0.05), 9, 2),  # 3 + 3 + 3 of 164: 1.6 epochs
+        (kd(), 9, 30),
+    ],
+)
+def test_epochs_that_the_cost_of_a_method_buys(method, teacher_flops, epochs):
+    train = TrainConfig(epochs=30, batch_size=64)
+    assert matched_epochs(Ledger(1, teacher_flops), method, train, 164, "backward_2x") == epochs
+
+
+def test_at_least_one_epoch_is_matched():
+    train = TrainConfig(epochs=1, batch_size=64)
+    assert matched_epochs(Ledger(1, 9), random(keep=0.1), train, 64, "backward_2x") == 1
+
+
+def test_matched_jobs_are_kd_with_a_schedule_as_long_as_they_are(teacher, tmp_path):
+    base = distilled(teacher, epochs=30, schedule="multistep")
+    first, second = matched_jobs(base, {"unix": 26}, [0, 5], tmp_path)
+    assert first.folder == tmp_path / "runs" / "kd@unix-seed0"
+    assert first.config.method == MethodConfig("kd")
+    assert (first.config.label, first.config.reference_epochs, first.config.train.epochs) == (
+        "kd@unix",
+        30,
+        26,
+    )
+    assert second.config == replace(first.config, train=replace(first.config.train, seed=5))
+
+
+def test_runs_side_by_side_share_the_cores(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(compare.torch.cuda, "is_available", lambda: False)
+    assert default_workers(TrainConfig()) == 8
+    assert default_workers(TrainConfig(threads=3)) == 2
+    assert default_workers(TrainConfig(threads=16)) == 1
+    assert default_workers(TrainConfig(device="cuda")) == 1
+    monkeypatch.setattr(compare.torch.cuda, "is_available", lambda: True)
+    assert default_workers(TrainConfig()) == 1
+    assert default_workers(TrainConfig(device="cpu")) == 8
+
+
+# The command
+
+
+def test_a_comparison_leaves_a_folder_for_each_run_and_a_report(compared):
+    assert sorted(p.name for p in (compared / "runs").iterdir()) == sorted(NAMES)
+    for name in NAMES:
+        result = summary(compared / "runs" / name)
+        assert f"{result['method']}-seed{result['seed']}" == name
+        assert result["environment"]["threads"] == 1
+    page = (compared / "report.html").read_text()
+    assert all(method in page for method in ("kd", "unix"))
+
+
+def test_what_the_workers_say_arrives(parallel):
+    text = parallel[1]
+    assert all(f"{name}: epoch   2/2" in text for name in NAMES)
+    assert text.count("teacher resnet14: accuracy") == 1
+    assert "Report written to" in text
+
+
+def test_in_this_process_one_after_the_other_the_weights_are_the_same(compared, options, tmp_path, capsys):
+    assert call(*options, "--jobs", 1, "--out", tmp_path) == 0
+    for name in NAMES:
+        assert everything(tmp_path / "runs" / name) == everything(compared / "runs" / name)
+    text = capsys.readouterr().out
+    assert "Report written to" in text
+    assert all(f"{name}: epoch   2/2" in text for name in NAMES)
+    assert text.count("teacher resnet14: accuracy") == 1
+
+
+def test_finished_runs_are_skipped(compared, options, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "out"
+    shutil.copytree(compared, out)
+    monkeypatch.setattr(compare, "run", None)  # nothing may run
+    assert call(*options, "--jobs", 2, "--out", out) == 0
+    assert "4 of 4 runs are finished already" in capsys.readouterr().out
+
+
+def test_an_interrupted_comparison_goes_on(compared, options, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "out"
+    original = Engine.step
+    steps = []
+
+    def step(engine, *rest):
+        steps.append(engine)
+        if len(steps) == 8 + 6:  # in the second epoch of the second run
+            raise KeyboardInterrupt
+        return original(engine, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "step", step)
+        assert call(*options, "--jobs", 1, "--out", out) == 75
+    assert [p.name for p in sorted((out / "runs").iterdir())] == ["kd-seed0", "unix-seed0"]
+    assert len(metrics(out / "runs" / "unix-seed0")) == 1
+    assert call(*options, "--jobs", 1, "--out", out) == 0
+    text = capsys.readouterr().out
+    assert "1 of 4 runs are finished already" in text
+    assert "unix-seed0: resumed after epoch 1" in text
+    for name in NAMES:
+        assert everything(out / "runs" / name) == everything(compared / "runs" / name)
+
+
+def test_more_methods_and_seeds_are_added_to_what_is_there(compared, options, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(compared, out)
+    words = [{"kd,unix": "unix,random", "0,1": "1,2"}.get(word, word) for word in options]
+    assert call(*words, "--jobs", 1, "--out", out) == 0
+    added = {"random-seed1", "unix-seed2", "random-seed2"}
+    assert {p.name for p in (out / "runs").iterdir()} == {*NAMES, *added}
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_another_protocol_is_refused(finished, compared, options, tmp_path, capsys):
+    out = tmp_path / "out"
+    shutil.copytree(compared, out)
+    if not finished:
+        for path in out.glob("runs/*/summary.json"):
+            path.unlink()
+    assert call(*options, "--lr", "0.1", "--jobs", 1, "--out", out) == 1
+    error = capsys.readouterr().err
+    assert "train.lr: 0.05 then, 0.1 now" in error
+    assert "kd-seed0" in error
+    assert model_bytes(out / "runs" / "kd-seed0") == model_bytes(compared / "runs" / "kd-seed0")
+
+
+def test_plain_kd_at_a_methods_cost(options, teacher, tmp_path):
+    """random at keep 3/4 keeps 76 of 100 images: of 4 epochs of KD its cost buys round(3.04)."""
+    words = [{"kd,unix": "kd,random,student-alone", "0,1": "0"}.get(word, word) for word in options]
+    words += ["--epochs", 4, "--match-cost", "--jobs", 1, "--out", tmp_path]
+    assert call(*words) == 0
+    runs = sorted(p.name for p in (tmp_path / "runs").iterdir())
+    assert runs == ["kd-seed0", "kd@random-seed0", "random-seed0", "student-alone-seed0"]
+    matched, full = summary(tmp_path / "runs" / "kd@random-seed0"), summary(tmp_path / "runs" / "kd-seed0")
+    assert (matched["method"], matched["epochs"]) == ("kd@random", 3)
+    assert matched["cost"]["relative_to_kd"] == {"backward_1x": 0.75, "backward_2x": 0.75}
+    assert full["cost"]["relative_to_kd"] == {"backward_1x": 1.0, "backward_2x": 1.0}
+    last = metrics(tmp_path / "runs" / "kd@random-seed0")[-1]
+    assert last["step"] == 12
+    # the cosine ends: the last of 12 steps is at 0.05 · (1 + cos(11π/12)) / 2
+    assert last["lr"] == pytest.approx(0.05 * (1 - 0.9659258) / 2)
+    assert "kd@random" in (tmp_path / "report.html").read_text()
+
+
+def test_a_misspelt_method_waits_for_nothing(options, tmp_path, capsys):
+    words = [{"kd,unix": "kd,unxi"}.get(word, word) for word in options]
+    assert call(*words, "--out", tmp_path / "out") == 2
+    assert "did you mean 'unix'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+# Workers
+
+
+def test_runs_that_are_finished_count_as_done(compared, options, teacher, tmp_path):
+    jobs = [job(teacher, tmp_path / str(seed), seed=seed) for seed in range(2)]
+    events: list[Event] = []
+    assert [result["seed"] for result in run_jobs(jobs, events.append, workers=1)] == [0, 1]
+    (tmp_path / "1" / "summary.json").unlink()
+    events.clear()
+    assert [result["seed"] for result in run_jobs(jobs, events.append, workers=1)] == [1]
+    assert [event.run for event in events if isinstance(event, Finished)] == ["0", "1"]
+    assert Note("compare", "1 of 2 runs are finished already") in events
+
+
+@pytest.mark.slow
+def test_a_fault_in_a_worker_is_a_clear_error_of_the_command(options, teacher, tmp_path, capsys):
+    broken = tmp_path / "broken"
+    shutil.copytree(teacher, broken)
+    (broken / "model.safetensors").write_bytes(b"junk")
+    words = [broken if word == teacher else word for word in options]
+    assert call(*words, "--jobs", 2, "--out", tmp_path / "out") == 1
+    captured = capsys.readouterr()
+    assert "model.safetensors" in captured.err
+    assert "Traceback" not in captured.err
+    assert captured.err.count("\n") <= 2
+
+
+def die(_: Job) -> None:
+    os._exit(9)
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_is_reported(teacher, tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "run_job", die)
+    with pytest.raises(UserError, match="a worker process died"):
+        run_jobs([job(teacher, tmp_path / "a"), job(teacher, tmp_path / "b")], lambda event: None, workers=2)
+
+
+class Stub(Executor):
+    """Futures that the test itself brings to an end."""
+
+    def __init__(self) -> None:
+        self.futures: list[Future] = []
+
+    def submit(self, function, /, *arguments):
+        self.futures.append(Future())
+        return self.futures[-1]
+
+
+def test_after_a_failure_no_new_run_starts_and_events_are_still_read():
+    queue = multiprocessing.get_context("spawn").SimpleQueue()
+    queue.put(Note("first", "at work"))
+    pool, events = Stub(), []
+
+    def display(event: Event) -> None:
+        events.append(event.text)
+        if event.text == "at work":
+            assert len(pool.futures) == 2  # one for each worker, the third waits
+            pool.futures[1].set_exception(UserError("broken"))
+            queue.put(Note("first", "still at work"))
+        else:  # the first ends only once its last event is read: giving up at once would wait for ever
+            pool.futures[0].set_result({})
+
+    with pytest.raises(UserError, match="broken"):
+        run_side_by_side(pool, ["a", "b", "c"], queue, display, workers=2)
+    assert events == ["at work", "still at work"]
+    assert len(pool.futures) == 2
+    queue.close()
+
+
+# The demo
+
+
+def test_the_demo_in_small(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cli_compare, "DEMO_TEACHER", "resnet14")
+    monkeypatch.setattr(cli_compare, "DEMO_METHODS", ("kd", "unix"))
+    monkeypatch.setattr(cli_compare, "DEMO_SEEDS", (0,))
+    monkeypatch.setattr(cli_compare, "DEMO_TRAIN", TrainConfig(epochs=1, threads=1))
+    assert call("demo", "--out", tmp_path, "--jobs", 1) == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["report.html", "runs", "teacher"]
+    assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["kd-seed0", "unix-seed0"]
+    assert RunFolder(tmp_path / "teacher").is_finished()
+    capsys.readouterr()
+    assert call("demo", "--out", tmp_path, "--jobs", 1) == 0
+    assert "2 of 2 runs are finished already" in capsys.readouterr().out
+
+
+def test_report_of_a_comparison(compared, tmp_path, capsys):
+    assert call("report", compared, "--html", tmp_path / "page.html") == 0
+    text = capsys.readouterr().out
+    assert "unix" in text
+    assert (tmp_path / "page.html").exists()
+    assert call("report", tmp_path / "nowhere") == 1
+    assert "nowhere" in capsys.readouterr().err
+    assert json.loads((compared / "runs" / NAMES[0] / "summary.json").read_text())["schema"] == 1
