@@ -9,10 +9,10 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from common import keep_summary
-from evidence_arenas import Contender
 
 import full_protocol as protocol
+from common import keep_summary
+from evidence_arenas import Contender
 from kept import check_teacher, publish_teacher, trim
 from pieces import Pace, run_in_turns
 from unixkd.config import RunConfig, TrainConfig

@@ -22,7 +22,6 @@ from typing import Any
 
 import evidence_arenas
 from evidence_arenas import Contender
-
 from unixkd.cli import recipes
 from unixkd.cli.recipes import Pair
 from unixkd.config import (

@@ -26,17 +26,19 @@ from typing import Any
 
 from rich.console import Console
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from evidence_queue import load
-from evidence_report import mean_and_sd, rows
+from unixkd.errors import UserError
+from unixkd.training.display import LineDisplay
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "accuracy"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "lib"))
 
 import comparison
 import full_protocol as protocol
 import kept
 from comparison import Comparison
+from evidence_queue import load
+from evidence_report import mean_and_sd, rows
 from pieces import Pace
-from unixkd.errors import UserError
-from unixkd.training.display import LineDisplay
 
 STOPPED = 75
 """As in `unixkd.cli.main`, which wants packages that a borrowed machine may lack."""

@@ -10,10 +10,10 @@ import json
 import shutil
 from pathlib import Path
 
-from common import RESULTS
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from common import RESULTS
 from unixkd.errors import UserError
 from unixkd.run_files import checksum
 from unixkd.training.checkpoint import checkpoints, find_damage

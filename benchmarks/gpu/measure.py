@@ -8,12 +8,12 @@ from functools import lru_cache, partial
 from typing import Any
 
 import torch
-from timing import Samples, interleave, ratio
 from torch import Tensor, nn
 
 from cases import CHANNELS, Case, Scale, make_network, make_split
 from floor import CHIPS, Network, Work, step_work
 from runs import Run, reproducible
+from timing import Samples, interleave, ratio
 from unixkd.method.unix import METHODS
 from unixkd.planning.timing import synchronize
 

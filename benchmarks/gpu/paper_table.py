@@ -18,10 +18,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from common import finish
-
 from unixkd.cli.recipes import PAIRS, Pair
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "lib"))
+
+from common import finish
 
 METHODS = ("kd", "unix", "unix-random")
 

@@ -27,10 +27,10 @@ from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from common import environment, finish
+sys.path.insert(0, str(Path(__file__).parents[1] / "lib"))
 
 from cases import Case, Scale
+from common import environment, finish
 from measure import Bench
 from runs import rehearse
 

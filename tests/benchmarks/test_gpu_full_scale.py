@@ -9,11 +9,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import evidence_arenas
 import pytest
 import torch
 from safetensors.torch import load_file
 
+import evidence_arenas
 import full_protocol as protocol
 import kept
 import pieces

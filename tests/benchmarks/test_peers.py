@@ -1,11 +1,12 @@
-"""benchmarks/peers.py: which peer counts, which target holds, and what a missing peer says; nothing is trained."""
+"""peers.py: which peer counts, which target holds, and what a missing peer says; nothing is trained."""
 
 from __future__ import annotations
 
 import sys
 
-import peers
 import pytest
+
+import peers
 from timing import Samples
 
 

@@ -1,4 +1,4 @@
-"""The plain implementation that benchmarks/plain_way.py times computes what unixkd computes, to the last figure."""
+"""The plain implementation that plain_way.py times computes what unixkd computes, to the last figure."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import copy
 import itertools
 
 import numpy as np
-import plain_unix
-import plain_way
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+import plain_unix
+import plain_way
 from slow import TinyNet, images_of
 from unixkd.config import DataConfig
 from unixkd.data import load_data

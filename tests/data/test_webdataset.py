@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from imagenet_like import write_shards, write_tree
 from PIL import Image
 
+from imagenet_like import write_shards, write_tree
 from running import alone, everything, weights
 from unixkd.config import DataConfig
 from unixkd.data import epoch_order, load_data

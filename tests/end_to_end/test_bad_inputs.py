@@ -1,12 +1,12 @@
-"""The short version of benchmarks/bad_inputs.py: damaged files and options, most in this process."""
+"""The short version of benchmarks/robustness/bad_inputs.py: damaged files and options, most in this process."""
 
 from __future__ import annotations
 
 import argparse
 
 import pytest
-from bad_inputs import in_process, run_cases
 
+from bad_inputs import in_process, run_cases
 from unixkd.cli import handlers
 
 

@@ -1,8 +1,9 @@
-"""The short version of benchmarks/kill_resume.py: a real process, killed and resumed."""
+"""The short version of benchmarks/robustness/kill_resume.py: a real process, killed and resumed."""
 
 from __future__ import annotations
 
 import pytest
+
 from kill_resume import control, differences, torture
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from evidence_queue import load, points
 from evidence_report import paired
-
 from unixkd.config import MethodConfig
 from unixkd.data.views import view_codes
 from unixkd.errors import UsageError
@@ -147,7 +147,7 @@ WAYS = {
     "random": "random",
     "unix": "unix",
 }
-"""Ways by the contenders of benchmarks/evidence.py that they are."""
+"""Ways by the contenders of benchmarks/accuracy/evidence.py that they are."""
 
 
 @pytest.mark.parametrize("name", EVIDENCE)

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from plan_check import link_of
 
+from plan_check import link_of
 from running import call, make_teacher
 from unixkd.cli.options import parse_images
 from unixkd.cli.plan_cluster import writing

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from plain_way import make_images, write_images
+import numpy as np
+from PIL import Image
 from safetensors.torch import save_file
 
 from unixkd.config import DataConfig, MethodConfig, ModelConfig, RunConfig, TrainConfig
@@ -75,3 +76,17 @@ def make_trainer(
     )
     run = RunFolder(folder / f"{teacher}-{student}-{method}-{classes}-{batch_size}")
     return Trainer(config, run, "overwrite", silent, world)
+
+
+def make_images(count: int, size: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Random pixels `[N, size, size, 3]`, uint8, and labels `[N]` that hold every class."""
+    pixels = np.random.default_rng(0).integers(256, size=(count, size, size, 3), dtype=np.uint8)
+    return pixels, np.arange(count) % classes
+
+
+def write_images(images: np.ndarray, labels: np.ndarray, folder: Path) -> None:
+    """One PNG an image, in a folder per class."""
+    for number, (pixels, label) in enumerate(zip(images, labels, strict=True)):
+        path = folder / f"{label:03}" / f"{number:05}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)

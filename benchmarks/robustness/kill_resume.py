@@ -7,8 +7,8 @@ As a control, a run whose optimiser is not restored must be found out.
 
 Target: 50 kills, identical; the control differs.
 
-    python benchmarks/kill_resume.py             # 50 kills, some ten minutes
-    python benchmarks/kill_resume.py --quick     # 6 kills; nothing is kept
+    python benchmarks/robustness/kill_resume.py             # 50 kills, some ten minutes
+    python benchmarks/robustness/kill_resume.py --quick     # 6 kills; nothing is kept
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "lib"))
+
 from common import finish
 from kill_resume_child import MOMENTS
 

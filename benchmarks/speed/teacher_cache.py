@@ -9,8 +9,8 @@ Targets:
      rounds, both in turns, one thread); wrn_16_2 -> resnet8 on digits, vgg13 -> vgg8 on generated images of
      16 pixels. Plain KD takes its turn too, to show what the store saves.
 
-    python benchmarks/teacher_cache.py           # 4 minutes of CPU, one thread
-    python benchmarks/teacher_cache.py --quick   # 2 seeds, 1 epoch, a few steps; only target a is checked
+    python benchmarks/speed/teacher_cache.py           # 4 minutes of CPU, one thread
+    python benchmarks/speed/teacher_cache.py --quick   # 2 seeds, 1 epoch, a few steps; only target a is checked
 """
 
 from __future__ import annotations
@@ -24,11 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import finish, mean_sd
-from inputs import labelled
-from plain_way import our_steps
 from safetensors.torch import save_file
-from timing import interleave, ratio
 
 from unixkd.config import AnswersConfig, DataConfig, MethodConfig, ModelConfig, RunConfig, TrainConfig
 from unixkd.method.network import Network
@@ -38,6 +34,13 @@ from unixkd.training.answers import FILL_BATCH, fetch_answers
 from unixkd.training.display import silent
 from unixkd.training.run import Trainer, run
 from unixkd.training.run_folder import RunFolder
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "lib"))
+
+from common import finish, mean_sd
+from inputs import labelled
+from plain_way import our_steps
+from timing import interleave, ratio
 
 HALF_ULP, HALF_DENORMAL, SMALLEST_NORMAL = 2.0**-11, 2.0**-25, 2.0**-14  # of fp16
 DIFFERENCE, RATIO = 0.002, 1.1

@@ -9,8 +9,8 @@ and on how many pairs the likeliest class is the same. A bias is small where it 
 
 Target: mixed logits are nearer to the truth than mixed probabilities at every m.
 
-    python benchmarks/mixed_answers.py --teacher RUN_FOLDER --root CIFAR100   # a minute
-    python benchmarks/mixed_answers.py --quick                                # a teacher of one epoch on the digits
+    python benchmarks/accuracy/mixed_answers.py --teacher RUN_FOLDER --root CIFAR100   # a minute
+    python benchmarks/accuracy/mixed_answers.py --quick  # a teacher of one epoch on the digits
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import finish
 from torch import Tensor
 
 from unixkd.config import DataConfig, MethodConfig, ModelConfig, RunConfig, TrainConfig, read_yaml
@@ -32,6 +31,10 @@ from unixkd.data import load_data
 from unixkd.method.losses import kl_divergence
 from unixkd.training.build import build_network
 from unixkd.training.run import run
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "lib"))
+
+from common import finish
 
 WEIGHTS = (0.1, 0.2, 0.3, 0.4, 0.5)
 TEMPERATURE = 4.0

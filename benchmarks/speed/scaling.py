@@ -11,8 +11,8 @@ Targets, nothing grows worse than linearly:
 - what classes add to a step's seconds and bytes at most 1.25 times what they add to the two classifiers, the
   loss and the optimiser by themselves, which are linear in the classes
 
-    python benchmarks/scaling.py           # about 4 minutes on a slow core
-    python benchmarks/scaling.py --quick   # small sizes; the targets are not checked
+    python benchmarks/speed/scaling.py           # about 4 minutes on a slow core
+    python benchmarks/speed/scaling.py --quick   # small sizes; the targets are not checked
 """
 
 from __future__ import annotations
@@ -33,14 +33,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from common import finish
-from inputs import make_trainer, unlabelled
-from plain_way import our_steps
-from timing import interleave
 from torch import nn
 
 from unixkd.config import DataConfig, Precision
 from unixkd.training.precision import has_native_bf16
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "lib"))
+
+from common import finish
+from inputs import make_trainer, unlabelled
+from plain_way import our_steps
+from timing import interleave
 
 TARGET = 1.25
 TEACHER, STUDENT, FEATURES = "resnet20", "resnet8", 64

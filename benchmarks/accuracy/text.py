@@ -6,8 +6,8 @@ batch at its length. The result is the accuracy after the last epoch on sentence
 
 Target: the teacher is better than the student alone, and by the ledger `random` costs exactly 75 % of plain KD.
 
-    python benchmarks/text.py           # half an hour on one core
-    python benchmarks/text.py --quick   # a few batches of everything
+    python benchmarks/accuracy/text.py           # half an hour on one core
+    python benchmarks/accuracy/text.py --quick   # a few batches of everything
 """
 
 from __future__ import annotations
@@ -15,15 +15,19 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
-from common import finish, mean_sd
-from text_sentences import LIBRARIES, VOCABULARY, Texts, load
 from torch import Tensor, nn
 
 from unixkd import CrossEntropy, Distiller, Method, Term, unix_random
 from unixkd.method.unix import kd, mixup, random, student_alone, unix
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "lib"))
+
+from common import finish, mean_sd
+from text_sentences import LIBRARIES, VOCABULARY, Texts, load
 
 BATCH, EVALUATED = 64, 250
 SIZES = {"teacher": (3, 128), "student": (2, 48)}

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from common import environment
 from evidence_arenas import SEARCH_SEEDS, STAGES, Arena, Contender, Place
-from filelock import FileLock, Timeout
 
 NEAR = 1.5
 """Points below the front up to which a contender is searched with a second seed."""

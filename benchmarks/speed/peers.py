@@ -13,8 +13,8 @@ the whole process: the peers have it, too. CPU seconds are the process's own; lo
 Targets, the better peer's seconds over ours: out of the box 1.5, which only a CPU that computes bfloat16 natively
 can reach (on any other the same float32 arithmetic is left, and only layout and loader can gain); on equal terms 0.98.
 
-    python benchmarks/peers.py             # about 9 minutes on 2 slow cores
-    python benchmarks/peers.py --quick     # resnet20 -> resnet8, a few steps; the targets are not checked
+    python benchmarks/speed/peers.py             # about 9 minutes on 2 slow cores
+    python benchmarks/speed/peers.py --quick     # resnet20 -> resnet8, a few steps; the targets are not checked
 """
 
 from __future__ import annotations
@@ -31,10 +31,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from common import finish
-from plain_way import make_images, our_steps, write_images
 from safetensors.torch import save_file
-from timing import Samples, interleave, ratio
 
 from unixkd.config import DataConfig, MethodConfig, ModelConfig, RunConfig, TrainConfig
 from unixkd.models import create_model
@@ -42,6 +39,13 @@ from unixkd.training.display import silent
 from unixkd.training.precision import has_native_bf16
 from unixkd.training.run import Trainer
 from unixkd.training.run_folder import RunFolder
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "lib"))
+
+from common import finish
+from inputs import make_images, write_images
+from plain_way import our_steps
+from timing import Samples, interleave, ratio
 
 OUT_OF_THE_BOX = 1.5
 EQUAL_TERMS = 0.98

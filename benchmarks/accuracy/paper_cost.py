@@ -2,19 +2,22 @@
 
 Target: the published figure from the published ratio, within 0.025 points, for every pair.
 
-    python benchmarks/paper_cost.py            # the same with --quick: it takes seconds
+    python benchmarks/accuracy/paper_cost.py            # the same with --quick: it takes seconds
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-
-from common import finish
+from pathlib import Path
 
 from unixkd.cli.recipes import PAIRS
 from unixkd.method.ledger import forward_flops, relative_cost
 from unixkd.models import create_model
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "lib"))
+
+from common import finish
 
 KEEP = 48 / 64
 

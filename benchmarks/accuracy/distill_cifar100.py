@@ -6,8 +6,8 @@ is a `unixkd` command, printed before it runs.
 
 Target: the student distilled by UNIX beats the student alone (final epoch, 10,000 test images).
 
-    python benchmarks/distill_cifar100.py --root PATH      # took 55 minutes on 2 slow, busy cores; --out goes on
-    python benchmarks/distill_cifar100.py --root PATH --quick
+    python benchmarks/accuracy/distill_cifar100.py --root PATH  # took 55 minutes on 2 slow, busy cores; --out goes on
+    python benchmarks/accuracy/distill_cifar100.py --root PATH --quick
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "lib"))
 
 from common import finish
 

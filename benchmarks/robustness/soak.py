@@ -6,8 +6,8 @@ of the run) and the last tenth, by medians.
 
 Target: at least 20,000 steps; memory grows by less than 1 %, as many files and threads in the end as after the warm-up.
 
-    python benchmarks/soak.py            # 20,000 steps, some ten minutes
-    python benchmarks/soak.py --quick    # 160 steps; the target is not checked
+    python benchmarks/robustness/soak.py            # 20,000 steps, some ten minutes
+    python benchmarks/robustness/soak.py --quick    # 160 steps; the target is not checked
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from common import finish
-
 from unixkd.config import AnswersConfig, DataConfig, MethodConfig, ModelConfig, RunConfig, TrainConfig
 from unixkd.training.display import EpochDone, Event
 from unixkd.training.run import run
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "lib"))
+
+from common import finish
 
 IMAGES, BATCH, STEPS, QUICK_STEPS = 256, 32, 20_000, 160
 GROWTH = 0.01

@@ -3,12 +3,14 @@
 The arenas, contenders and seeds are in `evidence_arenas.py`, their order in `evidence_queue.py`. Every finished run
 leaves one file in `benchmarks/results/pareto/ARENA/STAGE/`; what has no file is missing, on any machine.
 
-    python benchmarks/evidence.py run --hours 2.5 --jobs 1 --root CIFAR100 --teachers TEACHERS --out runs/evidence
+    python benchmarks/accuracy/evidence.py run --hours 2.5 --jobs 1 --root CIFAR100 --teachers TEACHERS
+        --out runs/evidence
         --photos PHOTOS           # class folders in train and val; arenas whose images are not given are left out
-    python benchmarks/evidence.py status                      # what is done, what is missing, the hours left
-    python benchmarks/evidence.py report --of search          # tables; of confirm: tests and figures too
-    python benchmarks/evidence.py seconds --arenas ARENA --root CIFAR100 --out runs/evidence   # alone on the machine
-    python benchmarks/evidence.py run --quick --root CIFAR100 # a few steps of some contenders; nothing is kept
+    python benchmarks/accuracy/evidence.py status                      # what is done, what is missing, the hours left
+    python benchmarks/accuracy/evidence.py report --of search          # tables; of confirm: tests and figures too
+    # alone on the machine
+    python benchmarks/accuracy/evidence.py seconds --arenas ARENA --root CIFAR100 --out runs/evidence
+    python benchmarks/accuracy/evidence.py run --quick --root CIFAR100 # a few steps of some contenders; nothing is kept
 
 `--teachers` is a folder of trained teachers' run folders (`resnet32x4/`, …); those that are not there are
 trained first, in `--out`, which takes an hour or two each. To go on while the checkout changes, run it from a clone and
@@ -31,14 +33,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import RESULTS, environment, mean_sd
-from evidence_arenas import ARENAS, FIGURES, STAGES, Arena, Place, quick, sample_run, student_run, teacher_run
-from evidence_queue import MARGIN, Estimates, Item, claim, commit_of, keep, missing, wanted
-from evidence_report import draw, report
 
 from unixkd.training.display import EpochDone, Event, Note
 from unixkd.training.run import run
 from unixkd.training.stopping import EXIT_CODE, Stopped
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "lib"))
+
+from common import RESULTS, environment, mean_sd
+from evidence_arenas import ARENAS, FIGURES, STAGES, Arena, Place, quick, sample_run, student_run, teacher_run
+from evidence_queue import MARGIN, Estimates, Item, claim, commit_of, keep, missing, wanted
+from evidence_report import draw, report
 
 KEPT = RESULTS / "pareto"
 QUICK = ("kd", "kd, 6 views", "kd, 16 mixes", "unix", "random-half")

@@ -9,8 +9,8 @@ lies mostly above, and of two processes each would wait for what the other lost.
 
 Target: predicted over measured within 15 % of 1 for each pair, method and number of processes.
 
-    python benchmarks/plan_check.py           # 3 minutes on two slow cores, which should have nothing else to do
-    python benchmarks/plan_check.py --quick   # one small pair, few rounds; the target is not checked
+    python benchmarks/speed/plan_check.py           # 3 minutes on two slow cores, which should have nothing else to do
+    python benchmarks/speed/plan_check.py --quick   # one small pair, few rounds; the target is not checked
 """
 
 from __future__ import annotations
@@ -30,9 +30,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from common import finish
-from inputs import labelled, make_trainer
-from plain_way import our_steps
 
 from unixkd.config import DataConfig
 from unixkd.method.ledger import Ledger
@@ -43,6 +40,12 @@ from unixkd.planning.timing import part_calls
 from unixkd.training.distributed.launch import end
 from unixkd.training.distributed.world import World, together
 from unixkd.training.run import Trainer
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "lib"))
+
+from common import finish
+from inputs import labelled, make_trainer
+from plain_way import our_steps
 
 TARGET = 0.15
 PAIRS, QUICK_PAIRS = (("resnet56", "resnet20"), ("vgg13", "vgg8")), (("resnet20", "resnet8"),)

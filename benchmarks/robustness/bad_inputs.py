@@ -7,9 +7,9 @@ code, or a finished run that is not whole afterwards counts as a failure and is 
 
 Target: no failure in at least 1,000 cases, 50 of them real commands.
 
-    python benchmarks/bad_inputs.py                  # some ten minutes
-    python benchmarks/bad_inputs.py --cases 1 --first 17 --seed 3      # one case again
-    python benchmarks/bad_inputs.py --quick          # 40 cases; nothing is kept
+    python benchmarks/robustness/bad_inputs.py                  # some ten minutes
+    python benchmarks/robustness/bad_inputs.py --cases 1 --first 17 --seed 3      # one case again
+    python benchmarks/robustness/bad_inputs.py --quick          # 40 cases; nothing is kept
 """
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ from typing import Any
 
 import numpy as np
 import yaml
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "lib"))
+
 from bad_input_kinds import KINDS, Case
 from common import finish
 

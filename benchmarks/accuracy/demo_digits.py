@@ -2,8 +2,8 @@
 
 Target: under 2 minutes from the first command to the finished report on 2 cores.
 
-    python benchmarks/demo_digits.py           # about 2 minutes
-    python benchmarks/demo_digits.py --quick   # 1 seed of kd and unix for 2 epochs
+    python benchmarks/accuracy/demo_digits.py           # about 2 minutes
+    python benchmarks/accuracy/demo_digits.py --quick   # 1 seed of kd and unix for 2 epochs
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "lib"))
 
 from common import finish, mean_sd
 

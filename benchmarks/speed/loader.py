@@ -13,8 +13,8 @@ All take turns; a pass starts and ends its processes. Per core is images over th
 Target: with each number of processes, folder and wds take at most 1.05 times the CPU seconds of `torchvision`
 (median over the rounds).
 
-    python benchmarks/loader.py           # about ten minutes, on two cores with nothing beside it
-    python benchmarks/loader.py --quick   # few images, one round; the target is not checked
+    python benchmarks/speed/loader.py           # about ten minutes, on two cores with nothing beside it
+    python benchmarks/speed/loader.py --quick   # few images, one round; the target is not checked
 """
 
 from __future__ import annotations
@@ -28,15 +28,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import finish
-from imagenet_like import write_shards, write_tree
-from timing import Samples, interleave, ratio
 from torch.utils.data import DataLoader, Subset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from unixkd.config import DataConfig
 from unixkd.data import load_data
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "lib"))
+
+from common import finish
+from imagenet_like import write_shards, write_tree
+from timing import Samples, interleave, ratio
 
 TARGET = 1.05
 SIZE, BATCH, CLASSES, WORKERS = 224, 64, 100, (0, 1, 2)

@@ -9,8 +9,8 @@ flipping the images, ranking, mixing, the losses, the sums.
 Target: whole / bare at most 1.05 for both pairs: the median over the rounds, in CPU seconds, which with one
 thread are the wall's without what other programs took meanwhile.
 
-    python benchmarks/step_overhead.py           # 2 to 4 minutes on a slow core
-    python benchmarks/step_overhead.py --quick   # resnet20 -> resnet8, a few rounds; the target is not checked
+    python benchmarks/speed/step_overhead.py           # 2 to 4 minutes on a slow core
+    python benchmarks/speed/step_overhead.py --quick   # resnet20 -> resnet8, a few rounds; the target is not checked
 """
 
 from __future__ import annotations
@@ -26,15 +26,18 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from common import finish
-from inputs import labelled, make_trainer
-from plain_way import our_steps
-from timing import interleave, ratio
 
 from unixkd.config import DataConfig
 from unixkd.method.network import Network
 from unixkd.training.optimizer import build_optimizer
 from unixkd.training.run import Trainer
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "lib"))
+
+from common import finish
+from inputs import labelled, make_trainer
+from plain_way import our_steps
+from timing import interleave, ratio
 
 TARGET = 1.05
 PAIRS = (("wrn_40_2", "wrn_16_2"), ("vgg13", "vgg8"))

@@ -12,9 +12,9 @@ and, on the digits, the accuracy of students taught with all logits and with the
 Targets: `ours` has the lower loss at T = 4 for every k; with the 2 largest of the 10 logits of the digits students are
 as good: |mean paired difference| <= 2 standard errors + 0.2 points; wrn_16_2 -> resnet8, 5 seeds.
 
-    python benchmarks/topk_answers.py                                     # digits, two minutes
-    python benchmarks/topk_answers.py --quick                             # the same with little training
-    python benchmarks/topk_answers.py --teacher RUN_FOLDER --root CIFAR100  # answers only, of another teacher
+    python benchmarks/accuracy/topk_answers.py                                     # digits, two minutes
+    python benchmarks/accuracy/topk_answers.py --quick                             # the same with little training
+    python benchmarks/accuracy/topk_answers.py --teacher RUN_FOLDER --root CIFAR100  # answers only, of another teacher
 
 The teacher of the kept figures on CIFAR-100 is that of
     unixkd train --model resnet8x4 --data cifar100 --data.root CIFAR100 --data.size 16 --data.limit 20000 --epochs 3 \\
@@ -32,7 +32,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import finish, mean_sd
 from torch import Tensor
 
 from unixkd.config import (
@@ -50,6 +49,10 @@ from unixkd.method.losses import kl_divergence
 from unixkd.teacher.format import Contents, TopLogits
 from unixkd.training.build import build_network
 from unixkd.training.run import run
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "lib"))
+
+from common import finish, mean_sd
 
 TEMPERATURES, TOPS, MIX = (1.0, 4.0), (1, 2, 4, 8, 16, 32), 0.2
 DIFFERENCE = 0.002

@@ -11,8 +11,8 @@ Target: what DDP adds to a step of `unix` with local selection exceeds what it a
 step of `kd` alone; medians over the rounds of differences within a round. What global selection adds to local is
 reported.
 
-    python benchmarks/ddp.py           # 5 to 10 minutes on 2 slow cores, which nothing else should use
-    python benchmarks/ddp.py --quick   # resnet20 -> resnet8, a few rounds; the target is not checked
+    python benchmarks/speed/ddp.py           # 5 to 10 minutes on 2 slow cores, which nothing else should use
+    python benchmarks/speed/ddp.py --quick   # resnet20 -> resnet8, a few rounds; the target is not checked
 """
 
 from __future__ import annotations
@@ -32,13 +32,16 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from unixkd.config import DataConfig
+from unixkd.training.distributed.world import World, together
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "lib"))
+
 from common import finish
 from inputs import labelled, make_trainer
 from plain_way import our_steps
 from scaling import native_precision
-
-from unixkd.config import DataConfig
-from unixkd.training.distributed.world import World, together
 
 TARGET = 0.05
 PAIR, QUICK = ("wrn_40_2", "wrn_16_2"), ("resnet20", "resnet8")

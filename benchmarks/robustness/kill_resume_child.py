@@ -1,6 +1,6 @@
 """One part of the run that `kill_resume.py` kills: trains, says when it has begun, and dies where it is told to.
 
-    python benchmarks/kill_resume_child.py PLAN.json
+    python benchmarks/robustness/kill_resume_child.py PLAN.json
 
 The plan names the run's folder, its teacher, its epochs, and perhaps a moment of saving with a number: the process
 kills itself with SIGKILL the n-th time it comes there. `forget` leaves the optimiser out of what is restored.

@@ -6,8 +6,8 @@ measured beside it.
 
 Target: at most 5 s in every run.
 
-    python benchmarks/startup.py           # about a minute on a slow core
-    python benchmarks/startup.py --quick   # fewer runs, another teacher; the target is not checked
+    python benchmarks/speed/startup.py           # about a minute on a slow core
+    python benchmarks/speed/startup.py --quick   # fewer runs, another teacher; the target is not checked
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "lib"))
 
 from common import finish, mean_sd
 

@@ -6,8 +6,8 @@ the processor computes in. The gain grows with the batch: blocks beyond 32 MiB a
 
 Target: off is nowhere faster, median over the rounds >= 0.98.
 
-    python benchmarks/allocator.py           # about 3 minutes
-    python benchmarks/allocator.py --quick   # one round; the target is not checked
+    python benchmarks/speed/allocator.py           # about 3 minutes
+    python benchmarks/speed/allocator.py --quick   # one round; the target is not checked
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "lib"))
+
 from common import finish
 from inputs import make_trainer, unlabelled
 from plain_way import our_steps

@@ -25,7 +25,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from evidence_photos import NETWORK, imagenet_weights
-
 from unixkd.config import (
     AnswersConfig,
     DataConfig,

@@ -7,8 +7,8 @@ disk is moody: the mean is over the runs, each of which has one save an epoch.
 
 Target: under 2 % for each pair.
 
-    python benchmarks/checkpoint_cost.py --root CIFAR100            # some five minutes
-    python benchmarks/checkpoint_cost.py --root CIFAR100 --quick    # a few steps; the target is not checked
+    python benchmarks/speed/checkpoint_cost.py --root CIFAR100            # some five minutes
+    python benchmarks/speed/checkpoint_cost.py --root CIFAR100 --quick    # a few steps; the target is not checked
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import finish, mean_sd
-
 from unixkd.config import DataConfig, MethodConfig, ModelConfig, RunConfig, TrainConfig
 from unixkd.training import resume
 from unixkd.training.run import Trainer, run
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "lib"))
+
+from common import finish, mean_sd
 
 PAIRS = (("vgg13", "vgg8"), ("wrn_40_2", "wrn_16_2"))
 TARGET = 0.02

@@ -2,8 +2,8 @@
 
 Target: the mean paired difference is within 0.2 points, or within twice its standard error, of 0.
 
-    python benchmarks/bf16_accuracy.py           # 5 seeds, 6 epochs; minutes where bf16 is emulated
-    python benchmarks/bf16_accuracy.py --quick   # 2 seeds, 1 epoch: does it run?
+    python benchmarks/accuracy/bf16_accuracy.py           # 5 seeds, 6 epochs; minutes where bf16 is emulated
+    python benchmarks/accuracy/bf16_accuracy.py --quick   # 2 seeds, 1 epoch: does it run?
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "lib"))
 
 from common import finish, mean_sd
 

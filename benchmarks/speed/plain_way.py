@@ -8,8 +8,8 @@ trainer's way with denormal numbers (they count as 0) holds for the whole proces
 Targets, plain seconds over ours: 2.0 for vgg13 -> vgg8 and 1.8 for wrn_40_2 -> wrn_16_2 on a CPU that computes
 bfloat16 natively; on any other, where float32 decides, ours must not be slower: 1.0.
 
-    python benchmarks/plain_way.py             # about 4 minutes on 2 slow cores
-    python benchmarks/plain_way.py --quick     # resnet20 -> resnet8, a few steps; the target is not checked
+    python benchmarks/speed/plain_way.py             # about 4 minutes on 2 slow cores
+    python benchmarks/speed/plain_way.py --quick     # resnet20 -> resnet8, a few steps; the target is not checked
 """
 
 from __future__ import annotations
@@ -22,13 +22,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import plain_unix
 import torch
-from common import finish
-from PIL import Image
 from safetensors.torch import save_file
-from timing import interleave, ratio
 
 from unixkd.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from unixkd.models import create_model
@@ -36,6 +31,13 @@ from unixkd.training.display import silent
 from unixkd.training.precision import has_native_bf16
 from unixkd.training.run import Trainer
 from unixkd.training.run_folder import RunFolder
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "lib"))
+
+import plain_unix
+from common import finish
+from inputs import make_images, write_images
+from timing import interleave, ratio
 
 PAIRS = {("vgg13", "vgg8"): 2.0, ("wrn_40_2", "wrn_16_2"): 1.8}
 """Teacher and student, and the target with native bfloat16."""
@@ -45,20 +47,6 @@ SETTINGS = plain_unix.Settings()
 IMAGES, CLASSES, SIZE = 1024, 100, 32
 WORKERS = 2
 """Loader processes of the plain side; they run beside the training process, on cores of their own."""
-
-
-def make_images(count: int, size: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Random pixels `[N, size, size, 3]`, uint8, and labels `[N]` that hold every class."""
-    pixels = np.random.default_rng(0).integers(256, size=(count, size, size, 3), dtype=np.uint8)
-    return pixels, np.arange(count) % classes
-
-
-def write_images(images: np.ndarray, labels: np.ndarray, folder: Path) -> None:
-    """One PNG an image, in a folder per class."""
-    for number, (pixels, label) in enumerate(zip(images, labels, strict=True)):
-        path = folder / f"{label:03}" / f"{number:05}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(path)
 
 
 def make_trainer(teacher: str, student: str, folder: Path, threads: int) -> Trainer:

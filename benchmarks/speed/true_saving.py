@@ -9,8 +9,8 @@ Targets:
 - a depthwise student, whose FLOPs say little about its seconds: within 3 points of the planner's timed
   prediction, made in the same process before the steps
 
-    python benchmarks/true_saving.py           # 4 to 5 minutes on a slow core
-    python benchmarks/true_saving.py --quick   # small networks, a few rounds; the targets are not checked
+    python benchmarks/speed/true_saving.py           # 4 to 5 minutes on a slow core
+    python benchmarks/speed/true_saving.py --quick   # small networks, a few rounds; the targets are not checked
 """
 
 from __future__ import annotations
@@ -23,14 +23,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import finish
-from inputs import labelled, make_trainer
-from plain_way import our_steps
-from timing import interleave, ratio
 
 from unixkd.config import DataConfig
 from unixkd.planning.methods import make_plan
 from unixkd.training.run import Trainer
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "lib"))
+
+from common import finish
+from inputs import labelled, make_trainer
+from plain_way import our_steps
+from timing import interleave, ratio
 
 TARGET = 3.0
 """Points."""
