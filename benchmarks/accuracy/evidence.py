@@ -41,9 +41,20 @@ from unixkd.training.stopping import EXIT_CODE, Stopped
 sys.path.insert(0, str(Path(__file__).parents[1] / "lib"))
 
 from common import RESULTS, environment, mean_sd
-from evidence_arenas import ARENAS, FIGURES, STAGES, Arena, Place, quick, sample_run, student_run, teacher_run
+from evidence_arenas import (
+    ARENAS,
+    FIGURES,
+    STAGES,
+    STORY,
+    Arena,
+    Place,
+    quick,
+    sample_run,
+    student_run,
+    teacher_run,
+)
 from evidence_queue import MARGIN, Estimates, Item, claim, commit_of, keep, missing, wanted
-from evidence_report import draw, report
+from evidence_report import draw, draw_story, report
 
 KEPT = RESULTS / "pareto"
 QUICK = ("kd", "kd, 6 views", "kd, 16 mixes", "unix", "random-half")
@@ -174,6 +185,14 @@ def time_contenders(arena: Arena, names: list[str] | None, place: Place, kept: P
     target.write_text(json.dumps({**result, "environment": environment()}, indent=2) + "\n")
 
 
+def draw_figures(kept: Path, docs: Path) -> None:
+    """The figures of the documentation."""
+    for name, rows in FIGURES.items():
+        draw(kept, [ARENAS[row] for row in rows], docs / f"{name}.svg")
+    arena, names = STORY
+    draw_story(kept, ARENAS[arena], names, docs / "cost-accuracy.svg")
+
+
 def options_of(words: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -240,9 +259,8 @@ def main() -> int:
     else:
         reported = arenas if options.arenas else list(ARENAS.values())
         figures["tables"] = report(reported, options.of, options.kept)
-        for name, rows in FIGURES.items():
-            if options.of == "confirm" and {arena.name for arena in reported} >= set(rows):
-                draw(options.kept, [ARENAS[row] for row in rows], RESULTS.parents[1] / "docs" / f"{name}.svg")
+        if options.of == "confirm" and not options.arenas:
+            draw_figures(options.kept, RESULTS.parents[1] / "docs")
     print(json.dumps({"benchmark": "evidence", "action": options.action, "quick": options.quick, **figures}))
     return 0
 

@@ -530,3 +530,20 @@ ARENAS = {
 """By name; the queue takes them in this order."""
 FIGURES = {"pareto-confirm": ("vgg13-vgg8", "wrn_40_2-wrn_16_1")}
 """The arenas that are drawn together, one row each, as docs/NAME.svg."""
+STORY = (
+    "wrn_40_2-wrn_16_1",
+    {
+        "kd": ("plain KD", "right"),
+        "kd, epochs x0.5": ("KD, half of the epochs", "right"),
+        "kd, epochs x0.33": ("KD, a third of the epochs", "right"),
+        "random": ("a random ¾", "left"),
+        "hard": ("the hardest ¾", "right"),
+        "unix-random": ("UNIX, ranked at random", "left"),
+        "unix": ("UNIX", "right"),
+        "mixup": ("mixup", "left"),
+        "mixup, epochs x0.33": ("mixup, a third of the epochs", "right"),
+        "kd, views, epochs x0.6": ("KD on stored answers, 60 %", "below"),
+        RECIPE: ("remix, 60 % of the epochs: the recipe", "right"),
+    },
+)
+"""Of the README's picture, docs/cost-accuracy.svg: the arena; the contenders, their names there, and on which side."""

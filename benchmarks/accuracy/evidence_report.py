@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +162,51 @@ def draw(results: Path, arenas: Sequence[Arena], to: Path, stage: str = "confirm
             figure.text(0.04 + 0.96 * column / COLUMNS, 0.01, "\n".join(names[column::COLUMNS]), fontsize=8)
         figure.tight_layout(rect=(0, 1.4 / size[1], 1, 1))
         to.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(to, metadata={"Date": None}, facecolor="white")
+        plt.close(figure)
+
+
+def draw_story(results: Path, arena: Arena, names: Mapping[str, tuple[str, str]], to: Path) -> None:
+    """Points against plain KD by cost, the contenders named beside their marks: the picture for a first look.
+
+    Args:
+        results: folder of all results
+        arena: whose confirmation is drawn
+        names: of the contenders; what they are called here, and on which side of the mark
+        to: the file
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    runs = load(results / arena.name / "confirm")
+    plain = points(runs["kd"])
+    with plt.rc_context({"svg.hashsalt": "unixkd", "font.size": 10, "svg.fonttype": "none"}):
+        figure, chart = plt.subplots(figsize=(8.4, 4.2))
+        for name, (called, side) in names.items():
+            own = points(runs[name])
+            x = positions(runs[name], "backward_2x", None)
+            gains = [own[seed] - plain[seed] for seed in own]
+            y, error = statistics.fmean(gains), statistics.stdev(gains)
+            colour = colour_of(name, {arena.recipe})
+            chart.errorbar(x, y, yerr=error, fmt="o", color=colour, markersize=5, capsize=2)
+            chart.annotate(
+                called,
+                (x, y),
+                xytext={"right": (6, 4), "left": (-6, 4), "below": (6, -12)}[side],
+                ha="right" if side == "left" else "left",
+                textcoords="offset points",
+                fontsize=9,
+                color=colour,
+            )
+        chart.axhline(0, color="black", linewidth=0.6, linestyle=":")
+        chart.set_xlim(0, 112)
+        chart.set_xlabel("training computation, % of plain KD's (backward = 2 forwards, all of it charged)")
+        chart.set_ylabel("accuracy against plain KD, points")
+        chart.set_title(f"CIFAR-100 at 16 pixels, {arena.title}, n = {len(plain)}", fontsize=10)
+        chart.grid(alpha=0.3)
+        figure.tight_layout()
         figure.savefig(to, metadata={"Date": None}, facecolor="white")
         plt.close(figure)
 
