@@ -311,7 +311,6 @@ CONTENDERS = (
     Contender("infobatch", MethodConfig("infobatch")),
     Contender("selective-backprop", MethodConfig("selective-backprop")),
     Contender("unix, scored at half the side", MethodConfig("unix", scoring_size=0.5)),
-    Contender("hard, scored every 4th epoch", MethodConfig("hard", scoring_every=4)),
     Contender("stale", MethodConfig("stale")),
     Contender("kd, views", views=VIEWS, stored=True),
     Contender("kd, views, epochs x0.9", epochs=0.9, views=VIEWS, stored=True),

@@ -1,15 +1,14 @@
 """What it adds to a training step on a CPU that two processes of one thread take it together.
 
 Steps of the trainer that `unixkd distill` runs, with 64 images for each process: of one process alone; of two that
-know nothing of each other, beside each other; of two that train one student (DDP, gloo), for `unix` with local and with
-global selection. All take turns in the same two processes, and begin together; milliseconds of the first one's clock.
+know nothing of each other, beside each other; of two that train one student (DDP, gloo). All take turns in the same
+two processes, and begin together; milliseconds of the first one's clock.
 
 DDP adds what a step of two together takes longer than one of one alone: waiting for the other, exchanging gradients
 and buffers, and sharing memory and caches with it, which two beside each other show without the rest.
 
-Target: what DDP adds to a step of `unix` with local selection exceeds what it adds to one of `kd` by at most 0.05 of a
-step of `kd` alone; medians over the rounds of differences within a round. What global selection adds to local is
-reported.
+Target: what DDP adds to a step of `unix` exceeds what it adds to one of `kd` by at most 0.05 of a
+step of `kd` alone; medians over the rounds of differences within a round.
 
     python benchmarks/speed/ddp.py           # 5 to 10 minutes on 2 slow cores, which nothing else should use
     python benchmarks/speed/ddp.py --quick   # resnet20 -> resnet8, a few rounds; the target is not checked
@@ -48,15 +47,14 @@ PAIR, QUICK = ("wrn_40_2", "wrn_16_2"), ("resnet20", "resnet8")
 ROUNDS, QUICK_ROUNDS, WARM_UP = 40, 3, 2
 SIZE, EACH, IMAGES, CLASSES, PIXELS = 2, 64, 1024, 100, 32
 CONTENDERS = {
-    "kd, alone": ("kd", 1, "local"),
-    "kd, beside": ("kd", 1, "local"),
-    "kd, together": ("kd", SIZE, "local"),
-    "unix, alone": ("unix", 1, "local"),
-    "unix, beside": ("unix", 1, "local"),
-    "unix, together": ("unix", SIZE, "local"),
-    "unix, together, global": ("unix", SIZE, "global"),
+    "kd, alone": ("kd", 1),
+    "kd, beside": ("kd", 1),
+    "kd, together": ("kd", SIZE),
+    "unix, alone": ("unix", 1),
+    "unix, beside": ("unix", 1),
+    "unix, together": ("unix", SIZE),
 }
-"""Method, processes that train one student, selection."""
+"""Method, processes that train one student."""
 
 
 def make_steps(
@@ -64,7 +62,7 @@ def make_steps(
 ) -> dict[str, Iterator[None]]:
     """This process's steps of every contender."""
     steps = {}
-    for number, (name, (method, size, selection)) in enumerate(CONTENDERS.items()):
+    for number, (name, (method, size)) in enumerate(CONTENDERS.items()):
         own = folder / f"{number}" if size > 1 else folder / f"{number}-of-{world.rank}"
         own.mkdir(parents=True, exist_ok=True)
         trainer = make_trainer(
@@ -77,7 +75,6 @@ def make_steps(
             world=world if size > 1 else World(),
             precision=native_precision(),
             teacher_precision=native_precision(),
-            selection=selection,
         )
         steps[name] = our_steps(trainer)
     return steps
@@ -164,14 +161,11 @@ def figures_of(found: dict[str, list[float]]) -> dict[str, Any]:
         found, (1, "unix, together"), (-1, "unix, alone"), (-1, "kd, together"), (1, "kd, alone")
     )
     kd = statistics.median(found["kd, alone"])
-    across = difference(found, (1, "unix, together, global"), (-1, "unix, together"))
     return {
         "milliseconds": {name: statistics.median(values) for name, values in found.items()},
         "added": added,
         "excess": excess,
         "excess_share_of_kd": excess["median"] / kd,
-        "global_over_local": across,
-        "global_over_local_share": across["median"] / statistics.median(found["unix, together"]),
         "n": len(found["kd, alone"]),
     }
 

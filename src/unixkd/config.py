@@ -107,8 +107,6 @@ class MethodConfig:
         scoring_mode: BatchNorm in the scoring forward: train (the reference) | eval
         scoring_size: share of the image's side that is looked at for scoring, in (0, 1]
         scoring_precision: fp32 | bf16 of the scoring forward (default: the student's)
-        scoring_every: score in every so many epochs, between them rank by each image's last score
-        scoring_batches: score so many batches at once, ahead of their steps; needs scoring_mode eval
         per_sample_lambda: draw one mixing weight per kept sample instead of one per batch
         mixes_answers: mix the stored answers to both images instead of asking about the mixed image
         sampling: β: draw the kept samples, with a chance of their score's percentile to this power
@@ -133,8 +131,6 @@ class MethodConfig:
     scoring_mode: Literal["train", "eval"] | None = None
     scoring_size: float | None = None
     scoring_precision: Literal["fp32", "bf16"] | None = None
-    scoring_every: int | None = None
-    scoring_batches: int | None = None
     per_sample_lambda: bool | None = None
     mixes_answers: bool | None = None
     sampling: float | None = None
@@ -244,8 +240,6 @@ class TrainConfig:
         micro_batch: train on so many of a step's images at once at most, adding up gradients: less memory
         sharding: none | student | both: of several processes each holds a part of this network's weights (FSDP),
             gradients and optimiser state; both: of the teacher's weights too
-        selection: of several processes each keeps its share of its own images (local), or all together the most
-            uncertain of all (global)
         sync_batchnorm: BatchNorm normalises by the images of all processes; needs CUDA
     """
 
@@ -280,7 +274,6 @@ class TrainConfig:
     checkpoint_every: int = 1
     micro_batch: int | None = None
     sharding: Literal["none", "student", "both"] = "none"
-    selection: Literal["local", "global"] = "local"
     sync_batchnorm: bool = False
 
 
@@ -329,6 +322,37 @@ class RunConfig:
     reference_epochs: int | None = None
 
 
+GONE: dict[str, Any] = {
+    "method.scoring_every": None,
+    "method.scoring_batches": None,
+    "train.selection": "local",
+}
+"""Options that older runs have in their run.yaml and this release does not know, and what they were by default."""
+
+
+def without_gone(values: dict[str, Any]) -> dict[str, Any]:
+    """A run's options without those that are gone, which must be what they were by default.
+
+    Raises:
+        UserError: one is not; the last release that reads it is named
+
+    >>> without_gone({"train": {"selection": "local", "lr": 0.1}})
+    {'train': {'lr': 0.1}}
+    """
+    kept: dict[str, Any] = {}
+    for group, options in values.items():
+        kept[group] = options
+        if isinstance(options, dict):
+            for name, value in options.items():
+                key = f"{group}.{name}"
+                if key in GONE and value is not None and value != GONE[key]:
+                    raise UserError(
+                        f"{key} {value} is an option of unixkd 0.1.0, which still reads it; it is gone"
+                    )
+            kept[group] = {name: value for name, value in options.items() if f"{group}.{name}" not in GONE}
+    return kept
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The values of a run.yaml.
 
@@ -341,7 +365,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no configuration")
-    return values
+    return without_gone(values)
 
 
 def to_plain(config: RunConfig) -> dict[str, Any]:

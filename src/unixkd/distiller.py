@@ -19,7 +19,7 @@ from unixkd.method.method import Method, StepCounts
 from unixkd.method.named_inputs import TEACHERS, Inputs, NamedInputs, as_inputs
 from unixkd.method.network import Network, is_sharded, unwrap
 from unixkd.method.objective import Objective, Term, check_objective, resolve_layers
-from unixkd.method.step import GlobalSelection, Parts, StepResult, distill_step
+from unixkd.method.step import StepResult, distill_step
 from unixkd.method.unix import unix
 from unixkd.teacher.store import AnswerStore
 from unixkd.teacher.teacher import Teacher, check_store
@@ -42,7 +42,7 @@ class Distiller:
         lender: a second store, that saves forwards of the teacher and yet charges them, see `Teacher`
         student_dtype: precision of the student's forwards by autocast; default: as the caller has it
         teacher_dtype: precision of the teacher's
-        marks_faulty: rows whose answers are not finite weigh 0 in the losses; `StepResult.answered` says which
+        marks_faulty: rows whose answers are not finite weigh 0 in the losses; `StepResult.answers.finite` says which
 
     Raises:
         UserError: a teacher is missing, or a loss needs one the method does not use, or features that
@@ -148,17 +148,12 @@ class Distiller:
         """Raise where the method wants more than a batch of its own choosing.
 
         Raises:
-            UserError: it chooses or scores ahead of the step, or changes over a run
+            UserError: it chooses ahead of the step, or changes over a run
         """
         if self.method.choice is not None:
             raise UserError(
                 f"method {self.method.name} chooses each epoch's images before they are loaded, which a loop of "
                 "one's own does not let it: use `unixkd distill`, or a method that chooses within the batch"
-            )
-        if self.method.scoring.ahead:
-            raise UserError(
-                f"method {self.method.name} scores ahead of its steps (scoring_every, scoring_batches), which a loop "
-                "of one's own does not let it: use `unixkd distill`, or score every batch"
             )
         if self.method.ramp is not None:
             raise UserError(
@@ -166,14 +161,12 @@ class Distiller:
                 "distiller.method = method.at(progress) before each epoch, progress in [0, 1)"
             )
 
-    def run(
-        self, batch: Batch, draws: Draws, parts: Parts | None = None, exchange: GlobalSelection | None = None
-    ) -> StepResult:
+    def run(self, batch: Batch, draws: Draws) -> StepResult:
         """The step alone, a pure function of its arguments and the weights: nothing is counted."""
         if self.batch_size is None:
             self.batch_size = len(batch)
         networks, size = (self.student, self.teacher), self.batch_size
-        return distill_step(*networks, batch, draws, self.method, self.objective, size, parts, exchange)
+        return distill_step(*networks, batch, draws, self.method, self.objective, size)
 
     def count(self, counts: StepCounts, each: tuple[int, int] | None = None) -> None:
         """Charge a step to the ledger; `each` as in `Ledger.charge`."""

@@ -46,22 +46,6 @@ def best(scores: dict[int, float], order: Sequence[int], k: int) -> list[int]:
     return sorted(order, key=lambda i: (-scores[i], order.index(i)))[:k]
 
 
-def shared(kept: list[int], parts: list[list[int]]) -> list[list[tuple[int, int]]]:
-    """Kept rows (image, rank) of each process: its own as long as it may have more, then what others have over."""
-    room = [len(part) for part in parts_of(kept, len(parts))]
-    held: list[list[tuple[int, int]]] = [[] for _ in parts]
-    over = []
-    for rank, image in enumerate(kept):
-        owner = next(r for r, part in enumerate(parts) if image in part)
-        if len(held[owner]) < room[owner]:
-            held[owner].append((image, rank))
-        else:
-            over.append((image, rank))
-    for row in over:
-        held[next(r for r in range(len(parts)) if len(held[r]) < room[r])].append(row)
-    return [sorted(rows, key=lambda row: row[1]) for rows in held]
-
-
 def kl(student: Tensor, teacher: Tensor) -> Tensor:
     """T² Σ q (log q − log p), the mean over rows."""
     log_p, log_q = ((x / TEMPERATURE).log_softmax(1) for x in (student, teacher))
@@ -89,7 +73,6 @@ def train(
     draws_of: Callable[[int, int, int], Draws],
     *,
     keep: float = 0.75,
-    across: bool = False,
     mixes: bool = True,
     rate: float = 0.1,
 ) -> Trained:
@@ -104,7 +87,6 @@ def train(
         size: how many there are
         draws_of: (rows, step, rank) -> draws
         keep: k/N; 1 and no mixing is plain KD
-        across: the rows of all processes are ranked together
         mixes: kept rows are mixed
         rate: of learning
     """
@@ -115,27 +97,23 @@ def train(
         whole = list(order[step * batch : (step + 1) * batch])
         parts = parts_of(whole, size)
         scores = dict(zip(whole, uncertainty(net, images[whole]), strict=True))
-        if across:
-            rows = shared(best(scores, whole, min(round(keep * batch), len(whole))), parts)
-        else:
-            own = batch // size
-            rows = [
-                [
-                    (image, rank)
-                    for rank, image in enumerate(best(scores, part, min(round(keep * own), len(part))))
-                ]
-                for part in parts
+        own = batch // size
+        rows = [
+            [
+                (image, rank)
+                for rank, image in enumerate(best(scores, part, min(round(keep * own), len(part))))
             ]
+            for part in parts
+        ]
         losses, shares = [], []
         for rank, (kept, part) in enumerate(zip(rows, parts, strict=True)):
             x = images[[image for image, _ in kept]]
             if mixes:
-                n = batch if across else batch // size
-                x = mixed_images(images, kept, part, n, draws_of(len(part), step, rank))
+                x = mixed_images(images, kept, part, batch // size, draws_of(len(part), step, rank))
             with torch.no_grad():
-                told = teacher(x)
-            losses.append(kl(net(x), told))
-            shares.append(len(kept) / sum(map(len, rows)) if across else len(part) / len(whole))
+                answers = teacher(x)
+            losses.append(kl(net(x), answers))
+            shares.append(len(part) / len(whole))
         total = torch.stack([loss * share for loss, share in zip(losses, shares, strict=True)]).sum()
         gradients = torch.autograd.grad(total, weights)
         with torch.no_grad():

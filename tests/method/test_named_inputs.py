@@ -18,9 +18,10 @@ from unixkd.method.draws import make_draws
 from unixkd.method.method import StepCounts
 from unixkd.method.named_inputs import NamedInputs, as_inputs, blend, concat
 from unixkd.method.network import Network
-from unixkd.method.step import Parts
+from unixkd.method.step import distill_step
 from unixkd.method.unix import hard, infobatch, kd, mixup, random, unix
 from unixkd.teacher.store import AnswerStore
+from unixkd.training.engine import MicroBatches
 
 WORDS, WIDTH, CLASSES = 20, 6, 3
 
@@ -238,10 +239,10 @@ def test_position_numbers_of_a_model_that_counts_tokens_are_those_of_the_longer_
 def test_training_in_parts_gives_the_gradient_of_all_rows():
     whole, parts = (Bag(1), Bag(1))
     batch, draws = Batch(NamedInputs(texts(8))), make_draws(8, seed=0, step=0)
-    for student, rows in ((whole, None), (parts, Parts(3, Tensor.backward))):
-        result = unixkd.Distiller(student, Bag(2), unix()).run(batch, draws, rows)
-        if rows is None:
-            result.loss.backward()
+    unixkd.Distiller(whole, Bag(2), unix()).run(batch, draws).loss.backward()
+    own = unixkd.Distiller(parts, Bag(2), unix())
+    learn = MicroBatches(3, Tensor.backward)
+    distill_step(own.student, own.teacher, batch, draws, own.method, own.objective, 8, learn)
     for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad)
 

@@ -50,7 +50,6 @@ def test_inside_they_are_the_mean_over_the_batches_and_afterwards_what_they_were
         (mixup(), False),
         (replace(kd(), size=0.5), False),
         (replace(unix(), scoring=Scoring(size=0.5)), False),
-        (replace(unix(), scoring=Scoring(every=2)), False),  # in epoch 1
     ],
 )
 def test_which_methods_show_clean_images(method, clean):

@@ -53,7 +53,6 @@ FIELDS = {
         ("bf16", "scoring", Scoring(dtype=torch.bfloat16)),
         ("fp32", "scoring", Scoring(dtype=torch.float32)),
     ],
-    "scoring_every": [(3, "scoring", Scoring(every=3))],
     "mixes_answers": [(True, "mixes_answers", True), (False, "mixes_answers", False)],
     "size": [(0.5, "size", 0.5)],
     "size_end": [(0.5, "ramp", Ramp(size=0.5))],
@@ -73,11 +72,7 @@ CHOICES = {
 
 def test_every_field_is_tried():
     of_choices = {field for cases in CHOICES.values() for field, _ in cases}
-    assert set(FIELDS) | of_choices == {f.name for f in fields(MethodConfig)} - {
-        "name",
-        "ramp",
-        "scoring_batches",
-    }
+    assert set(FIELDS) | of_choices == {f.name for f in fields(MethodConfig)} - {"name", "ramp"}
     assert {value for value, *_ in FIELDS["scorer"]} == set(SCORERS)
 
 
@@ -113,14 +108,12 @@ def test_stale_remembers_by_the_scorer_that_is_given():
 
 
 def test_fields_together():
-    config = MethodConfig(
-        "unix", 0.5, 0.25, None, "step", "margin", "eval", scoring_batches=8, per_sample_lambda=True
-    )
+    config = MethodConfig("unix", 0.5, 0.25, None, "step", "margin", "eval", per_sample_lambda=True)
     assert build_method(config) == replace(
         unix(0.5, scorer=margin),
         curve=StepCurve(0.25),
         per_sample_lambda=True,
-        scoring=Scoring("eval", batches=8),
+        scoring=Scoring("eval"),
     )
     sigmoid = MethodConfig("hard", mix_from=0.25, steepness=20.0, curve="sigmoid")
     assert build_method(sigmoid).curve == SigmoidCurve(0.25, 20.0)
@@ -146,12 +139,6 @@ def test_fields_together():
         (MethodConfig("unix", mix_from=1.5), r"mix_from \(b\) is a share"),
         (MethodConfig("unix", scoring_mode="test"), "train or eval, not 'test'"),
         (MethodConfig("unix", scoring_size=1.5), r"scoring_size is a share of the image's side .* got 1.5"),
-        (MethodConfig("unix", scoring_every=0), "scoring_every and scoring_batches must be at least 1"),
-        (
-            MethodConfig("unix", scoring_batches=8),
-            "would share BatchNorm's statistics; give scoring_mode eval",
-        ),
-        (MethodConfig("kd", scoring_every=2), "method kd does not score: scoring_every does not apply"),
         (MethodConfig("hard", mixes_answers=True), "does not mix: mixes_answers does not apply"),
         (MethodConfig("kd", size=0.0), r"method kd: size is a share of the image's side"),
         (MethodConfig("kd", size_end=2.0), r"size_end is a share of the image's side"),

@@ -96,7 +96,7 @@ def test_the_loss_by_hand():
     distiller = Distiller(student, teacher, kd(), batch_size=4, marks_faulty=True)
     draws = make_draws(4, seed=0, step=0)
     result = distiller.run(Batch(images, None, torch.arange(4)), draws)
-    assert result.answered.tolist() == [True, False, True, True]
+    assert result.answers.finite.tolist() == [True, False, True, True]
     rows = kl_divergence(teacher.net(images), student(images), 4.0)
     assert result.loss.item() == pytest.approx((rows.sum() - rows[1]).item() / 4, rel=1e-5)
     result.loss.backward()
@@ -104,11 +104,11 @@ def test_the_loss_by_hand():
 
 
 def test_in_an_own_loop_the_loss_shows_it():
-    """Nobody would look at `answered` there."""
+    """Nobody would look at `answers.finite` there."""
     images = images_of(4, seed=1)
     images[1, 0, 0, 0] = 0
     result = Distiller(TinyNet(seed=1), Sometimes(), kd()).step(images)
-    assert result.answered is None
+    assert result.answers.finite is None
     assert not result.loss.isfinite()
 
 

@@ -27,9 +27,7 @@ STATIC = {
     "kd": MethodConfig("kd"),
     "unix": MethodConfig("unix"),
     "without clean images at the end": MethodConfig("mixup"),
-    "scored in some epochs, many batches at once": MethodConfig(
-        "hard", scoring_mode="eval", scoring_every=2, scoring_batches=2
-    ),
+    "scored in eval mode": MethodConfig("hard", scoring_mode="eval"),
     "drawn by loss": MethodConfig("selective-backprop", keep=0.5),
     "keeps and sees more and more": MethodConfig(
         "unix", keep=0.25, keep_end=1.0, size=0.5, size_end=1.0, full_last=0.3, scoring_size=0.5

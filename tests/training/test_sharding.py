@@ -71,15 +71,9 @@ def small_scoring(teacher: Path, **train: Any) -> RunConfig:
     )
 
 
-def across(teacher: Path, **train: Any) -> RunConfig:
-    """Kept of the images of both processes."""
-    method = MethodConfig("unix", scoring_mode="eval")
-    return distilled(teacher, method, selection="global", bn_images=0, micro_batch=8, **train)
-
-
 PLAIN = {"kd": kd, "in parts": in_parts}
 """Without BatchNorm, so that one process computes the same."""
-CONFIGS = PLAIN | {"unix": unix, "features": features, "small scoring": small_scoring, "across": across}
+CONFIGS = PLAIN | {"unix": unix, "features": features, "small scoring": small_scoring}
 SHARDED = [("kd", "student"), *((name, "both") for name in CONFIGS)]
 
 

@@ -47,9 +47,6 @@ CONFIGS: dict[str, Callable[[Path], RunConfig]] = {
     "unix, averaged": lambda teacher: distilled(teacher, optimizer="adamw", lr=1e-3, ema_decay=0.9),
     "stale": lambda teacher: distilled(teacher, MethodConfig("stale", keep=0.6), epochs=3),
     "infobatch": lambda teacher: distilled(teacher, MethodConfig("infobatch", full_last=0.0), epochs=3),
-    "hard, every second epoch": lambda teacher: distilled(
-        teacher, MethodConfig("hard", scoring_every=2), epochs=3
-    ),
 }
 
 
@@ -75,18 +72,6 @@ def test_the_comparison_finds_what_is_forgotten_within_an_epoch(forgotten, teach
         monkeypatch.setattr(History, "state", lambda history: {"score": history.score, "age": history.age})
     stop_and_resume(config, tmp_path / "parts", 1)
     assert everything(tmp_path / "parts") != everything(tmp_path / "whole")
-
-
-def test_batches_scored_at_once_are_not_torn_apart(teacher, tmp_path):
-    """Three batches of 32 are scored in the first step: the run stops after the third, not the second."""
-    config = distilled(teacher, MethodConfig("hard", scoring_mode="eval", scoring_batches=3))
-    run(config, tmp_path / "whole")
-    with pytest.MonkeyPatch.context() as patch:
-        Signal(patch, 1)
-        with pytest.raises(Stopped, match="after step 3 of 4"):
-            run(config, tmp_path / "parts")
-    run(config, tmp_path / "parts", mode="resume")
-    assert everything(tmp_path / "parts") == everything(tmp_path / "whole")
 
 
 def test_stopped_in_the_last_step_of_an_epoch_it_is_evaluated_later(teacher, tmp_path):

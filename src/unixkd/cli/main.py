@@ -15,6 +15,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from unixkd.cli import recipes
 from unixkd.cli.options import COMMANDS, GROUPS, check_names, named_code
+from unixkd.config import without_gone
 from unixkd.errors import UsageError, UserError, unknown_name
 from unixkd.training.distributed.launch import LeaderError, processes, rank
 from unixkd.training.stopping import EXIT_CODE
@@ -79,9 +80,7 @@ def check_alone(name: str) -> None:
         UsageError: names the command
     """
     if processes() > 1 and not COMMANDS[name].shared:
-        raise UsageError(
-            f"{name} is for one process, not for {processes()} (WORLD_SIZE, or srun's SLURM_NTASKS): start it by itself"
-        )
+        raise UsageError(f"{name} is for one process, not for {processes()} (WORLD_SIZE): start it by itself")
 
 
 def overview() -> str:
@@ -139,7 +138,7 @@ def parse(name: str, arguments: Sequence[str]) -> Namespace:
         if chosen is not None and settings is not None:
             known = {action.dest for action in parser._actions}
             parser.set_defaults({k: v for k, v in settings(chosen).items() if k in known})
-        options = parser.instantiate(parser.parse_args(arguments))
+        options = parser.instantiate(parser.parse_args(current(arguments)))
     except UserError:
         raise
     except (ArgumentError, TypeError, ValueError, LookupError, AttributeError, RecursionError) as error:
@@ -197,6 +196,28 @@ def expand(arguments: Sequence[str]) -> list[str]:
         else:
             rest.append(f"{name}{equals}{value}")
     return front + rest
+
+
+def current(arguments: Sequence[str]) -> list[str]:
+    """The arguments; a file of options that holds some that are gone, at their defaults, as its text without them.
+
+    Raises:
+        UsageError: it sets one to something else
+    """
+    files = {i for i, word in enumerate(arguments, 1) if word == "--config"}
+    return [without_gone_in(word) if i in files else word for i, word in enumerate(arguments)]
+
+
+def without_gone_in(path: str) -> str:
+    """The path, or the file's text without what is gone."""
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+        kept = without_gone(values) if isinstance(values, dict) else values
+    except UserError as error:  # before ValueError, which it is
+        raise UsageError(f"--config {path}: {error}") from None
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError):
+        return path  # the parser, or `recipe_in_file`, says what is wrong with it
+    return path if kept == values else yaml.safe_dump(kept, sort_keys=False)
 
 
 def option(arguments: Sequence[str], name: str) -> str | None:

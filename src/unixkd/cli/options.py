@@ -24,7 +24,6 @@ from unixkd.config import (
 from unixkd.errors import UsageError, unknown_name
 from unixkd.names import check_code, check_folder, is_code, parse_variants
 from unixkd.planning.catalogue import parse_target
-from unixkd.planning.links import BETWEEN, WITHIN
 
 GROUPS: dict[str, type] = {
     "model": ModelConfig,
@@ -285,10 +284,7 @@ IMAGENET = 1_281_167
 """Training images of ImageNet-1k (ILSVRC 2012)."""
 
 
-PAPER = (
-    *("gpus", "nodes", "images", "classes", "bandwidth", "node_bandwidth", "tflops", "precision"),
-    *("loading", "hourly_price", "train.selection"),
-)
+PAPER = (*("gpus", "nodes", "images", "classes", "bandwidth", "tflops"),)
 
 
 def paper_options(parser: ArgumentParser) -> None:
@@ -304,29 +300,12 @@ def paper_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--bandwidth",
         type=PositiveFloat,
-        help=f"GB/s between GPUs of a node, each way (default: {WITHIN.bandwidth / 1e9:g})",
-    )
-    parser.add_argument(
-        "--node_bandwidth",
-        type=PositiveFloat,
-        help=f"GB/s between nodes, each way (default: {BETWEEN.bandwidth / 1e9:g})",
+        help="GB/s of the slowest link between two GPUs, each way (default: 20 within a node, 1.25 between nodes)",
     )
     parser.add_argument(
         "--tflops",
         type=PositiveFloat,
         help="TFLOPs per second that a GPU reaches in training; nothing is timed here",
-    )
-    parser.add_argument(
-        "--precision", type=Literal["fp32", "bf16"], help="of the steps that are timed (default: fp32)"
-    )
-    parser.add_argument(
-        "--loading", type=PositiveFloat, help="images per second that the loaders of one process deliver"
-    )
-    parser.add_argument("--hourly_price", type=PositiveFloat, help="of one GPU, in any currency")
-    parser.add_argument(
-        "--train.selection",
-        type=Literal["local", "global"],
-        help="each process keeps its share of its own rows, or all together of the whole batch (default: local)",
     )
 
 

@@ -9,7 +9,8 @@ from dataclasses import replace
 from typing import Any
 
 from unixkd.cli.options import GROUPS
-from unixkd.config import MethodConfig, RunConfig, flatten, to_plain
+from unixkd.config import MethodConfig, RunConfig, flatten, to_plain, without_gone
+from unixkd.errors import UserError
 from unixkd.names import file_name, label_of, run_words
 from unixkd.report.records import Command, Run
 from unixkd.report.runs import group_runs, teacher_runs
@@ -38,7 +39,10 @@ def commands_of(runs: Sequence[Run]) -> list[Command]:
 
 def config_of(values: dict[str, Any]) -> RunConfig | None:
     """The configuration that a run.yaml holds; None where this version does not know all of it."""
-    values = dict(values)
+    try:
+        values = without_gone(values)
+    except UserError:
+        return None
     if "model" in values:  # trained on labels
         values |= {"student": values.pop("model"), "method": {"name": "student-alone"}}
     try:

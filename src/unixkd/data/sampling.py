@@ -181,23 +181,19 @@ def even_parts(rows: int, size: int) -> list[int]:
     return [rows // size + (rank < rows % size) for rank in range(size)]
 
 
-def check_kept(keep: float, batch_size: int, world: Place, *, across: bool = False) -> None:
+def check_kept(keep: float, batch_size: int, world: Place) -> None:
     """Raise where a process would train on less than two images of each batch.
 
     Args:
         keep: k/N
         batch_size: of all processes together
         world: the processes
-        across: rows are kept of those of all processes together
 
     Raises:
         UserError: with the numbers
     """
     own = own_batch_size(batch_size, world)
-    if (
-        world.size > 1
-        and (round(keep * batch_size) // world.size if across else round(keep * own)) < PER_PROCESS
-    ):
+    if world.size > 1 and round(keep * own) < PER_PROCESS:
         raise UserError(
             f"keep {keep:g} of the {own} images that each of {world.size} processes has of a batch are fewer than "
             f"{PER_PROCESS}: raise --train.batch_size or keep more"

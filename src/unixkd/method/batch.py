@@ -24,7 +24,6 @@ class Batch:
         view: number of each image's view (augmentation) `[N]`, or None
         answers: the teacher's stored logits on each image in this view `[N, classes]`, or None
         weight: of each image in every loss `[N]`, or None: 1
-        scores: of each image, where they are known before the step `[N]`, or None
         mixed_labels: where the images come mixed, the class of the one mixed in `[N]`, or None
         mix_weight: where the images come mixed, the weight of the one mixed in `[N]`, or None
     """
@@ -35,7 +34,6 @@ class Batch:
     view: Int[Tensor, " n"] | None = None
     answers: Float[Tensor, "n classes"] | None = None
     weight: Float[Tensor, " n"] | None = None
-    scores: Float[Tensor, " n"] | None = None
     mixed_labels: Int[Tensor, " n"] | None = None
     mix_weight: Float[Tensor, " n"] | None = None
 
@@ -154,22 +152,3 @@ class Answers:
 
         features = {name: clean(rows) for name, rows in self.outputs.features.items()}
         return replace(self, outputs=Outputs(clean(self.outputs.logits), features), finite=finite)
-
-
-@dataclass(frozen=True)
-class Held:
-    """The kept rows that this process trains on.
-
-    Args:
-        batch: its own n rows, and after them those that it was given `[n + m]`
-        position: of its kept rows in that batch, most uncertain first `[k]`
-        rank: of each among the rows of all processes `[k]`
-        kept: positions of those of its own rows that any process trains on `[c]`
-        batch_size: the configured N of all processes together
-    """
-
-    batch: Batch
-    position: Int[Tensor, " k"]
-    rank: Int[Tensor, " k"]
-    kept: Int[Tensor, " c"]
-    batch_size: int

@@ -74,7 +74,7 @@ def build_method(config: MethodConfig) -> Method:
     return method
 
 
-SCORING_FIELDS = ("scoring_mode", "scoring_size", "scoring_precision", "scoring_every", "scoring_batches")
+SCORING_FIELDS = ("scoring_mode", "scoring_size", "scoring_precision")
 
 
 def _scoring(config: MethodConfig, scoring: Scoring) -> Scoring:

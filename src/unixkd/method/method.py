@@ -24,55 +24,26 @@ from unixkd.method.scoring import Scorer, TrueLoss
 
 @dataclass(frozen=True)
 class Scoring:
-    """How and when the student is asked for the scores of a batch.
+    """How the student is asked for the scores of a batch.
 
     Args:
         mode: "train": BatchNorm normalises the scoring forward by the batch and updates its running statistics, as
             in the reference; "eval": it uses the running statistics and leaves them alone
         size: share of the image's side that is looked at, in (0, 1]
         dtype: precision of the forward by autocast; None: as in training
-        every: epochs from one that scores to the next; between them the last score of each image ranks it
-        batches: so many batches are scored at once, before the first of them; in eval mode only
 
-    >>> Scoring("eval", size=0.5, every=4)
-    Scoring(mode='eval', size=0.5, dtype=None, every=4, batches=1)
+    >>> Scoring("eval", size=0.5)
+    Scoring(mode='eval', size=0.5, dtype=None)
     """
 
     mode: Literal["train", "eval"] = "train"
     size: float = 1.0
     dtype: torch.dtype | None = None
-    every: int = 1
-    batches: int = 1
 
     def __post_init__(self) -> None:
         if self.mode not in ("train", "eval"):
             raise UserError(f"scoring_mode is train or eval, not '{self.mode}'")
         check_share("scoring_size", self.size)
-        if self.every < 1 or self.batches < 1:
-            raise UserError(
-                f"scoring_every and scoring_batches must be at least 1, got {self.every}, {self.batches}"
-            )
-        if self.batches > 1 and self.mode == "train":
-            raise UserError(
-                "scoring_batches: several batches at once would share BatchNorm's statistics; give scoring_mode eval"
-            )
-
-    @property
-    def ahead(self) -> bool:
-        """Whether some scores come with the batch, not from a forward within its step."""
-        return self.every > 1 or self.batches > 1
-
-    def within_step(self, epoch: int) -> bool:
-        """Whether an epoch's steps score their own batches."""
-        return self.batches == 1 and self.now(epoch)
-
-    def now(self, epoch: int) -> bool:
-        """Whether an epoch scores.
-
-        >>> [Scoring(every=3).now(epoch) for epoch in range(5)]
-        [True, False, False, True, False]
-        """
-        return epoch % self.every == 0
 
 
 DEFAULT_SCORING = Scoring()
@@ -88,7 +59,7 @@ class Method:
         keep: share k/N of the configured batch that is kept, in (0, 1]
         scorer: logits `[N, C]` -> uncertainty `[N]`, at a student forward on N images; None: random ranking
         curve: how strongly each rank is mixed; None: pure images
-        scoring: how and when the student is asked for scores
+        scoring: how the student is asked for scores
         per_sample_lambda: one λ per kept row instead of one per batch
         teacher: False: trained on labels alone
         sampling: β: rows are drawn with a chance of their score's percentile to this power; None: the first k
@@ -153,7 +124,7 @@ class Method:
     @property
     def remembers(self) -> bool:
         """Whether an image's last score is wanted in later epochs."""
-        return self.choice is not None or self.scoring.every > 1
+        return self.choice is not None
 
     def mean_share(self, epochs: int) -> float:
         """Share of the images that an epoch of a run is expected to visit, its mean over the epochs.
@@ -240,7 +211,7 @@ def sees_clean_images(method: Method, epoch: int) -> bool:
     """
     scoring = method.scoring
     scored = method.scorer is not None and scoring.mode == "train" and scoring.size == 1
-    return (method.curve is None and method.size == 1) or (scored and scoring.within_step(epoch))
+    return (method.curve is None and method.size == 1) or (scored)
 
 
 _ALL: dict[str, Any] = {

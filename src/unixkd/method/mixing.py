@@ -126,7 +126,6 @@ def mix(
     curve: Curve,
     draws: Draws,
     batch_size: int,
-    ranks: Int[Tensor, " k"] | None = None,
 ) -> MixedBatch:
     """Keep the first k ranks and mix each with its partner from the whole batch.
 
@@ -137,20 +136,17 @@ def mix(
         curve: how strongly each rank is mixed
         draws: partners and λ
         batch_size: the configured N that the curve is measured in, also in a short last batch
-        ranks: of the kept rows, rising, where other processes hold those between them; None: 0 to k − 1
     """
     position, partner = ranking[:k], draws.partner[:k]
     images = batch.images
-    s = curve(torch.arange(k, device=images.device) if ranks is None else ranks, batch_size)
+    s = curve(torch.arange(k, device=images.device), batch_size)
     weight = (draws.lam[:k] * s).to(images.dtype)
     mixed = blend(images[position], images[partner], weight)
     label_a, label_b = (
         (None, None) if batch.labels is None else (batch.labels[position], batch.labels[partner])
     )
     sample_weight = row_weights(batch, position)
-    pure_rows = num_pure(curve, k if ranks is None else batch_size, batch_size)
-    if ranks is not None and pure_rows:
-        pure_rows = int((ranks < pure_rows).sum())
+    pure_rows = num_pure(curve, k, batch_size)
     return MixedBatch(mixed, label_a, label_b, weight, sample_weight, position, pure_rows, partner)
 
 

@@ -1,4 +1,4 @@
-"""The whole step, readable in one screen: score, rank, mix, ask the teacher, train.
+"""The page: one step of distillation as the paper has it. Score, rank, mix, ask the teacher, learn.
 
 `distill_step` is a pure function of (networks, batch, draws). Source: arXiv 2012.09413.
 """
@@ -6,17 +6,15 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from unixkd.errors import UserError
-from unixkd.method.batch import Answers, Batch, Draws, Held, MixedBatch, Outputs
+from unixkd.method.batch import Answers, Batch, Draws, MixedBatch, Outputs
 from unixkd.method.method import Method, Scoring, StepCounts
 from unixkd.method.mixing import mix, num_kept, pure
 from unixkd.method.named_inputs import NamedInputs
@@ -25,20 +23,10 @@ from unixkd.method.objective import Objective, evaluate_objective
 from unixkd.method.resizing import shrink, size_at
 from unixkd.method.scoring import rank_by, score_logits
 
-
-@runtime_checkable
-class GlobalSelection(Protocol):
-    """Ranks and shares out the rows of all processes together; `training.distributed` has one."""
-
-    def hold(
-        self,
-        batch: Batch,
-        scores: Float[Tensor, " n"] | None,
-        noise: Float[Tensor, " n"],
-        keep: float,
-        sampling: float | None = None,
-    ) -> Held:
-        """The kept rows that this process trains on."""
+Learnt = tuple[Outputs, Float[Tensor, ""], dict[str, Float[Tensor, ""]]]
+"""The student's outputs on the kept rows, the loss, and each of its terms unweighted."""
+Learn = Callable[[Network, Outputs | None, MixedBatch, Method, Objective], Learnt]
+"""(student, teacher's outputs, kept rows, method, losses) -> `Learnt`."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +40,8 @@ class StepResult:
         outputs: the student's outputs on them
         counts: images that went through each forward
         scoring_logits: the student's logits on all N images, where the step scored them `[N, C]`
-        scores: uncertainty of all N images, where the step scored them or knew their scores `[N]`
-        row_scores: what is to be remembered of each of the k rows, where the method's choice wants it `[k]`
-        answered: which rows the teacher had a finite answer to, where that was looked at; the others weigh 0 `[k]`
-        held: the batch that positions of `mixed` refer to, where it is not the one that came in
+        scores: uncertainty of all N images, where the step scored them `[N]`
+        answers: the teacher's outputs on the k rows, and which of them are finite; None without a teacher
     """
 
     loss: Float[Tensor, ""]
@@ -65,35 +51,19 @@ class StepResult:
     counts: StepCounts
     scoring_logits: Float[Tensor, "n classes"] | None = None
     scores: Float[Tensor, " n"] | None = None
-    row_scores: Float[Tensor, " k"] | None = None
-    answered: Bool[Tensor, " k"] | None = None
-    held: Held | None = None
+    answers: Answers | None = None
 
 
-@dataclass(frozen=True)
-class Parts:
-    """How the kept rows are trained on in parts, for want of memory.
-
-    Args:
-        rows: of a part at most; parts are as even as it goes
-        backward: called with each part's share of the loss
-        agree: how many parts there are to be, of as many as are needed here: a forward of a sharded student is one of
-            all processes
-    """
-
-    rows: int
-    backward: Callable[[Tensor], None]
-    agree: Callable[[int], int] = int
-
-    def bounds(self, k: int) -> list[tuple[int, int]]:
-        """First row of each part, and the first after it.
-
-        >>> Parts(4, torch.Tensor.backward).bounds(10)
-        [(0, 4), (4, 7), (7, 10)]
-        """
-        sizes = [len(part) for part in torch.arange(k).tensor_split(self.agree(-(-k // self.rows)))]
-        stops = list(itertools.accumulate(sizes))
-        return list(zip([0, *stops], stops, strict=False))
+def learn_at_once(
+    student: Network,
+    teacher_outputs: Outputs | None,
+    mixed: MixedBatch,
+    method: Method,
+    objective: Objective,
+) -> Learnt:
+    """One forward of the student on all kept rows, and the losses."""
+    outputs = student(shrink(mixed.images, method.size))
+    return outputs, *evaluate_objective(objective, outputs, teacher_outputs, mixed)
 
 
 def distill_step(
@@ -104,44 +74,53 @@ def distill_step(
     method: Method,
     objective: Objective,
     batch_size: int,
-    parts: Parts | None = None,
-    exchange: GlobalSelection | None = None,
+    learn: Learn = learn_at_once,
 ) -> StepResult:
     """One step on one batch; every random choice is in `draws`.
 
     Args:
         student: gets gradients through the k kept rows only
-        teacher: asked once for each kept row it has no stored answer to; None where no loss needs it
+        teacher: answers the kept rows, from its store where it can; None where no loss needs it
         batch: N images
         draws: partners, λ, noise `[N]`
         method: whom to score, how many to keep, how to mix
         objective: weighted losses
         batch_size: the configured N that fractions of the method refer to
-        parts: train on the kept rows in parts, whose gradients are added up here; None: on all at once
-        exchange: ranks and shares out the rows of all processes together; None: this batch is ranked alone
+        learn: the student's forward and its losses; the trainer hands in one that takes the rows in parts
     """
-    logits, scores = None, batch.scores
-    if method.scorer is not None and scores is None:
+    # 1. Score: one forward of the student on all N images, without gradient.
+    logits = scores = None
+    if method.scorer is not None:
         logits = score(student, batch.images, method.scoring)
         scores = score_logits(method.scorer, logits, batch.labels)
         check_finite(scores)
-    held = None
-    if exchange is not None and method.ranks:
-        held = exchange.hold(batch, scores, draws.noise, method.keep, method.sampling)
-    mixed = select(batch, scores, draws, method, batch_size, held)
-    answers = teacher(batch if held is None else held.batch, mixed) if teacher else None
+    # 2. Rank: the most uncertain first, at random where nothing is scored; None: the batch stays as it is.
+    ranking = rank_by(scores, draws.noise, method.sampling) if method.ranks else None
+    # 3. Keep the first k ranks and mix each with a partner from the whole batch: (1 − m) x + m x′.
+    k = num_kept(method.keep, batch_size, len(batch))
+    if method.curve is None or ranking is None:
+        mixed = pure(batch, None if ranking is None else ranking[:k])
+    else:
+        mixed = mix(batch, ranking, k, method.curve, draws, batch_size)
+    # 4. Ask: the teacher answers the k rows; a row without a finite answer weighs nothing.
+    answers = None if teacher is None else teacher(batch, mixed)
     if answers is not None and answers.finite is not None:
         mixed = replace(mixed, sample_weight=mixed.sample_weight * answers.finite)
-    told = answers.outputs if answers else None
-    if parts is None:
-        outputs = student(shrink(mixed.images, method.size))
-        loss, values = evaluate_objective(objective, outputs, told, mixed)
-    else:
-        outputs, loss, values = learn_in_parts(student, told, mixed, method, objective, parts)
-    remembered = remember(method, outputs, told, mixed)
-    counts = StepCounts(
+    # 5. Learn: one forward of the student on the k rows; the caller goes backward.
+    outputs, loss, parts = learn(
+        student, None if answers is None else answers.outputs, mixed, method, objective
+    )
+    counts = count(batch, mixed, answers, method, scored=logits is not None)
+    return StepResult(loss, parts, mixed, outputs, counts, logits, scores, answers)
+
+
+def count(
+    batch: Batch, mixed: MixedBatch, answers: Answers | None, method: Method, *, scored: bool
+) -> StepCounts:
+    """Images that went through each forward of a step: what the ledger charges."""
+    return StepCounts(
         seen=len(batch),
-        scored=0 if logits is None else len(batch),
+        scored=len(batch) if scored else 0,
         teacher_forwarded=answers.forwarded if answers else 0,
         trained=len(mixed),
         teacher_cached=answers.cached if answers else 0,
@@ -149,47 +128,6 @@ def distill_step(
         scored_size=size_at(batch.images, method.scoring.size),
         trained_size=size_at(batch.images, method.size),
     )
-    answered = None if answers is None else answers.finite
-    return StepResult(loss, values, mixed, outputs, counts, logits, scores, remembered, answered, held)
-
-
-def learn_in_parts(
-    student: Network,
-    told: Outputs | None,
-    mixed: MixedBatch,
-    method: Method,
-    objective: Objective,
-    parts: Parts,
-) -> tuple[Outputs, Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
-    """The student's outputs and its losses on all rows, detached; a part's activations go before the next one's come.
-
-    Losses are means over rows, so the gradient is that of all rows at once, but for what looks across rows: BatchNorm,
-    DIST and similarity see one part at a time.
-    """
-    said, losses, values = [], [], []
-    for start, stop in parts.bounds(len(mixed)):
-        rows, share = mixed.part(start, stop), (stop - start) / len(mixed)
-        wait = getattr(student.module, "no_sync", None) if stop < len(mixed) else None  # of DDP
-        with contextlib.nullcontext() if wait is None else wait():
-            outputs = student(shrink(rows.images, method.size))
-            loss, each = evaluate_objective(
-                objective, outputs, None if told is None else told.part(start, stop), rows
-            )
-            parts.backward(loss * share)
-        said.append(outputs.logits.detach())
-        losses.append(loss.detach() * share)
-        values.append({name: value * share for name, value in each.items()})
-    total = {name: torch.stack([each[name] for each in values]).sum() for name in values[0]}
-    return Outputs(torch.cat(said)), torch.stack(losses).sum(), total
-
-
-@torch.no_grad()
-def remember(
-    method: Method, student: Outputs, teacher: Outputs | None, mixed: MixedBatch
-) -> Float[Tensor, " k"] | None:
-    """What the method's choice of later epochs wants to know of each row; no forward is spent on it."""
-    wanted = None if method.choice is None else method.choice.row_score
-    return None if wanted is None else wanted(student, teacher, mixed)
 
 
 def score(
@@ -221,27 +159,3 @@ def check_finite(scores: Float[Tensor, " n"] | None) -> None:
         f"the scores of {len(positions)} of {len(scores)} images are not finite (batch positions {shown}): "
         "the student's logits have overflowed; lower the learning rate or clip gradients"
     )
-
-
-def select(
-    batch: Batch,
-    scores: Float[Tensor, " n"] | None,
-    draws: Draws,
-    method: Method,
-    batch_size: int,
-    held: Held | None = None,
-) -> MixedBatch:
-    """Rank the batch, keep the first k rows, mix them with partners from the whole batch.
-
-    Rows that were ranked among those of all processes are mixed as strongly as their rank there wants.
-    """
-    if held is not None:
-        if method.curve is None:
-            return pure(held.batch, held.position)
-        k = len(held.position)
-        return mix(held.batch, held.position, k, method.curve, draws, held.batch_size, held.rank)
-    k = num_kept(method.keep, batch_size, len(batch))
-    ranking = rank_by(scores, draws.noise, method.sampling) if method.ranks else None
-    if method.curve is None or ranking is None:
-        return pure(batch, None if ranking is None else ranking[:k])
-    return mix(batch, ranking, k, method.curve, draws, batch_size)

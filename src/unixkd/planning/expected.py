@@ -42,7 +42,7 @@ def expected_cost(
         one = ledger.emptied()
         for size, times in Counter(sizes).items():
             counts = phase.method.counts(size, sizes[0], ledger.image_size)
-            one.charge(repeated(counts if phase.scores else replace(counts, scored=0), times))
+            one.charge(repeated(counts, times))
         total = {name: total[name] + phase.weight * cost for name, cost in one.relative_to_kd().items()}
     for name, backward in CONVENTIONS.items():
         extra = refreshed * ledger.student_flops - answered * ledger.teacher_flops
@@ -67,8 +67,7 @@ def expected_images(method: Method, sizes: Sequence[int], epochs: int) -> dict[s
         for size, times in Counter(sizes).items():
             counts = phase.method.counts(size, sizes[0])
             for name in total:
-                if phase.scores or name != "scored":
-                    total[name] += phase.weight * epochs * times * getattr(counts, name)
+                total[name] += phase.weight * epochs * times * getattr(counts, name)
     return total
 
 
@@ -78,12 +77,10 @@ class Phase:
 
     Args:
         method: of these epochs
-        scores: whether they score
         weight: images visited in them over images times epochs of the run
     """
 
     method: Method
-    scores: bool
     weight: float
 
 
@@ -94,12 +91,9 @@ def phases(method: Method, epochs: int) -> list[Phase]:
     >>> [phase.weight for phase in phases(infobatch(), epochs=8)]  # the first and the last visit all, others 3/4
     [0.8125]
     """
-    each = (
-        (method.at(epoch / epochs), method.scoring.now(epoch), visited(method, epoch / epochs))
-        for epoch in range(epochs)
-    )
-    grouped = itertools.groupby(each, key=lambda epoch: epoch[:2])
-    return [Phase(now, scores, sum(e[2] for e in same) / epochs) for (now, scores), same in grouped]
+    each = ((method.at(epoch / epochs), visited(method, epoch / epochs)) for epoch in range(epochs))
+    grouped = itertools.groupby(each, key=lambda epoch: epoch[0])
+    return [Phase(now, sum(share for _, share in same) / epochs) for now, same in grouped]
 
 
 def visited(method: Method, progress: float) -> float:

@@ -280,9 +280,8 @@ def make_stepper(
 ) -> Stepper:
     """The optimiser, the sums and what takes the steps."""
     train, answers = config.train, config.answers
-    across = train.selection == "global" and world.size > 1
     for epoch in range(train.epochs):
-        check_kept(distiller.method.at(epoch / train.epochs).keep, train.batch_size, world, across=across)
+        check_kept(distiller.method.at(epoch / train.epochs).keep, train.batch_size, world)
     engine = Engine(
         distiller,
         build_optimizer(train, parts.student.parameters(), device),
@@ -296,7 +295,6 @@ def make_stepper(
         History(len(parts.data.train), device) if distiller.method.remembers else None,
         world,
         train.micro_batch,
-        across,
     )
     ahead = answers.fill == "epoch" or (answers.fill == "auto" and device.type != "cpu")
     return Stepper(engine, parts.data.train, train, device, ahead, note)

@@ -41,7 +41,6 @@ class GraphInputs:
         lr: learning rate `[steps]`
         answers: the teacher's stored logits `[steps, N, classes]`, or None
         weight: of each image in the losses `[steps, N]`, or None
-        scores: of each image, where no step makes them itself `[steps, N]`, or None
     """
 
     index: Int[Tensor, "steps n"]
@@ -52,7 +51,6 @@ class GraphInputs:
     lr: Float[Tensor, " steps"]
     answers: Float[Tensor, "steps n classes"] | None = None
     weight: Float[Tensor, "steps n"] | None = None
-    scores: Float[Tensor, "steps n"] | None = None
 
     @classmethod
     def of_epoch(
@@ -64,11 +62,10 @@ class GraphInputs:
         batch_size: int,
         answers: Float[Tensor, "m classes"] | None = None,
         weight: Float[Tensor, " m"] | None = None,
-        scores: Float[Tensor, " m"] | None = None,
     ) -> GraphInputs:
         """The full batches of an epoch whose images, views, draws and what is known lie one after the other."""
         steps = len(index) // batch_size
-        told = (index, view, draws.partner, draws.lam, draws.noise, answers, weight, scores)
+        told = (index, view, draws.partner, draws.lam, draws.noise, answers, weight)
         rows = [
             None if t is None else t[: steps * batch_size].reshape(steps, batch_size, *t.shape[1:])
             for t in told
@@ -137,8 +134,6 @@ class CapturedStep:
             batch = replace(batch, answers=self.pick(told.answers))
         if told.weight is not None:
             batch = replace(batch, weight=self.pick(told.weight))
-        if told.scores is not None:
-            batch = replace(batch, scores=self.pick(told.scores))
         self.engine.set_learning_rate(self.pick(told.lr))
         draws = Draws(self.pick(told.partner), self.pick(told.lam), self.pick(told.noise))
         self.counts = self.engine.step(batch, draws).counts

@@ -1,24 +1,87 @@
-"""The whole training step on tensors: score, rank, mix, ask, train, sum up; one function however it is run."""
+"""The training step around the page: micro-batches, gradients, the optimiser, sums; one function however it is run."""
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from unixkd.distiller import Distiller
-from unixkd.method.batch import Batch, Draws
+from unixkd.method.batch import Batch, Draws, MixedBatch, Outputs
 from unixkd.method.epoch_choice import History
-from unixkd.method.network import is_sharded
-from unixkd.method.resizing import size_at
-from unixkd.method.scoring import score_logits
-from unixkd.method.step import Parts, StepResult, check_finite, score
-from unixkd.training.distributed.global_selection import GlobalSelection
+from unixkd.method.method import Method
+from unixkd.method.network import Network, is_sharded
+from unixkd.method.objective import Objective, evaluate_objective
+from unixkd.method.resizing import shrink
+from unixkd.method.step import Learn, Learnt, StepResult, distill_step, learn_at_once
 from unixkd.training.distributed.world import ALONE, World
 from unixkd.training.epoch_stats import EpochStats
+
+
+@dataclass(frozen=True)
+class MicroBatches:
+    """Trains on the kept rows in parts, for want of memory: a `Learn` of the step that goes backward itself.
+
+    Losses are means over rows, so the gradients add up to those of all rows at once, but for what looks across rows:
+    BatchNorm, DIST and similarity see one part at a time.
+
+    Args:
+        rows: of a part at most; they are split as evenly as possible
+        backward: called with each part's share of the loss
+        agree: how many parts there are to be, of as many as are needed here: a forward of a sharded student is one of
+            all processes
+    """
+
+    rows: int
+    backward: Callable[[Tensor], None]
+    agree: Callable[[int], int] = int
+
+    def bounds(self, k: int) -> list[tuple[int, int]]:
+        """First row of each part, and the first after it.
+
+        >>> MicroBatches(4, torch.Tensor.backward).bounds(10)
+        [(0, 4), (4, 7), (7, 10)]
+        """
+        sizes = [len(part) for part in torch.arange(k).tensor_split(self.agree(-(-k // self.rows)))]
+        stops = list(itertools.accumulate(sizes))
+        return list(zip([0, *stops], stops, strict=False))
+
+    def __call__(
+        self,
+        student: Network,
+        teacher_outputs: Outputs | None,
+        mixed: MixedBatch,
+        method: Method,
+        objective: Objective,
+    ) -> Learnt:
+        """The student's logits and its losses on all rows, detached; a part's activations go before the next come."""
+        logits, losses, values = [], [], []
+        for start, stop in self.bounds(len(mixed)):
+            rows, share = mixed.part(start, stop), (stop - start) / len(mixed)
+            answers = None if teacher_outputs is None else teacher_outputs.part(start, stop)
+            with gradient_sync(student, last=stop == len(mixed)):
+                outputs = student(shrink(rows.images, method.size))
+                loss, each = evaluate_objective(objective, outputs, answers, rows)
+                self.backward(loss * share)
+            logits.append(outputs.logits.detach())
+            losses.append(loss.detach() * share)
+            values.append({name: value * share for name, value in each.items()})
+        total = {name: torch.stack([each[name] for each in values]).sum() for name in values[0]}
+        return Outputs(torch.cat(logits)), torch.stack(losses).sum(), total
+
+
+def gradient_sync(student: Network, *, last: bool) -> contextlib.AbstractContextManager[None]:
+    """DDP averages gradients over processes after the last part only; other networks do nothing of the kind."""
+    no_sync = getattr(student.module, "no_sync", None)
+    if last or no_sync is None:
+        return contextlib.nullcontext()
+    waiting: contextlib.AbstractContextManager[None] = no_sync()
+    return waiting
 
 
 @dataclass
@@ -35,7 +98,6 @@ class Engine:
         history: gets what the method's choice wants remembered of each image
         world: the processes that train together, each with a part of every batch
         micro_batch: train on so many rows at once at most, adding up gradients; None: on all
-        across: rows are kept of those of all processes together, not of each one's own
     """
 
     distiller: Distiller
@@ -47,7 +109,6 @@ class Engine:
     history: History | None = None
     world: World = ALONE
     micro_batch: int | None = None
-    across: bool = False
 
     @property
     def student(self) -> nn.Module:
@@ -62,24 +123,19 @@ class Engine:
             draws: for them
             weight: what its loss counts for beside those of other processes
         """
-        exchange = self.exchange(len(batch), weight)
-        if exchange is not None:
-            weight = exchange.weight(self.distiller.method.keep)
         if not self.channels_last:
             batch = replace(batch, images=batch.pixels.contiguous())
 
         def backward(loss: Tensor) -> None:
             (loss if weight == 1 else loss * weight).backward()
 
+        self.optimizer.zero_grad()
         if self.micro_batch is None:
-            result = self.distiller.run(batch, draws, exchange=exchange)
-            self.optimizer.zero_grad()
+            result = self.distill(batch, draws, learn_at_once)
             backward(result.loss)
         else:
-            self.optimizer.zero_grad()
             agree = self.most if is_sharded(self.student) else int
-            parts = Parts(self.micro_batch, backward, agree)
-            result = self.distiller.run(batch, draws, parts, exchange)
+            result = self.distill(batch, draws, MicroBatches(self.micro_batch, backward, agree))
         if self.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.clip_norm)
         self.optimizer.step()
@@ -94,44 +150,24 @@ class Engine:
         """The largest of all processes' numbers."""
         return max(self.world.gather(number))
 
-    def exchange(self, rows: int, weight: float) -> GlobalSelection | None:
-        """What ranks the rows of all processes together; None where each keeps of its own.
+    def distill(self, batch: Batch, draws: Draws, learn: Learn) -> StepResult:
+        """The page."""
+        own = self.distiller
+        assert own.batch_size is not None
+        return distill_step(
+            own.student, own.teacher, batch, draws, own.method, own.objective, own.batch_size, learn
+        )
 
-        Args:
-            rows: that this process has of the step
-            weight: what they count for: their number over that of an even share
-        """
-        if not self.across or not self.distiller.method.ranks:
-            return None
-        assert self.distiller.batch_size is not None
-        size = self.world.size
-        return GlobalSelection(self.world, round(rows * size / weight), self.distiller.batch_size * size)
-
-    def score_ahead(self, batch: Batch) -> Float[Tensor, " n"]:
-        """The scores of images whose steps are to come, at a forward of the student that is charged here."""
-        method = self.distiller.method
-        assert method.scorer is not None
-        logits = score(self.distiller.student, batch.pixels, method.scoring)
-        scores = score_logits(method.scorer, logits, batch.labels)
-        check_finite(scores)
-        self.distiller.ledger.charge_scoring(len(batch), size_at(batch.pixels, method.scoring.size))
-        self.tally.scored += len(batch)
-        if self.history is not None:
-            assert batch.index is not None
-            self.history.record(batch.index, scores)
-        return scores
-
+    @torch.no_grad()
     def remember(self, batch: Batch, result: StepResult) -> None:
-        """Hand the history what the step found out about its images."""
-        if self.history is None:
+        """Store in the history what the method's choice of later epochs needs of each image; no forward is spent."""
+        choice = self.distiller.method.choice
+        if self.history is None or choice is None or choice.row_score is None:
             return
         assert batch.index is not None
-        if result.row_scores is not None:
-            index = batch.index if result.held is None else result.held.batch.index
-            assert index is not None
-            self.history.record(index[result.mixed.position], result.row_scores)
-        elif result.scoring_logits is not None and result.scores is not None:
-            self.history.record(batch.index, result.scores)
+        answers = None if result.answers is None else result.answers.outputs
+        scores = choice.row_score(result.outputs, answers, result.mixed)
+        self.history.record(batch.index[result.mixed.position], scores)
 
     def set_learning_rate(self, value: float | Tensor) -> None:
         """Set the learning rate of the coming steps, in place where it is a tensor."""

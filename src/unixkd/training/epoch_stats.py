@@ -75,7 +75,7 @@ class EpochStats:
         self.sums["loss"] += result.loss.detach()
         for name, value in result.parts.items():
             self.sums[f"part.{name}"] += value
-        index = batch.index if result.held is None else result.held.batch.index
+        index = batch.index
         if index is not None:
             kept_index = index[result.mixed.position]
             self.times_kept.index_add_(
@@ -84,8 +84,8 @@ class EpochStats:
             if result.mixed.partner is not None:
                 given = (MIXED_UNIT * result.mixed.weight).round().to(self.mixed.dtype)
                 self.mixed.index_add_(0, kept_index, given)
-            if result.answered is not None:
-                faulty = (~result.answered).to(self.unanswered.dtype)
+            if result.answers is not None and result.answers.finite is not None:
+                faulty = (~result.answers.finite).to(self.unanswered.dtype)
                 self.unanswered.index_add_(0, kept_index, faulty)
         wrong = None
         if result.scoring_logits is not None and batch.labels is not None:
@@ -119,7 +119,7 @@ class EpochStats:
         return bool(self.sums["loss"].isfinite())
 
     def _split(self, name: str, values: Tensor, result: StepResult) -> None:
-        kept = values[kept_of(result)].sum(dtype=torch.float32)
+        kept = values[result.mixed.position].sum(dtype=torch.float32)
         self.sums[f"{name}_kept"] += kept
         self.sums[f"{name}_dropped"] += values.sum(dtype=torch.float32) - kept
         for key in (f"{name}_kept.steps", f"{name}_dropped.steps"):  # a graph's replay adds them too
@@ -133,7 +133,7 @@ class EpochStats:
         if wrong is not None:
             cell = torch.add(cell, wrong, alpha=NUM_BINS)
         one = torch.ones_like(cell)
-        kept = cell[kept_of(result)]
+        kept = cell[result.mixed.position]
         self._table("histogram.seen").index_add_(0, cell, one)
         self._table("histogram.kept").index_add_(0, kept, one[: len(kept)])
 
@@ -229,11 +229,6 @@ class EpochStats:
             counts[name] = table.sum(0).tolist()
             counts[f"{name}_hard"] = table[1].tolist() if labelled else None
         return bins | {"remembered": False} | counts
-
-
-def kept_of(result: StepResult) -> Tensor:
-    """Positions, in the batch as it came, of the rows that are trained on, by whichever process."""
-    return result.mixed.position if result.held is None else result.held.kept
 
 
 NUM_BINS = 10

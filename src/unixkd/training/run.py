@@ -217,7 +217,7 @@ class Trainer(Run):
             self.engine.distiller.count(counts)
             self.engine.tally.count(counts)
             self.done += 1
-            if self.agreement.ask(stopping.asked()) and self.stepper.can_stop(self.epoch, self.done):
+            if self.agreement.ask(stopping.asked()):
                 self.charge_time(started, captured)
                 self.stop()
             if throttle.ready():

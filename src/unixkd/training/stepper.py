@@ -1,11 +1,7 @@
-"""An epoch's steps, one after the other: replayed from a CUDA graph where that can be, else run eagerly.
-
-Scores may come with the batch: those of an earlier epoch, or of several batches scored at once before their steps.
-"""
+"""An epoch's steps, one after the other: replayed from a CUDA graph where that can be, else run eagerly."""
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -17,7 +13,7 @@ from torch import Tensor
 from unixkd.config import TrainConfig
 from unixkd.data.sampling import num_steps, own_batch_size, share_out
 from unixkd.data.split import MemorySplit, Split
-from unixkd.method.batch import Batch, Draws, join
+from unixkd.method.batch import Draws
 from unixkd.method.draws import epoch_draws
 from unixkd.method.method import Method, StepCounts, pure_rows
 from unixkd.method.mixing import num_kept
@@ -42,7 +38,6 @@ class EpochPlan:
         weight: of each image in the losses `[m]`, or None
         full_steps: how many batches are full
         last: what the loss of a short last batch is multiplied by (`Shares`)
-        scores: of each image, where they are not of the steps' own making `[m]`; what is scored ahead is filled in
     """
 
     number: int
@@ -53,7 +48,6 @@ class EpochPlan:
     weight: Float[Tensor, " m"] | None
     full_steps: int
     last: float = 1.0
-    scores: Float[Tensor, " m"] | None = None
 
 
 @dataclass
@@ -78,8 +72,6 @@ class Stepper:
     note: Callable[[str], None] = print
     record: Recorder | None = None
     captured: CapturedStep | None = field(default=None, init=False)
-    spare: CapturedStep | None = field(default=None, init=False)
-    """The other of two: of a method that scores in some epochs only, each kind has its own."""
     refused: bool = field(default=False, init=False)
     capture_seconds: float = field(default=0.0, init=False)
     """What the first capture has taken, which is no training time."""
@@ -104,12 +96,11 @@ class Stepper:
 
         Args:
             number: of the epoch
-            done: how many of its steps an interrupted run has taken already, as `can_stop` allows
+            done: how many of its steps an interrupted run has taken already
         """
         plan = self.plan(number)
         if (captured := self.capture(plan, done)) is not None:
-            for step in range(done, plan.full_steps):
-                fill_scores(self.engine, self.split, captured, number, step, plan.full_steps)
+            for _ in range(done, plan.full_steps):
                 captured.replay()
                 done += 1
                 yield captured.counts
@@ -117,11 +108,6 @@ class Stepper:
         if self.engine.history is not None:
             self.engine.world.reduce([self.engine.history.fresh], "min")  # inf: no score
             self.engine.history.end_epoch()
-
-    def can_stop(self, number: int, done: int) -> bool:
-        """Whether an epoch can be left after so many steps: not among batches that were scored at once."""
-        size = batches_at_once(self.engine.distiller.method, number)
-        return not size or done % size == 0 or done == self.steps_per_epoch
 
     def plan(self, number: int) -> EpochPlan:
         """What an epoch's steps are told, step after step."""
@@ -140,16 +126,13 @@ class Stepper:
             device=self.device,
         )
         rates = [self.rate(number, i, shares.steps) for i in range(shares.steps)]
-        answers, scores = self.fetch(number, order), known_scores(self.engine, number, order.to(self.device))
+        answers = self.fetch(number, order)
         weight = None if weights is None else weights[order].to(self.device)
-        return EpochPlan(number, order, draws, rates, answers, weight, shares.full, shares.last, scores)
+        return EpochPlan(number, order, draws, rates, answers, weight, shares.full, shares.last)
 
     def change_method(self, number: int) -> None:
         """Set the method of an epoch; where it is another one than before, a captured step is of no use."""
-        distiller, size = (
-            self.engine.distiller,
-            self.train.batch_size if self.engine.across else self.batch_size,
-        )
+        distiller, size = self.engine.distiller, self.batch_size
         method = self.method.at(number / self.train.epochs)
         if method is not self.method:  # epochs that keep as many, as large, are alike
             keep, share = num_kept(method.keep, size, size) / size, method.size
@@ -157,10 +140,7 @@ class Stepper:
                 share = shrunk_share(whole[0], share)
             method = replace(method, keep=keep, size=share)
         if method != distiller.method:
-            distiller.method, self.captured, self.spare = method, None, None
-        given = method.scorer is not None and not method.scoring.within_step(number)
-        if self.captured is not None and given != (self.captured.tables.scores is not None):
-            self.captured, self.spare = self.spare, self.captured
+            distiller.method, self.captured = method, None
 
     def choose(
         self, number: int, order: Int[Tensor, " n"]
@@ -190,15 +170,11 @@ class Stepper:
         """The steps of an epoch that are left, one batch at a time."""
         start = done * self.batch_size
         batches = self.split.train_batches(plan.number, plan.order[start:], self.batch_size)
-        on_device = (batch.to(self.device) for batch in batches)
-        groups = scored_in_groups(self.engine, plan.number, on_device)
-        for step, batch in enumerate(groups, done):
+        for step, batch in enumerate(batches, done):
             stop = start + len(batch)
             self.engine.set_learning_rate(plan.rates[step])
-            told = {name: getattr(plan, name) for name in ("answers", "weight", "scores")}
-            known = {name: t[start:stop] for name, t in told.items() if t is not None}
-            if batch.scores is not None:
-                known["scores"] = batch.scores
+            columns = {"answers": plan.answers, "weight": plan.weight}
+            known = {name: column[start:stop] for name, column in columns.items() if column is not None}
             batch = replace(batch, **known).to(self.device)
             weight = 1.0 if step < plan.full_steps else plan.last
             yield self.engine.step(batch, plan.draws.part(start, stop), weight).counts
@@ -224,7 +200,7 @@ class Stepper:
             assert isinstance(self.split, MemorySplit)
             index, size = plan.order.to(self.device), self.train.batch_size
             view = self.split.epoch_views(plan.number, index)
-            known = (plan.answers, plan.weight, plan.scores)
+            known = (plan.answers, plan.weight)
             tables = GraphInputs.of_epoch(index, view, plan.draws, plan.rates, size, *known)
             try:
                 if self.captured is None:  # no epoch has more steps than one of all images
@@ -264,73 +240,3 @@ class Stepper:
         if teacher is not None and teacher.store is None and teacher.lender is not None:
             return "the teacher's answers are lent as they are needed"
         return None
-
-
-def known_scores(engine: Engine, number: int, order: Int[Tensor, " m"]) -> Float[Tensor, " m"] | None:
-    """The scores that an epoch's steps do not make themselves: each image's last, or room for those to come.
-
-    Args:
-        engine: with the method of the epoch
-        number: of the epoch
-        order: images to visit, on the device `[m]`
-
-    Returns:
-        None where steps score for themselves, or nothing is scored.
-    """
-    method = engine.distiller.method
-    if method.scorer is None or method.scoring.within_step(number):
-        return None
-    if method.scoring.now(number):
-        return torch.zeros(len(order), device=order.device)
-    assert engine.history is not None
-    return engine.history.score[order]
-
-
-def batches_at_once(method: Method, number: int) -> int:
-    """How many batches of an epoch are scored at once, ahead of their steps; 0: none are."""
-    ahead = method.scorer is not None and method.scoring.batches > 1 and method.scoring.now(number)
-    return method.scoring.batches if ahead else 0
-
-
-def scored_in_groups(engine: Engine, number: int, batches: Iterator[Batch]) -> Iterator[Batch]:
-    """The batches, where the method wants it with their scores: a group is scored when its first one is taken.
-
-    Args:
-        engine: scores, and charges for it
-        number: of the epoch
-        batches: of the epoch, on the device
-    """
-    size = batches_at_once(engine.distiller.method, number)
-    if not size:
-        yield from batches
-        return
-    for _, alike in itertools.groupby(
-        batches, key=len
-    ):  # a short last batch alone, as behind a captured step
-        while group := list(itertools.islice(alike, size)):
-            scores = engine.score_ahead(join(group)).split([len(batch) for batch in group])
-            yield from (replace(batch, scores=own) for batch, own in zip(group, scores, strict=True))
-
-
-def fill_scores(
-    engine: Engine, split: Split, captured: CapturedStep, number: int, step: int, full_steps: int
-) -> None:
-    """Before the first of some captured steps that are scored at once: write their scores into the table.
-
-    Args:
-        engine: scores, and charges for it
-        split: the training images
-        captured: the step, loaded with the epoch
-        number: of the epoch
-        step: that comes next
-        full_steps: of the epoch
-    """
-    size = batches_at_once(engine.distiller.method, number)
-    if not size or step % size:
-        return
-    tables = captured.tables
-    assert isinstance(split, MemorySplit)
-    assert tables.scores is not None
-    rows = slice(step, min(step + size, full_steps))
-    index, view = tables.index[rows].flatten(), tables.view[rows].flatten()
-    tables.scores[rows] = engine.score_ahead(split.batch(index, view)).view_as(tables.scores[rows])

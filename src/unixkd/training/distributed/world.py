@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from unixkd.data.sampling import Place
 from unixkd.errors import UserError
-from unixkd.training.distributed.launch import LeaderError, processes, variables
+from unixkd.training.distributed.launch import LeaderError, processes
 
 T = TypeVar("T")
 
@@ -169,16 +169,9 @@ def together() -> Iterator[World]:
     if size == 1:
         yield ALONE
         return
-    given = variables()
-    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in given]
-    if missing and "WORLD_SIZE" not in os.environ:
-        raise UserError(
-            f"srun started {size} processes, but SLURM_STEP_NODELIST ({given.get('SLURM_STEP_NODELIST', 'not set')}) "
-            "does not tell where the first one is: export MASTER_ADDR, the name of its machine"
-        )
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         raise UserError(f"WORLD_SIZE is {size}, but {', '.join(missing)} is not set: start with torchrun")
-    os.environ.update(given)  # torch looks there; of srun's processes it knows nothing
     if not dist.is_initialized():
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
         # only at the end: a second group of the same processes may meet the first one's store, and wait for ever
