@@ -97,8 +97,7 @@ class MethodConfig:
     """How samples are scored, kept and mixed; unset fields keep the named method's own value.
 
     Args:
-        name: kd | unix | unix-random | random | hard | mixup | remix | selective-backprop | random-epoch |
-            stale | infobatch | student-alone
+        name: of the method: unix, its controls and its relatives, see below
         keep: share of the batch that is kept, k/N; of each epoch's images for random-epoch and stale
         mix_from: rank, as a share of the batch, from which samples are mixed strongly, b/N
         steepness: steepness w of the sigmoid mixing curve

@@ -6,15 +6,51 @@ folder, a checkpoint or a file of options says about code is never run.
 
 from __future__ import annotations
 
+import ast
 import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from unixkd.config import MethodConfig, ModelConfig, RunConfig, flatten, to_plain
 from unixkd.errors import UsageError, unknown_name
+
+METHODS_FILE = Path(__file__).parent / "method" / "unix.py"
+
+
+def methods() -> dict[str, str]:
+    """Every method by its name: what it does, the first line of its function's docstring.
+
+    The source is read and not imported, as torch would come along: so a method stands in one place, its own.
+
+    >>> list(methods())[:2], methods()["kd"]
+    (['kd', 'unix'], 'Plain knowledge distillation: every image is answered by the teacher and trained on.')
+    """
+    return _methods_in(METHODS_FILE)
+
+
+@lru_cache(maxsize=4)
+def _methods_in(file: Path) -> dict[str, str]:
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    functions = {
+        node.name: ast.get_docstring(node) for node in tree.body if isinstance(node, ast.FunctionDef)
+    }
+    (table,) = (
+        node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        and isinstance(node.value, ast.Dict)
+        and any(isinstance(target, ast.Name) and target.id == "METHODS" for target in node.targets)
+    )
+    return {
+        key.value: (functions[value.id] or "").partition("\n")[0]
+        for key, value in zip(table.keys, table.values, strict=True)
+        if isinstance(key, ast.Constant) and isinstance(value, ast.Name)
+    }
+
 
 _NAME = re.compile(r"(.+\.py):([A-Za-z_]\w*)")
 

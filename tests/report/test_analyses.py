@@ -1,4 +1,4 @@
-"""The paper's analyses in a report: images by score, the effect of one option, what no other method beats."""
+"""The paper's analyses in a report: images by score, and what no other method beats."""
 
 from __future__ import annotations
 
@@ -6,18 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from run_folders import epoch_line, write_run
-from unixkd.config import MethodConfig
 from unixkd.errors import UserError
-from unixkd.method.from_config import build_method
-from unixkd.method.mixing import SigmoidCurve
-from unixkd.names import OPTIONS, label_of, parse_variant
 from unixkd.report.cost_chart import front
-from unixkd.report.effects import DEFAULTS, find_series
 from unixkd.report.page import page
-from unixkd.report.runs import Spread, find_runs, group_runs
+from unixkd.report.runs import find_runs, group_runs
 from unixkd.report.selection import bars_over_time
 
 pytest.importorskip("matplotlib", reason="report pages need matplotlib")
@@ -89,101 +83,6 @@ def test_a_faulty_histogram_is_named_with_its_line(
     write_run(tmp_path / "a", lines=[selection(1, histogram([1, 2], [1, 0]) | changed)])
     with pytest.raises(UserError, match=rf"metrics.jsonl line 1: .*{told}"):
         find_runs([tmp_path])
-
-
-# The effect of one option
-
-
-def variant(
-    folder: Path, word: str, seed: int = 0, last: float = 0.9, cost: float = 0.8, **train: Any
-) -> None:
-    config = parse_variant(word)
-    options = {name: getattr(config, name) for name in ("name", *OPTIONS)}
-    write_run(folder, label_of(config), seed, last, cost)
-    values = {"method": options, "train": {"epochs": 10, "seed": seed} | train, "label": label_of(config)}
-    (folder / "run.yaml").write_text(yaml.safe_dump(values))
-
-
-def found(folder: Path, option: str) -> list[tuple[str, list[Any]]]:
-    return [(s.name, [at for at, _ in s.runs]) for s in find_series(find_runs([folder]), option)]
-
-
-def test_runs_that_differ_in_one_option_make_a_line(tmp_path: Path) -> None:
-    for seed, last in ((0, 0.8), (1, 0.9)):
-        variant(tmp_path / f"a{seed}", "unix", seed, last)
-        variant(tmp_path / f"b{seed}", "unix:keep=0.5", seed, last - 0.1, 0.6)
-    variant(tmp_path / "c", "unix:keep=0.5:steepness=1000")
-    variant(tmp_path / "d", "unix:keep=0.25", epochs=5)  # not the same protocol
-    (series,) = find_series(find_runs([tmp_path]), "keep")
-    assert [at for at, _ in series.runs] == [0.5, 0.75]  # the default is known
-    assert series.spreads(lambda run: run.accuracy) == [
-        (0.5, Spread(pytest.approx(0.75), pytest.approx(0.1 / 2**0.5), 2)),
-        (0.75, Spread(pytest.approx(0.85), pytest.approx(0.1 / 2**0.5), 2)),
-    ]
-    assert series.spreads(lambda run: run.cost_2x)[0][1].mean == pytest.approx(0.6)
-    assert found(tmp_path, "steepness") == [("unix:keep=0.5", [10.0, 1000.0])]
-    assert found(tmp_path, "scorer") == found(tmp_path, "curve") == found(tmp_path, "mix_from") == []
-    text = page(find_runs([tmp_path]), "t")
-    assert ">accuracy in % by share kept, k/N</title>" in text
-    assert ">unix: 75.00 ± 7.07 at 0.5, 85.00 ± 7.07 at 0.75</desc>" in text
-    assert "computation in % by steepness of the curve, w" in text
-
-
-def test_names_for_settings_of_one_step_make_lines_too(tmp_path: Path) -> None:
-    for word in ("kd", "unix", "unix-random", "random", "hard", "unix:scorer=margin", "unix:curve=step"):
-        variant(tmp_path / word.replace(":", ","), word)
-    assert found(tmp_path, "keep") == [("random/kd", [0.75, 1.0])]
-    scorers = [("hard/random", ["entropy", "random"]), ("unix/unix-random", ["entropy", "margin", "random"])]
-    assert sorted(found(tmp_path, "scorer")) == scorers
-    assert sorted(found(tmp_path, "curve")) == [
-        ("unix-random/random", ["sigmoid", "none"]),
-        ("unix/hard", ["sigmoid", "step", "none"]),
-    ]
-
-
-def test_other_options_are_not_hidden_in_a_line(tmp_path: Path) -> None:
-    """Two values of what a curve or a score needs must not be averaged where another one does without."""
-    for word in ("unix", "unix:steepness=1000", "hard", "unix:scoring_mode=eval", "unix-random"):
-        variant(tmp_path / word.replace(":", ","), word)
-    assert found(tmp_path, "curve") == [("unix/hard", ["sigmoid", "none"])]
-    assert found(tmp_path, "scorer") == [("unix/unix-random", ["entropy", "random"])]
-    for series in find_series(find_runs([tmp_path]), "curve"):
-        assert [len(runs) for _, runs in series.runs] == [1, 1]
-
-
-def test_stale_has_an_option_of_the_same_name_and_a_line_of_its_own(tmp_path: Path) -> None:
-    for word in ("stale", "stale:keep=0.5", "random", "random:keep=0.5", "infobatch", "infobatch:prune=0.2"):
-        variant(tmp_path / word.replace(":", ","), word)
-    assert sorted(found(tmp_path, "keep")) == [("random", [0.5, 0.75]), ("stale", [0.5, 0.75])]
-
-
-def test_where_nothing_varies_there_is_no_section(tmp_path: Path) -> None:
-    variant(tmp_path / "a", "unix")
-    variant(tmp_path / "b", "stale")
-    write_run(tmp_path / "c", "own")  # without a configuration
-    assert "Effect of one option" not in page(find_runs([tmp_path]), "t")
-
-
-def test_the_defaults_are_those_of_the_methods() -> None:
-    names = {value: name for name, value in _scorers().items()}
-    for name, options in DEFAULTS.items():
-        method = build_method(MethodConfig(name))
-        built: dict[str, Any] = {"keep": method.keep, "scoring_mode": method.scoring.mode, "curve": "none"}
-        if method.choice is not None:
-            built["keep"] = method.choice.keep
-            remembered = method.choice.row_score
-            built["scorer"] = names[remembered.scorer] if remembered else None
-        else:
-            built["scorer"] = names[method.scorer]
-        if isinstance(method.curve, SigmoidCurve):
-            built |= {"curve": "sigmoid", **vars(method.curve)}
-        assert options == {key: built[key] for key in options}, name
-
-
-def _scorers() -> dict[str, Any]:
-    from unixkd.method.from_config import SCORERS
-
-    return dict(SCORERS)
 
 
 # What no other method beats

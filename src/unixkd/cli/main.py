@@ -17,6 +17,7 @@ from unixkd.cli import recipes
 from unixkd.cli.options import COMMANDS, GROUPS, check_names, named_code
 from unixkd.config import without_gone
 from unixkd.errors import UsageError, UserError, unknown_name
+from unixkd.names import methods
 from unixkd.training.distributed.launch import LeaderError, processes, rank
 from unixkd.training.stopping import EXIT_CODE
 
@@ -111,7 +112,8 @@ def make_parser(name: str) -> ArgumentParser:
         exit_on_error=False,
         allow_abbrev=False,
         epilog="--teacher NAME is short for --teacher.name NAME, and so for model, student, method and data; "
-        "--epochs, --lr, --seed and --device for --train.epochs and so on.",
+        "--epochs, --lr, --seed and --device for --train.epochs and so on."
+        + (f" Methods: {', '.join(methods())}." if "method" in command.groups or name == "compare" else ""),
     )
     if command.groups:
         parser.add_argument("--config", action="config", help="YAML file with any of these options")

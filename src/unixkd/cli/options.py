@@ -22,7 +22,7 @@ from unixkd.config import (
     TrainConfig,
 )
 from unixkd.errors import UsageError, unknown_name
-from unixkd.names import check_code, check_folder, is_code, parse_variants
+from unixkd.names import check_code, check_folder, is_code, methods, parse_variants
 from unixkd.planning.catalogue import parse_target
 
 GROUPS: dict[str, type] = {
@@ -181,17 +181,11 @@ MODELS = (
 )
 
 
-METHODS = (
-    *("kd", "unix", "unix-random", "random", "hard", "mixup", "remix", "selective-backprop"),
-    *("random-epoch", "stale", "infobatch", "student-alone"),
-)
-
-
 NETWORKS = ("model", "teacher", "student")
 
 
 DATA = ("digits", "cifar10", "cifar100", "folder:PATH", "parquet:PATH", "wds:PATH", "hub:ID", "stream:ID")
-"""The names that `models`, `methods` and `data` know, so that a misspelt one is answered without torch."""
+"""The names that `models` and `data` know, so that a misspelt one is answered without torch."""
 
 
 def named_code(options: Namespace) -> list[str]:
@@ -227,8 +221,8 @@ def check_names(options: Namespace) -> None:
     method = [values["method"].name] if "method" in values else []
     variants = parse_variants(values.get("methods", [])).values()
     for name in [*method, *(variant.name for variant in variants)]:
-        if name and name not in METHODS:
-            raise unknown_name("method", name, METHODS)
+        if name and name not in methods():
+            raise unknown_name("method", name, methods())
     name = values["data"].name if "data" in values else ""
     prefix, colon, _ = name.partition(":")
     if name and prefix + colon not in [entry.rstrip("PATHID") for entry in DATA] and not Path(name).exists():

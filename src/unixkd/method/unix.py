@@ -15,7 +15,7 @@ from unixkd.method.scoring import Scorer, TrueLoss, entropy
 
 
 def kd() -> Method:
-    """Plain knowledge distillation: every image, pure."""
+    """Plain knowledge distillation: every image is answered by the teacher and trained on."""
     return Method("kd")
 
 
@@ -26,7 +26,9 @@ def unix(
     scorer: Scorer | None = entropy,
     scoring_mode: Literal["train", "eval"] = "train",
 ) -> Method:
-    """UNIX as published: entropy, k = 48 and b = 32 of 64, w = 10.
+    """Keeps the images of each batch that the student is least sure of and mixes some of the rest in: UNIX as published.
+
+    Entropy, k = 48 and b = 32 of 64, w = 10.
 
     >>> method = unix()
     >>> method.keep, method.curve
@@ -36,52 +38,52 @@ def unix(
 
 
 def unix_random(keep: float = 0.75, mix_from: float = 0.5, steepness: float = 10.0) -> Method:
-    """The paper's control: random ranking, the same mixing. What remains is what uncertainty adds."""
+    """The mixing of UNIX with a random ranking: the control for what uncertainty adds."""
     return Method("unix-random", keep, None, SigmoidCurve(mix_from, steepness))
 
 
 def random(keep: float = 0.75) -> Method:
-    """A random k of each batch, pure: what doing less gives."""
+    """Keeps random images of each batch, unmixed: the control for training on less."""
     return Method("random", keep)
 
 
 def hard(keep: float = 0.75, scorer: Scorer | None = entropy) -> Method:
-    """The most uncertain k of each batch, pure: uncertainty without mixing."""
+    """Keeps the images of each batch that the student is least sure of, unmixed."""
     return Method("hard", keep, scorer)
 
 
 def mixup() -> Method:
-    """All N images, all mixed: mixing without selection (Beyer et al., arXiv 2106.05237)."""
+    """Knowledge distillation on mixed images, nothing dropped (Beyer et al., arXiv 2106.05237)."""
     return Method("mixup", curve=full_curve)
 
 
 def remix() -> Method:
-    """All N images, all mixed, and the teacher's stored answers to both mixed alike: it is asked about no mix."""
+    """Mixes all images, and the stored answers to them instead of asking the teacher about mixes."""
     return Method("remix", curve=full_curve, mixes_answers=True)
 
 
 def selective_backprop(keep: float = 0.75, beta: float = 1.0) -> Method:
-    """Draw k of each batch, likelier the larger their loss (Jiang et al., arXiv 1910.00762)."""
+    """Draws images of each batch, likelier the larger their loss, unmixed (Jiang et al., arXiv 1910.00762)."""
     return Method("selective-backprop", keep, TrueLoss(), sampling=beta)
 
 
 def random_epoch(keep: float = 0.75) -> Method:
-    """A random share of the images, fresh each epoch, chosen before they are decoded: the control of `stale`."""
+    """Visits random images in each epoch: the control for the choice of an epoch's images."""
     return Method("random-epoch", choice=RandomChoice(keep))
 
 
 def stale(keep: float = 0.75, random_share: float = 0.15) -> Method:
-    """The images that the student was least certain of when it last saw them: uncertainty that costs nothing."""
+    """Visits the images that the student was least sure of when it last saw them."""
     return Method("stale", choice=StaleChoice(keep, random_share))
 
 
 def infobatch(prune: float = 0.5) -> Method:
-    """Drop some of the easy images each epoch, weight up the rest of them (Qin et al., arXiv 2303.04947)."""
+    """Leaves out some images of small loss, weighs the others of them up (Qin et al., arXiv 2303.04947)."""
     return Method("infobatch", choice=InfoBatch(prune))
 
 
 def student_alone() -> Method:
-    """No teacher: cross-entropy on every image."""
+    """The student trained on the labels without a teacher."""
     return Method("student-alone", teacher=False)
 
 
@@ -99,4 +101,4 @@ METHODS = {
     "infobatch": infobatch,
     "student-alone": student_alone,
 }
-"""Every method by the name the command line knows."""
+"""Every method by its name, in the order in which they are shown; help, plan, compare and report read it from here."""

@@ -16,13 +16,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from unixkd.errors import missing_extra
+from unixkd.names import methods
 from unixkd.report.numbers import percent
 from unixkd.report.records import Epoch
 from unixkd.report.runs import Group, Spread, curve
 from unixkd.report.wording import Measure, matched_to
-
-_KNOWN = ("unix", "kd", "random", "hard", "", "unix-random", "mixup")
-
 
 _MARKERS = "oDs^vPX*<>h"
 
@@ -30,7 +28,8 @@ _MARKERS = "oDs^vPX*<>h"
 def styles_of(groups: Sequence[Group]) -> dict[str, Style]:
     """Known methods have their own style, others take the next free ones in order; `kd@X` looks like X, but hollow."""
     names = [matched_to(group.method) or group.method for group in groups]
-    taken = {name: _KNOWN.index(name) for name in names if name in _KNOWN}
+    known = sorted(methods(), key=lambda name: name != "unix")  # which has the first colour
+    taken = {name: known.index(name) for name in names if name in known}
     free = (slot for slot in range(1_000_000) if slot not in taken.values())
     slots = {name: taken.get(name, -1) for name in names}
     for name, slot in slots.items():

@@ -13,7 +13,6 @@ from unixkd.errors import UserError
 from unixkd.report import charts, cost_chart, selection
 from unixkd.report.charts import DARK, LIGHT, Style, palette_css, styles_of
 from unixkd.report.cost_chart import accuracy_against_cost
-from unixkd.report.effects import effects
 from unixkd.report.html import command, contents, details, figure, html_table, preformatted, section
 from unixkd.report.numbers import NONE, count, flops, percent, plural, points, seconds
 from unixkd.report.records import Command, Planned, Run
@@ -58,7 +57,6 @@ def page(runs: Sequence[Run], title: str, unfinished: int = 0, commands: Sequenc
         results(runs, groups, styles),
         cost_chart.accuracy_against_cost(groups, styles),
         plan_beside_measurement(groups, styles),
-        effects(groups, styles),
         training(runs, groups, styles),
         selection.what_was_kept(groups, styles),
         selection.how_often(groups, styles),

@@ -9,14 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from unixkd.errors import UserError
+from unixkd.names import methods
 from unixkd.report.records import Epoch, Kept, Picture, Run, Selection, read_run
 
 __all__ = [
     "Epoch", "Group", "Kept", "Picture", "Run", "Selection", "Spread",
     "curve", "find_runs", "find_unfinished", "group_runs", "paired_difference", "teacher_runs",
 ]  # fmt: skip
-
-_ORDER = ("kd", "unix", "unix-random", "random", "hard", "mixup")
 
 
 @dataclass(frozen=True)
@@ -139,14 +138,15 @@ def _folders_with(folder: Path, name: str) -> list[Path]:
     return [path.parent for path in folder.rglob(name) if path.is_file()]
 
 
-def _rank(method: str) -> tuple[int, str, bool, str]:
+def _rank(method: str) -> tuple[float, str, bool, str]:
     """The known methods in their order, each followed by its variants, `kd@x` right after x, student-alone last."""
     name = method.partition(" (")[0]
     matched, at, target = name.partition("@")
     is_matched = bool(at) and matched == "kd"
     variant = target if is_matched else name
     name = variant.partition(":")[0]
-    place = _ORDER.index(name) if name in _ORDER else len(_ORDER) + (name == "student-alone")
+    order = list(methods())
+    place = order.index(name) if name in order else len(order) - 1.5  # before student-alone, the last
     return place, variant, is_matched, method
 
 

@@ -5,24 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from unixkd.names import methods
 from unixkd.report.numbers import points, seconds
 from unixkd.report.records import Epoch, Run
 from unixkd.report.runs import Group, Spread, paired_difference
-
-_EXPLAINED = {
-    "kd": "plain knowledge distillation: every image is answered by the teacher and trained on",
-    "unix": "keeps the images of each batch that the student is least sure of and mixes some of the rest in",
-    "unix-random": "the mixing of UNIX with a random ranking: the control for what uncertainty adds",
-    "random": "keeps random images of each batch, unmixed: the control for training on less",
-    "hard": "keeps the images of each batch that the student is least sure of, unmixed",
-    "mixup": "knowledge distillation on mixed images, nothing dropped",
-    "remix": "mixes all images, and the stored answers to them instead of asking the teacher about mixes",
-    "selective-backprop": "draws images of each batch, likelier the larger their loss, unmixed",
-    "random-epoch": "visits random images in each epoch: the control for the choice of an epoch's images",
-    "stale": "visits the images that the student was least sure of when it last saw them",
-    "infobatch": "leaves out some of the images with a small loss and weighs the others of them up",
-    "student-alone": "the student trained on the labels without a teacher",
-}
 
 
 @dataclass(frozen=True)
@@ -87,7 +73,8 @@ def explain(method: str) -> str:
         return f"KD at the cost of {target}: plain KD for as many epochs as the computation of {target} buys"
     name, _, options = name.partition(":")
     changed = f", with {options.replace(':', ', ').replace('=', ' = ')}" if options else ""
-    return f"{_EXPLAINED[name]}{changed}" if name in _EXPLAINED else ""
+    known = methods().get(name, "").partition(" (")[0].rstrip(".")
+    return f"{known[:1].lower() if known[1:2].islower() else known[:1]}{known[1:]}{changed}" if known else ""
 
 
 def headline(groups: Sequence[Group]) -> list[str]:
