@@ -48,7 +48,7 @@ def _methods_in(file: Path) -> dict[str, str]:
     return {
         key.value: (functions[value.id] or "").partition("\n")[0]
         for key, value in zip(table.keys, table.values, strict=True)
-        if isinstance(key, ast.Constant) and isinstance(value, ast.Name)
+        if isinstance(key, ast.Constant) and isinstance(key.value, str) and isinstance(value, ast.Name)
     }
 
 

@@ -26,7 +26,7 @@ def unix(
     scorer: Scorer | None = entropy,
     scoring_mode: Literal["train", "eval"] = "train",
 ) -> Method:
-    """Keeps the images of each batch that the student is least sure of and mixes some of the rest in: UNIX as published.
+    """Keeps the images of each batch that the student is least sure of and mixes some of the rest in: the paper's UNIX.
 
     Entropy, k = 48 and b = 32 of 64, w = 10.
 
