@@ -47,14 +47,20 @@ def make_folders(test: Any) -> None:
     """The teacher, the three unfinished runs with their store, and a comparison."""
     for name in ("teacher", "answers", *UNFINISHED, "compare"):
         shutil.rmtree(HERE / name, ignore_errors=True)
-    test.run(HERE, *test.words_of(test.commands()["teacher"]))
+    finish(test, "teacher")
     for name, (step, number) in UNFINISHED.items():
         words = test.words_of(test.commands()[name])
         ended = subprocess.run(
             [sys.executable, "-c", SIGNALLED, str(int(number)), str(step), *words], cwd=HERE
         )
         assert ended.returncode == {signal.SIGKILL: -9, signal.SIGTERM: 75}[number]
-    test.run(HERE, *test.words_of(test.commands()["compare"]))
+    finish(test, "compare")
+
+
+def finish(test: Any, name: str) -> None:
+    """Run a command to its end."""
+    code, output = test.run({name: (HERE, test.words_of(test.commands()[name]))})[name]
+    assert code == 0, output
 
 
 def leave_out() -> None:
@@ -75,25 +81,25 @@ def leave_out() -> None:
 def record(test: Any) -> dict[str, Any]:
     """What the commit makes of the folders, in copies of them."""
     with tempfile.TemporaryDirectory() as folder:
-        places = [test.copied(Path(folder) / name) for name in ("resumed", "served", "reported")]
-        test.run(places[1], *test.words_of(test.commands()["served"]))
+        played = test.Played(Path(folder))
+        played.output("served")
         return {
             "commit": COMMIT,
             "machine": test.machine(),
-            "resumed": test.resumed(places[0]),
-            "served": test.result(places[1] / "served"),
+            "unfinished": {name: test.unfinished(played, name) for name in test.RUNS},
+            "served": test.result(played.served / "served"),
             "loaded": test.loaded(),
-            "evaluated": test.evaluated(places[0]),
-            "compared": test.compared(places[0]),
-            "reported": test.reported(places[2], "compare", "teacher"),
-            "demo": {size: test.demo(Path(folder), size) for size in ("short", "whole")},
+            "evaluated": test.evaluated(played),
+            "compared": test.compared(played),
+            "reported": test.reported(played),
+            "demo": {size: test.demo(Path(folder) / size, size) for size in ("short", "whole")},
         }
 
 
 def main() -> None:
     """All of it, or with the word `expected` the record alone."""
     check_commit()
-    sys.path.insert(0, str(HERE.parents[1] / "end_to_end"))
+    sys.path.insert(0, str(next(HERE.parents[1].rglob("test_first_house.py")).parent))
     import test_first_house as test
 
     if sys.argv[1:] != ["expected"]:
