@@ -14,7 +14,7 @@ import full_protocol as protocol
 from common import keep_summary
 from evidence_arenas import Contender
 from kept import check_teacher, publish_teacher, trim
-from pieces import Pace, run_in_turns
+from pieces import Pace, run_all
 from unixkd.config import RunConfig, TrainConfig
 from unixkd.method.network import Network
 from unixkd.teacher.teacher import Teacher
@@ -23,8 +23,9 @@ from unixkd.training.build import build_run, open_store, pick_device
 from unixkd.training.compare import Job, is_finished
 from unixkd.training.display import Display, Event, Note
 from unixkd.training.precision import DTYPES
-from unixkd.training.run import Trainer
+from unixkd.training.run import start
 from unixkd.training.run_folder import RunFolder
+from unixkd.training.state import Run
 
 RESULTS, TEACHERS, ANSWERS = Path("results"), Path("teachers"), Path("answers")
 """In the folder of all runs: summaries of finished runs, teachers, stored answers."""
@@ -39,7 +40,6 @@ class Comparison:
         contenders: who competes
         seeds: of the students
         scale: how much is trained
-        at_once: runs that take turns
         command: named on a teacher's card
         display: gets the events of all runs
     """
@@ -48,7 +48,6 @@ class Comparison:
     contenders: list[Contender]
     seeds: list[int]
     scale: protocol.Scale
-    at_once: int
     command: str
     display: Display
     eager: set[str] = field(default_factory=set)
@@ -99,13 +98,13 @@ class Comparison:
             self.tidy()
 
     def run(self, jobs: list[Job], pace: Pace) -> None:
-        """Some runs, several at once."""
-        run_in_turns([partial(self.begin, job) for job in jobs], pace, self.at_once, self.device)
+        """Some runs, one after the other."""
+        run_all([partial(self.begin, job) for job in jobs], pace)
 
-    def begin(self, job: Job) -> Trainer:
+    def begin(self, job: Job) -> Run:
         """A run, new or where it stopped; a new one with a store is charged for all of the store."""
         answers = 0 if job.config.answers.path is None else self.fill(job.config, job.config.answers.path)
-        trainer = Trainer(job.config, RunFolder(job.folder), "resume", self.show)
+        trainer = start(job.config, RunFolder(job.folder), "resume", self.show)
         trainer.name = str(job.folder)  # several pairs have a run of this method and seed
         if trainer.epoch == 0:
             trainer.ledger.charge_fill(answers)

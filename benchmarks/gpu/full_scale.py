@@ -1,10 +1,10 @@
 """Accuracy against cost at full scale: the paper's pairs for 240 epochs, with every contender of the search.
 
-Protocol and contenders are in `full_protocol.py`. Teachers come first, then the contenders seed by seed, several
-runs at once. After `--minutes` everything stops at a checkpoint; the same command goes on, also elsewhere if the
+Protocol and contenders are in `full_protocol.py`. Teachers come first, then the contenders seed by seed, one
+run after the other. After `--minutes` everything stops at a checkpoint; the same command goes on, also elsewhere if the
 folder `--out` is brought along. Nothing is run in the folder of the package, which need not be installed.
 
-    PYTHONPATH=src python benchmarks/gpu/full_scale.py --root CIFAR100 --out runs/full-scale --jobs 8 --minutes 8
+    PYTHONPATH=src python benchmarks/gpu/full_scale.py --root CIFAR100 --out runs/full-scale --minutes 8
     PYTHONPATH=src python benchmarks/gpu/full_scale.py --out runs/full-scale --minutes 0 --keep    # no GPU, no data
     PYTHONPATH=src python benchmarks/gpu/full_scale.py --quick --root CIFAR100       # on a CPU: does it run?
 
@@ -134,7 +134,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--pairs", nargs="+", choices=protocol.PAIRS, default=list(protocol.FIRST_PAIRS))
     parser.add_argument("--contenders", nargs="+", choices=known, metavar="NAME", default=usual)
     parser.add_argument("--seeds", nargs="+", type=int, default=list(protocol.SEEDS))
-    parser.add_argument("--jobs", type=int, default=8, help="runs at once")
     parser.add_argument("--minutes", type=float, default=8, help="0: train nothing, report what is there")
     parser.add_argument("--keep", action="store_true", help="copy results and small teachers to benchmarks/")
     parser.add_argument("--quick", action="store_true", help="a few steps of everything; nothing is kept")
@@ -142,7 +141,7 @@ def parse() -> argparse.Namespace:
     if not options.root and options.minutes:
         parser.error("give --root or set UNIXKD_CIFAR100")
     if options.quick:
-        options.pairs, options.seeds, options.jobs = options.pairs[:1], options.seeds[:1], 2
+        options.pairs, options.seeds = options.pairs[:1], options.seeds[:1]
     return options
 
 
@@ -166,7 +165,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     command = f"python benchmarks/gpu/full_scale.py --pairs {' '.join(options.pairs)}"
     chosen = [c for c in protocol.contenders(scale.views) if c.name in options.contenders]
     display = LineDisplay(Console(), name_runs=True)
-    compared = Comparison(options.pairs, chosen, options.seeds, scale, options.jobs, command, display)
+    compared = Comparison(options.pairs, chosen, options.seeds, scale, command, display)
     if not options.quick:
         kept.fetch(comparison.RESULTS, comparison.TEACHERS)
     try:

@@ -1,21 +1,18 @@
-"""Training in pieces: several runs take turns until the time is over, each stops where nothing of it is lost."""
+"""Training in pieces: runs follow one another until the time is over; the last stops where nothing of it is lost."""
 
 from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, nullcontext
-
-import torch
+from collections.abc import Callable
 
 from unixkd.errors import UserError
-from unixkd.training.compare import take_turns
 from unixkd.training.display import Note
 from unixkd.training.results import write_results
-from unixkd.training.run import Trainer
+from unixkd.training.run import end_epoch, epoch_steps
+from unixkd.training.state import Run
 
-Begin = Callable[[], Trainer]
+Begin = Callable[[], Run]
 
 
 class Pace:
@@ -55,8 +52,8 @@ class Pace:
             signal.signal(number, self.stop)
 
 
-def within(pace: Pace, begin: Begin) -> Generator[None, None, bool]:
-    """A run that pauses after every step and stops in time; True where it came to its end.
+def within(pace: Pace, begin: Begin) -> bool:
+    """A run that stops in time; True where it came to its end.
 
     It is stopped after a checkpoint that the next one would not follow in time, and loses nothing. Where that
     was misjudged, or at a signal, it loses the epochs since its last one.
@@ -64,42 +61,36 @@ def within(pace: Pace, begin: Begin) -> Generator[None, None, bool]:
     if not pace.reaches_checkpoint():
         return False
     since = pace.clock()
-    trainer = begin()
-    saved = trainer.epoch
-    for _ in trainer.fit():
-        if trainer.epoch > saved and trainer.epoch % trainer.config.train.checkpoint_every == 0:
-            pace.interval, since, saved = pace.clock() - since, pace.clock(), trainer.epoch
-            if not pace.reaches_checkpoint():
-                return stop(trainer, saved)
-        if pace.over():
-            return stop(trainer, saved)
-        yield
-    write_results(trainer)
+    run = begin()
+    saved = run.epoch
+    while run.epoch < run.config.train.epochs:
+        for _ in epoch_steps(run):
+            if pace.over():
+                return stop(run, saved)
+        end_epoch(run)
+        if run.epoch % run.config.train.checkpoint_every == 0:
+            pace.interval, since, saved = pace.clock() - since, pace.clock(), run.epoch
+            if run.epoch < run.config.train.epochs and not pace.reaches_checkpoint():
+                return stop(run, saved)
+    write_results(run)
     return True
 
 
-def unless_it_fails(run: Generator[None, None, bool], pace: Pace) -> Generator[None, None, bool]:
-    """The run, whose failure is remembered: in borrowed time the others go on."""
-    try:
-        return (yield from run)
-    except UserError as error:
-        pace.failures.append(str(error))
-        return False
-
-
-def stop(trainer: Trainer, saved: int) -> bool:
+def stop(run: Run, saved: int) -> bool:
     """Say where a run was stopped."""
-    lost = f", {trainer.epoch - saved} epochs and a part of one are lost"
-    epochs = f"{saved} of {trainer.config.train.epochs} epochs"
-    trainer.display(Note(trainer.name, f"stopped after {epochs}{lost if trainer.epoch > saved else ''}"))
+    lost = f", {run.epoch - saved} epochs and a part of one are lost"
+    epochs = f"{saved} of {run.config.train.epochs} epochs"
+    run.display(Note(run.name, f"stopped after {epochs}{lost if run.epoch > saved else ''}"))
     return False
 
 
-def run_in_turns(begin: list[Begin], pace: Pace, at_once: int, device: torch.device) -> list[bool]:
-    """Which of these runs came to their end."""
-
-    def lane() -> AbstractContextManager[object]:
-        return torch.cuda.stream(torch.cuda.Stream(device)) if device.type == "cuda" else nullcontext()
-
-    runs = [lambda start=each: unless_it_fails(within(pace, start), pace) for each in begin]
-    return take_turns(runs, at_once, lane)
+def run_all(begin: list[Begin], pace: Pace) -> list[bool]:
+    """Which of these runs came to their end, one after the other; after a failure the others go on."""
+    ended = []
+    for each in begin:
+        try:
+            ended.append(within(pace, each))
+        except UserError as error:
+            pace.failures.append(str(error))
+            ended.append(False)
+    return ended

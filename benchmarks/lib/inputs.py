@@ -13,8 +13,9 @@ from unixkd.config import DataConfig, MethodConfig, ModelConfig, RunConfig, Trai
 from unixkd.models import create_model
 from unixkd.training.display import silent
 from unixkd.training.distributed.world import ALONE, World
-from unixkd.training.run import Trainer
+from unixkd.training.run import start
 from unixkd.training.run_folder import RunFolder
+from unixkd.training.state import Run
 
 
 def labelled(folder: Path, count: int, size: int, classes: int) -> DataConfig:
@@ -48,7 +49,7 @@ def make_trainer(
     batch_size: int = 64,
     world: World = ALONE,
     **train: Any,
-) -> Trainer:
+) -> Run:
     """A trainer as `unixkd distill` makes it on a CPU with one thread; the teacher's weights are random.
 
     Args:
@@ -75,7 +76,7 @@ def make_trainer(
         train=TrainConfig(batch_size=batch_size, device="cpu", threads=1, **train),
     )
     run = RunFolder(folder / f"{teacher}-{student}-{method}-{classes}-{batch_size}")
-    return Trainer(config, run, "overwrite", silent, world)
+    return start(config, run, "overwrite", silent, world)
 
 
 def make_images(count: int, size: int, classes: int) -> tuple[np.ndarray, np.ndarray]:

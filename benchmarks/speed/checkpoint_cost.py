@@ -23,7 +23,8 @@ from typing import Any
 
 from unixkd.config import DataConfig, MethodConfig, ModelConfig, RunConfig, TrainConfig
 from unixkd.training import resume
-from unixkd.training.run import Trainer, run
+from unixkd.training.run import run
+from unixkd.training.state import Run
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "lib"))
 
@@ -38,7 +39,7 @@ def measured(config: RunConfig, folder: Path) -> dict[str, float]:
     saves: list[float] = []
     original = resume.save
 
-    def save(trainer: Trainer) -> None:
+    def save(trainer: Run) -> None:
         started = time.perf_counter()
         original(trainer)
         saves.append(time.perf_counter() - started)

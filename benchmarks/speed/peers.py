@@ -37,8 +37,9 @@ from unixkd.config import DataConfig, MethodConfig, ModelConfig, RunConfig, Trai
 from unixkd.models import create_model
 from unixkd.training.display import silent
 from unixkd.training.precision import has_native_bf16
-from unixkd.training.run import Trainer
+from unixkd.training.run import start
 from unixkd.training.run_folder import RunFolder
+from unixkd.training.state import Run
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "lib"))
 
@@ -72,7 +73,7 @@ def import_peers() -> dict[str, ModuleType]:
         raise SystemExit(f"{error}; the comparison needs: pip install {wanted}") from None
 
 
-def make_trainer(teacher: str, student: str, folder: Path, equal: bool) -> Trainer:
+def make_trainer(teacher: str, student: str, folder: Path, equal: bool) -> Run:
     """Our side: plain KD, everything else by default or on equal terms."""
     weights = folder / "teacher.safetensors"
     save_file(create_model(teacher).state_dict(), weights)
@@ -86,7 +87,7 @@ def make_trainer(teacher: str, student: str, folder: Path, equal: bool) -> Train
         data=DataConfig(f"folder:{folder / 'images'}"),
         train=train,
     )
-    return Trainer(config, RunFolder(folder / f"run-{equal}"), "new", silent)
+    return start(config, RunFolder(folder / f"run-{equal}"), "new", silent)
 
 
 def compare(

@@ -29,8 +29,9 @@ from unixkd.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from unixkd.models import create_model
 from unixkd.training.display import silent
 from unixkd.training.precision import has_native_bf16
-from unixkd.training.run import Trainer
+from unixkd.training.run import epoch_steps, start
 from unixkd.training.run_folder import RunFolder
+from unixkd.training.state import Run
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "lib"))
 
@@ -49,7 +50,7 @@ WORKERS = 2
 """Loader processes of the plain side; they run beside the training process, on cores of their own."""
 
 
-def make_trainer(teacher: str, student: str, folder: Path, threads: int) -> Trainer:
+def make_trainer(teacher: str, student: str, folder: Path, threads: int) -> Run:
     """Our side: UNIX as `unixkd distill` trains it on a CPU, everything but the number of threads by default."""
     config = RunConfig(
         ModelConfig(student),
@@ -57,17 +58,17 @@ def make_trainer(teacher: str, student: str, folder: Path, threads: int) -> Trai
         data=DataConfig(f"folder:{folder / 'data'}"),
         train=TrainConfig(threads=threads, device="cpu"),
     )
-    return Trainer(config, RunFolder(folder / "run"), "new", silent)
+    return start(config, RunFolder(folder / "run"), "new", silent)
 
 
-def our_steps(trainer: Trainer) -> Iterator[None]:
+def our_steps(trainer: Run) -> Iterator[None]:
     """Train epoch after epoch, pausing after each step; `fit` would also save after every 16 steps here."""
     while True:
-        yield from trainer.epoch_steps()
+        yield from epoch_steps(trainer)
         trainer.epoch, trainer.done = trainer.epoch + 1, 0
 
 
-def set_up(teacher: str, student: str, folder: Path, threads: int) -> tuple[Iterator[float], Trainer]:
+def set_up(teacher: str, student: str, folder: Path, threads: int) -> tuple[Iterator[float], Run]:
     """The plain side's steps and our trainer: equal weights, images and settings."""
     images, labels = make_images(IMAGES, SIZE, CLASSES)
     write_images(images, labels, folder / "data")
@@ -80,7 +81,7 @@ def set_up(teacher: str, student: str, folder: Path, threads: int) -> tuple[Iter
     return plain_unix.train_steps(plain_student, plain_teacher, loader, SETTINGS), trainer
 
 
-def measure(plain: Iterator[float], trainer: Trainer, steps: int, rounds: int) -> dict[str, Any]:
+def measure(plain: Iterator[float], trainer: Run, steps: int, rounds: int) -> dict[str, Any]:
     """Both sides in turns, `steps` steps at a time: seconds of these and their ratio."""
     ours = our_steps(trainer)
     samples = interleave(

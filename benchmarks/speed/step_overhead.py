@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from unixkd.config import DataConfig
 from unixkd.method.network import Network
 from unixkd.training.optimizer import build_optimizer
-from unixkd.training.run import Trainer
+from unixkd.training.state import Run
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "lib"))
 
@@ -52,7 +52,7 @@ class BareParts:
         trainer: whose networks, precision, layout, batch size and optimiser are taken
     """
 
-    def __init__(self, trainer: Trainer) -> None:
+    def __init__(self, trainer: Run) -> None:
         distiller, train = trainer.engine.distiller, trainer.config.train
         assert distiller.teacher is not None
         student = copy.deepcopy(trainer.parts.student).train()

@@ -32,8 +32,9 @@ from unixkd.models import create_model
 from unixkd.teacher.store import AnswerStore
 from unixkd.training.answers import FILL_BATCH, fetch_answers
 from unixkd.training.display import silent
-from unixkd.training.run import Trainer, run
+from unixkd.training.run import run, start
 from unixkd.training.run_folder import RunFolder
+from unixkd.training.state import Run
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "lib"))
 
@@ -60,12 +61,12 @@ def kd(teacher: Path, train: TrainConfig, store: Path | None, data: DataConfig =
     )
 
 
-def trainer_of(config: RunConfig, folder: Path) -> Trainer:
+def trainer_of(config: RunConfig, folder: Path) -> Run:
     """A trainer as `unixkd distill` makes it."""
-    return Trainer(config, RunFolder(folder), "overwrite", silent)
+    return start(config, RunFolder(folder), "overwrite", silent)
 
 
-def fill(trainer: Trainer, epochs: int) -> tuple[Network, AnswerStore]:
+def fill(trainer: Run, epochs: int) -> tuple[Network, AnswerStore]:
     """Ask about all that so many epochs show; gives back who was asked, and the store."""
     teacher, split = trainer.engine.distiller.teacher, trainer.parts.data.train
     assert teacher is not None

@@ -26,7 +26,7 @@ import torch
 
 from unixkd.config import DataConfig
 from unixkd.planning.methods import make_plan
-from unixkd.training.run import Trainer
+from unixkd.training.state import Run
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "lib"))
 
@@ -44,7 +44,7 @@ QUICK_DEPTHWISE = (("resnet20", "MobileNetV2"),)
 IMAGES, CLASSES, SIZE = 1024, 100, 32
 
 
-def planned(trainer: Trainer, rounds: int) -> float:
+def planned(trainer: Run, rounds: int) -> float:
     """The planner's prediction of the trainer's method, timed on a copy of its student."""
     parts, size, distiller = trainer.parts, trainer.config.train.batch_size, trainer.engine.distiller
     assert parts.teacher is not None

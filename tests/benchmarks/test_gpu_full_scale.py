@@ -63,25 +63,29 @@ class Slow:
         assert isinstance(event, Note)
         self.notes.append(event.text)
 
-    def fit(self) -> Iterator[None]:
-        while self.epoch < 6:
-            for _ in range(3):
-                self.now += 1
-                yield
-            self.epoch += 1
+
+def steps(run: Slow) -> Iterator[None]:
+    for _ in range(3):
+        run.now += 1
+        yield
+
+
+def end(run: Slow) -> None:
+    run.epoch += 1
 
 
 def go(run: Slow, pace: pieces.Pace, monkeypatch: pytest.MonkeyPatch) -> bool:
-    monkeypatch.setattr(pieces, "write_results", lambda trainer: None)
-    return pieces.run_in_turns([lambda: run], pace, 1, torch.device("cpu"))[0]  # type: ignore[list-item,return-value]
+    for name, instead in (("write_results", lambda run: None), ("epoch_steps", steps), ("end_epoch", end)):
+        monkeypatch.setattr(pieces, name, instead)
+    return pieces.run_all([lambda: run], pace)[0]  # type: ignore[list-item,return-value]
 
 
 @pytest.mark.parametrize(
     ("seconds", "finished", "epoch", "now", "notes"),
     [
         (30, True, 6, 18, []),
-        (18, False, 4, 13, ["stopped after 4 of 6 epochs"]),  # the next checkpoint would come at 19
-        (10, False, 2, 7, ["stopped after 2 of 6 epochs"]),
+        (18, False, 4, 12, ["stopped after 4 of 6 epochs"]),  # the next checkpoint would come at 19
+        (10, False, 2, 6, ["stopped after 2 of 6 epochs"]),
         (5, False, 1, 5, ["stopped after 0 of 6 epochs, 1 epochs and a part of one are lost"]),
     ],
 )
@@ -107,7 +111,7 @@ def test_a_run_that_fails_does_not_stop_the_next() -> None:
     def fail() -> Any:
         raise UserError("the loss is not finite")
 
-    assert pieces.run_in_turns([fail, fail], pace, 1, torch.device("cpu")) == [False, False]
+    assert pieces.run_all([fail, fail], pace) == [False, False]
     assert pace.failures == ["the loss is not finite"] * 2
 
 

@@ -32,7 +32,7 @@ from unixkd.training.display import silent
 from unixkd.training.engine import Engine
 from unixkd.training.epoch_stats import EpochStats
 from unixkd.training.optimizer import build_optimizer
-from unixkd.training.run import Trainer, run
+from unixkd.training.run import epoch_steps, run, start
 from unixkd.training.run_folder import RunFolder
 from unixkd.training.stepper import Stepper
 
@@ -264,28 +264,6 @@ def test_a_step_that_waits_is_found() -> None:
     assert torch.cuda.get_sync_debug_mode() == 0
 
 
-def take_turns(runs: list[Run]) -> None:
-    """Two epochs of each, a step at a time, each on a stream of its own."""
-    waiting = [(torch.cuda.Stream(), each.steps()) for each in runs]
-    for stream, _ in waiting:
-        stream.wait_stream(torch.cuda.current_stream())
-    while waiting:
-        for entry in list(waiting):
-            with torch.cuda.stream(entry[0]):
-                if next(entry[1], None) is None:
-                    waiting.remove(entry)
-    torch.cuda.synchronize()
-
-
-def test_runs_that_take_turns_are_the_runs_alone() -> None:
-    kinds: list[dict[str, Any]] = [{}, {"method": unix()}, {"method": unix(), "optimizer": "adamw"}] * 2
-    together = [Run(**changes) for changes in kinds]
-    take_turns(together)
-    for changes, each in zip(kinds, together, strict=True):
-        assert each.stepper.captured is not None
-        assert_same(each.state(), Run(**changes).outcome()[0])
-
-
 def test_a_run_goes_on_when_another_one_ends() -> None:
     """An ended run's graph must not take memory away from the others."""
     left, ended = Run(unix()), Run(unix())
@@ -320,14 +298,14 @@ def configured(out: Path, device: str, precision: str = "fp32", method: str = "r
 
 
 def test_the_trainer_keeps_its_data_on_the_device_and_captures(tmp_path: Path) -> None:
-    trainer = Trainer(
+    trainer = start(
         configured(tmp_path / "run", "cuda", "auto", "unix"), RunFolder(tmp_path / "run"), "new", silent
     )
     data = trainer.parts.data.train
     assert isinstance(data, MemorySplit)
     assert data.images.is_cuda
     assert data.images.dtype == torch.uint8
-    for _ in trainer.epoch_steps():
+    for _ in epoch_steps(trainer):
         pass
     assert trainer.stepper.captured is not None
     assert trainer.engine.tally.times_kept.is_cuda

@@ -19,7 +19,7 @@ from unixkd.method.unix import hard, kd, mixup, random, unix, unix_random
 from unixkd.models import load_student
 from unixkd.training.display import silent
 from unixkd.training.evaluation import clean_statistics
-from unixkd.training.run import Trainer, run
+from unixkd.training.run import fit, run, start
 from unixkd.training.run_folder import RunFolder
 
 
@@ -69,9 +69,8 @@ def teacher(tmp_path_factory) -> Path:
 
 def test_what_is_saved_has_seen_clean_images_alone(teacher, tmp_path):
     config = distilled(teacher, "mixup", epochs=1, bn_images=64)
-    trainer = Trainer(config, RunFolder(tmp_path / "run"), "new", silent)
-    for _ in trainer.fit():
-        pass
+    trainer = start(config, RunFolder(tmp_path / "run"), "new", silent)
+    fit(trainer)
     split, norm = trainer.parts.data.train, trainer.parts.student.net.bn1
     order = trainer.stepper.plan(0).order[:64]
     (batch,) = split.train_batches(0, order, config.train.eval_batch_size)

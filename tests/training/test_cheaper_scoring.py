@@ -18,8 +18,9 @@ from unixkd.method.method import Method, Scoring
 from unixkd.method.network import Network
 from unixkd.method.step import score
 from unixkd.method.unix import hard
-from unixkd.training.run import Trainer, run
+from unixkd.training.run import run, start
 from unixkd.training.run_folder import RunFolder
+from unixkd.training.state import Run
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +28,8 @@ def teacher(tmp_path_factory) -> Path:
     return make_teacher(tmp_path_factory.mktemp("teacher") / "run")
 
 
-def trainer_of(config, folder: Path) -> Trainer:
-    return Trainer(config, RunFolder(folder), "new", lambda event: None)
+def trainer_of(config, folder: Path) -> Run:
+    return start(config, RunFolder(folder), "new", lambda event: None)
 
 
 def test_scores_of_small_images_are_those_of_small_images():

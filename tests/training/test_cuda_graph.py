@@ -30,8 +30,9 @@ from unixkd.training.display import Event, Note
 from unixkd.training.engine import Engine
 from unixkd.training.epoch_stats import EpochStats
 from unixkd.training.optimizer import build_optimizer, learning_rate
-from unixkd.training.run import Trainer, run
+from unixkd.training.run import end_epoch, epoch_steps, fit, run, start
 from unixkd.training.run_folder import Mode, RunFolder
+from unixkd.training.state import Run as TrainingRun
 
 IMAGES, BATCH, EPOCHS = 68, 32, 2
 """Steps of 32, 32 and 4 images: fewer full ones than the warm-up has."""
@@ -83,7 +84,7 @@ class Run:
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.trainer = Trainer(self.config, RunFolder(self.folder), self.mode, self.keep)
+        self.trainer = start(self.config, RunFolder(self.folder), self.mode, self.keep)
         self.trainer.stepper.record = self.record
         self.engine = self.trainer.engine
 
@@ -92,8 +93,7 @@ class Run:
             self.notes.append(event.text.removeprefix(EAGER))
 
     def finish(self) -> Run:
-        for _ in self.trainer.fit():
-            pass
+        fit(self.trainer)
         return self
 
     def outcome(self) -> tuple[dict[str, Tensor], tuple[Any, ...]]:
@@ -227,8 +227,11 @@ def test_a_captured_run_goes_on_from_a_checkpoint_like_an_eager_one(name, teache
     config = replace(config, train=replace(config.train, epochs=3), data=replace(config.data, views=1))
     eager, captured = pair(config, tmp_path)
     eager.finish()
-    steps = captured.trainer.fit()
-    for _ in range(3 + 2):  # into the second epoch
+    for _ in epoch_steps(captured.trainer):
+        pass
+    end_epoch(captured.trainer)
+    steps = epoch_steps(captured.trainer)
+    for _ in range(2):  # into the second epoch
         next(steps)
     again = Run(captured.config, captured.folder, Tape(), "resume").finish()
     assert differences(again, eager) == []
@@ -253,9 +256,11 @@ def test_what_a_capture_takes_is_no_training_time(teacher, tmp_path, monkeypatch
 def test_each_replay_has_the_learning_rate_of_its_step(teacher, tmp_path):
     captured = Run(plain(teacher, schedule="onecycle"), tmp_path / "run", Tape())
     rates = []
-    for _ in captured.trainer.fit():
-        (group,) = captured.engine.optimizer.param_groups
-        rates.append(group["lr"].item())
+    for _ in range(EPOCHS):
+        for _ in epoch_steps(captured.trainer):
+            (group,) = captured.engine.optimizer.param_groups
+            rates.append(group["lr"].item())
+        end_epoch(captured.trainer)
     expected = [learning_rate(captured.config.train, step, 3) for step in range(3 * EPOCHS)]
     assert rates == torch.tensor(expected).tolist()
     assert len(set(rates)) == len(rates)
@@ -287,7 +292,7 @@ def snapshot(engine: Engine) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in engine.state().items()}
 
 
-def captured_step(engine: Engine, trainer: Trainer, record: Any) -> CapturedStep:
+def captured_step(engine: Engine, trainer: TrainingRun, record: Any) -> CapturedStep:
     """A captured step of a run's first epoch."""
     index = torch.arange(2 * BATCH)
     draws = epoch_draws(len(index), BATCH, seed=0, first_step=0)
@@ -301,7 +306,7 @@ def captured_step(engine: Engine, trainer: Trainer, record: Any) -> CapturedStep
 def test_making_a_captured_step_leaves_no_trace(optimizer, stepped, tmp_path):
     made = Run(short(alone(optimizer=optimizer)), tmp_path / "run")
     if stepped:
-        for _ in made.trainer.epoch_steps():
+        for _ in epoch_steps(made.trainer):
             pass
     before = snapshot(made.engine)
     step = captured_step(made.engine, made.trainer, Tape())
@@ -405,7 +410,7 @@ def test_other_errors_pass_through_and_leave_the_state_as_it_was(error, tmp_path
     made = Run(short(alone()), tmp_path / "run", failing(error))
     before = snapshot(made.engine)
     with pytest.raises(type(error)):
-        next(made.trainer.epoch_steps())
+        next(epoch_steps(made.trainer))
     after = snapshot(made.engine)
     assert all(torch.equal(after[name], before[name]) for name in before)
     assert made.notes == []

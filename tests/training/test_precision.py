@@ -32,7 +32,7 @@ from unixkd.training.precision import (
     recall,
     settle,
 )
-from unixkd.training.run import Trainer, run
+from unixkd.training.run import end_epoch, epoch_steps, run, start
 from unixkd.training.run_folder import RunFolder
 
 Seconds = Callable[[Network], float]
@@ -260,9 +260,11 @@ def test_a_resumed_run_keeps_its_precision_whatever_a_probe_would_say_now(teache
     capabilities(monkeypatch, avx512_bf16=True)
     timings(monkeypatch, lambda _: 0.5)
     config, folder = distilled(teacher, "kd"), tmp_path / "run"
-    steps = Trainer(config, RunFolder(folder), "new", silent).fit()
-    for _ in range(5):  # into the second epoch
-        next(steps)
+    begun = start(config, RunFolder(folder), "new", silent)
+    for _ in epoch_steps(begun):
+        pass
+    end_epoch(begun)
+    next(epoch_steps(begun))  # into the second epoch
     passes = timings(monkeypatch, lambda _: 2.0)
     capabilities(monkeypatch)
     assert train(config, folder, mode="resume") == []

@@ -45,7 +45,8 @@ from unixkd.training.build import build_student
 from unixkd.training.display import Event, Note
 from unixkd.training.engine import Engine
 from unixkd.training.predictions import predict
-from unixkd.training.run import Trainer, run
+from unixkd.training.run import run
+from unixkd.training.state import Run
 
 
 @pytest.fixture(scope="module")
@@ -359,7 +360,7 @@ def test_the_comparison_finds_what_a_resume_forgets(forgotten, teacher, tmp_path
     run(config, tmp_path / "whole")
     original = resume.restore
 
-    def restore(trainer: Trainer) -> None:
+    def restore(trainer: Run) -> None:
         original(trainer)
         if forgotten in ("times_kept", "mixed"):
             trainer.engine.tally.of_images()[forgotten].zero_()

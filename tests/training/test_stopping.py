@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +23,9 @@ from unixkd.method.epoch_choice import History
 from unixkd.method.step import StepResult
 from unixkd.teacher.journal import Journal
 from unixkd.training import stopping
-from unixkd.training.compare import take_turns
 from unixkd.training.engine import Engine
 from unixkd.training.epoch_stats import EpochStats
-from unixkd.training.run import run, steps
+from unixkd.training.run import run
 from unixkd.training.stopping import Stopped, asked, stoppable
 
 WHOLE_EPOCH = 4  # steps
@@ -84,21 +82,6 @@ def test_stopped_in_the_last_step_of_an_epoch_it_is_evaluated_later(teacher, tmp
     assert not (tmp_path / "parts" / "metrics.jsonl").exists() or metrics(tmp_path / "parts") == []
     run(config, tmp_path / "parts", mode="resume")
     assert everything(tmp_path / "parts") == everything(tmp_path / "whole")
-
-
-def test_runs_that_take_turns_all_stop_and_save(tmp_path):
-    configs = [alone(seed=seed) for seed in range(2)]
-    for seed, config in enumerate(configs):
-        run(config, tmp_path / f"whole{seed}")
-    begin = [partial(steps, c, tmp_path / f"parts{seed}", mode="resume") for seed, c in enumerate(configs)]
-    with pytest.MonkeyPatch.context() as patch, stoppable():
-        Signal(patch, 2)
-        with pytest.raises(Stopped):
-            take_turns(begin, 2)
-    for seed, config in enumerate(configs):
-        assert any((tmp_path / f"parts{seed}" / "checkpoints").glob("*-step-*"))
-        run(config, tmp_path / f"parts{seed}", mode="resume")
-        assert everything(tmp_path / f"parts{seed}") == everything(tmp_path / f"whole{seed}")
 
 
 def test_a_request_is_heard_within_and_forgotten_afterwards(capfd):

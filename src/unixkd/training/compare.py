@@ -5,15 +5,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -28,7 +26,7 @@ from unixkd.training.answers import decided_precision
 from unixkd.training.build import build_run, decide, pick_device
 from unixkd.training.display import Display, Event, Finished, Note
 from unixkd.training.precision import has_native_bf16, recall
-from unixkd.training.run import run, steps
+from unixkd.training.run import run
 from unixkd.training.run_folder import RunFolder
 from unixkd.training.stopping import Stopped, stoppable
 
@@ -129,8 +127,7 @@ def run_jobs(jobs: Sequence[Job], display: Display, workers: int) -> list[dict[s
     Args:
         jobs: runs; finished ones are skipped, interrupted ones resumed
         display: gets the events of all runs
-        workers: runs at a time; on a CPU each in a process of its own with one thread unless configured,
-            on a GPU in turns in this one
+        workers: runs at a time, each in a process of its own, with one thread unless configured
     """
     todo = [job for job in jobs if not is_finished(job)]
     if len(todo) < len(jobs):
@@ -146,13 +143,6 @@ def run_todo(todo: Sequence[Job], display: Display, workers: int) -> list[dict[s
     """Run these, as `run_jobs` does."""
     if workers <= 1 or not todo:
         return [run(job.config, job.folder, mode="resume", display=display, log=job.log) for job in todo]
-    device = pick_device(todo[0].config.train)
-    if device.type == "cuda":
-        begin = [
-            partial(steps, job.config, job.folder, mode="resume", display=display, log=job.log)
-            for job in todo
-        ]
-        return take_turns(begin, workers, lambda: torch.cuda.stream(torch.cuda.Stream(device)))
     context = multiprocessing.get_context("spawn")
     events: SimpleQueue[Event] = context.SimpleQueue()  # put returns once it is written: no event is lost
     with ProcessPoolExecutor(min(workers, len(todo)), context, start_worker, (events,)) as pool:
@@ -238,60 +228,3 @@ def tell(event: Event) -> None:
 def run_job(job: Job) -> dict[str, Any]:
     """One run inside a worker process."""
     return run(job.config, job.folder, mode="resume", display=tell, log=job.log)
-
-
-T = TypeVar("T")
-
-
-Begin = Callable[[], Generator[None, None, T]]
-"""Begins a run that pauses after every step and returns its result."""
-
-
-def take_turns(
-    begin: Sequence[Begin[T]],
-    at_once: int,
-    lane: Callable[[], AbstractContextManager[object]] = nullcontext,
-) -> list[T]:
-    """Run all to their ends, some at a time, in turns; after a failure no new one is begun, then it is raised.
-
-    The process's own random generators are shared: students that draw from them (dropout) are not to be
-    repeated exactly this way.
-
-    Args:
-        begin: runs to begin
-        at_once: how many are under way at a time
-        lane: makes the context that a run's turns lie in, a CUDA stream say
-
-    >>> def count(name, to):
-    ...     for number in range(to):
-    ...         print(name, number)
-    ...         yield
-    ...     return to
-    >>> take_turns([lambda: count("a", 2), lambda: count("b", 1)], at_once=2)
-    a 0
-    b 0
-    a 1
-    [2, 1]
-    """
-    results: dict[int, T] = {}
-    waiting = list(enumerate(begin))
-    running: list[tuple[int, Generator[None, None, T], AbstractContextManager[object]]] = []
-    failures: list[BaseException] = []
-    while running or (waiting and not failures):
-        while waiting and len(running) < at_once and not failures:
-            number, start = waiting.pop(0)
-            running.append((number, start(), lane()))
-        for turn in list(running):
-            number, run, context = turn
-            try:
-                with context:
-                    next(run)
-            except StopIteration as end:
-                results[number] = end.value
-                running.remove(turn)
-            except (Exception, KeyboardInterrupt) as error:  # the others stop at a step of their own
-                failures.append(error)
-                running.remove(turn)
-    if failures:
-        raise failures[0]
-    return [results[number] for number in sorted(results)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from unixkd.method.ledger import Ledger
 from unixkd.models.card import PixelModel
 from unixkd.training.build import RunComponents
 from unixkd.training.display import Display, Note
-from unixkd.training.distributed.world import World
+from unixkd.training.distributed.world import Agreement, World
 from unixkd.training.engine import Engine
 from unixkd.training.loggers import Loggers
 from unixkd.training.predictions import Predictions
@@ -19,8 +21,30 @@ from unixkd.training.run_folder import RunFolder
 from unixkd.training.stepper import Stepper
 
 
+@dataclass
 class Run:
-    """The data of a run; every helper of the trainer takes one."""
+    """The data of a run; every helper of the trainer takes one.
+
+    Args:
+        name: shown with its events
+        config: with nothing left to decide
+        folder: where it is kept
+        display: gets its events
+        world: the processes that train together
+        device: where steps run
+        parts: data, networks, method and losses
+        stepper: takes the steps
+        loggers: where its figures also go
+        agreement: lets all processes stop after the same step
+        epoch: epochs that are finished
+        done: steps taken of the next one
+        seconds: spent on setup, training and evaluation
+        rate: training images per second of the last epoch
+        total: what all processes were charged, of several as of the end of the last epoch; None before the start
+        answers: the teacher's on the evaluation images
+        last_record: the last epoch's line of metrics.jsonl
+        best_accuracy: of any epoch
+    """
 
     name: str
     config: RunConfig
@@ -31,16 +55,15 @@ class Run:
     parts: RunComponents
     stepper: Stepper
     loggers: Loggers
-    reference_images: int
-    epoch: int
-    """Epochs that are finished."""
-    done: int
-    """Steps taken of the next one."""
-    seconds: dict[str, float]
-    total: Ledger
-    answers: Predictions | None
-    last_record: dict[str, Any]
-    best_accuracy: float | None
+    agreement: Agreement
+    epoch: int = 0
+    done: int = 0
+    seconds: dict[str, float] = field(default_factory=lambda: {"setup": 0.0, "train": 0.0, "evaluate": 0.0})
+    rate: float = 0.0
+    total: Ledger = field(default_factory=lambda: Ledger(0, 0))
+    answers: Predictions | None = None
+    last_record: dict[str, Any] = field(default_factory=dict)
+    best_accuracy: float | None = None
 
     @property
     def engine(self) -> Engine:
@@ -60,8 +83,13 @@ class Run:
         assert isinstance(network, PixelModel)
         return network
 
+    @property
+    def reference_images(self) -> int:
+        """Images that the plain KD trains on with which costs are compared."""
+        return (self.config.reference_epochs or self.config.train.epochs) * len(self.parts.data.train)
+
     def remember(self, record: dict[str, Any]) -> None:
-        """What of an epoch's line the summary wants; all lines would add up in a long run."""
+        """Keep of an epoch's line what the summary needs; all lines would add up in a long run."""
         self.last_record = record
         if record["accuracy"] is not None:
             self.best_accuracy = max(record["accuracy"], self.best_accuracy or 0.0)
@@ -73,3 +101,8 @@ class Run:
     def note(self, text: str, *, shared: bool = False) -> None:
         """Show the user a line; once where it is true of all runs of a comparison."""
         self.display(Note(self.name, text, shared))
+
+
+def noting(display: Display, name: str) -> Callable[[str], None]:
+    """Shows the user a line of a run that is still being made."""
+    return lambda text: display(Note(name, text))
