@@ -55,6 +55,7 @@ from evidence_arenas import (
 )
 from evidence_queue import MARGIN, Estimates, Item, claim, commit_of, keep, missing, wanted
 from evidence_report import draw, draw_story, report
+from lending import lending
 
 KEPT = RESULTS / "pareto"
 QUICK = ("kd", "kd, 6 views", "kd, 16 mixes", "unix", "random-half")
@@ -90,7 +91,8 @@ def take(item: Item, place: Place, kept: Path, estimates: Estimates, commit: str
     config = student_run(item.arena, item.stage, item.contender, item.seed, place)
     folder = place.run(item.arena, item.stage, item.contender, item.seed)
     fresh = not (folder / "checkpoints").exists()
-    summary = run(config, folder, mode="resume", display=show)
+    with lending(place.lender(item.arena, item.contender)):
+        summary = run(config, folder, mode="resume", display=show)
     keep(item, place, kept, commit)
     if fresh:
         estimates.learn(typical, time.perf_counter() - started)

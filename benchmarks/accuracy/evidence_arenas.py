@@ -1,7 +1,7 @@
 """What is compared with what: arenas (data, teacher, student, schedule), contenders, stages and seeds.
 
 One training image seen once by a method is charged as the run's own ledger has it; every run pays for the store it
-fills, although runs on one machine lend each other the teacher's forwards (`AnswersConfig.lender`).
+fills, although runs on one machine lend each other the teacher's forwards (`lending`).
 
 Arenas:
 - vgg13-vgg8, wrn_40_2-wrn_16_1: 500 images of CIFAR-100 at 16 pixels, 640 epochs; closed, their results are complete
@@ -193,8 +193,10 @@ class Place:
         run = self.run(arena, stage, contender, seed)
         return run.with_name(f"{run.name}.answers")
 
-    def lender(self, arena: Arena, contender: Contender) -> Path:
-        """The answers that runs on the same images in the same views lend each other; nobody is charged less for it."""
+    def lender(self, arena: Arena, contender: Contender) -> Path | None:
+        """The answers that runs on the same images in the same views lend each other; None for views without end."""
+        if arena.on_photos and contender.views is None and contender.mixes is None:
+            return None
         every = "all" if arena.on_photos else VIEWS
         kind = f"{contender.views or every}-views" if contender.mixes is None else f"{contender.mixes}-mixes"
         images = "" if contender.images == 1 else f"-{contender.images:g}-of-images"
@@ -234,16 +236,13 @@ def student_run(arena: Arena, stage: str, contender: Contender, seed: int, place
         mixes=contender.mixes,
     )
     store = str(place.store(arena, stage, contender, seed)) if contender.stored else None
-    # Views without end cannot be stored, so nothing can be lent either.
-    endless = arena.on_photos and contender.views is None and contender.mixes is None
-    lender = None if endless else str(place.lender(arena, contender))
     return RunConfig(
         ModelConfig(arena.student),
         ModelConfig(str(place.teacher(arena))),
         contender.method,
         arena.loss,
         data,
-        AnswersConfig(store, lender=lender),
+        AnswersConfig(store),
         train=replace(
             arena.train,
             epochs=max(1, round(contender.epochs * arena.epochs)),

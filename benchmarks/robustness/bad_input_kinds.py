@@ -244,7 +244,7 @@ def arguments(chance: random.Random, base: Path, place: Path) -> Case:
         for _ in range(chance.choice((1, 1, 2, 3))):
             option = chance.choice(known)
             value = harmless(option.rpartition(".")[2].lstrip("-"), chance.choice(NASTY))
-            if option in ("--out", "--html", "--answers.path", "--answers.lender", "--data.root"):
+            if option in ("--out", "--html", "--answers.path", "--data.root"):
                 value = str(place / chance.choice(("out", "new", "ä b")))
             if chance.random() < 0.1:
                 option = option[:-1] + chance.choice("xyz")

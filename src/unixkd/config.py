@@ -187,8 +187,6 @@ class AnswersConfig:
             read, which is exact for their sum at loss.temperature (default: all)
         fill: lazy (when an answer is first needed) | epoch (all that an epoch shows, ahead of it, in
             large batches) | auto (epoch on a GPU)
-        lender: folder of a second store, for experiments about cost: an answer it has needs no forward and is
-            charged as one; runs that share it pay in their ledgers as if each had asked by itself
         max_faulty: images to which the teacher's answer may not be finite: they are left out of the losses; with
             more of them the run stops, and names them
     """
@@ -197,7 +195,6 @@ class AnswersConfig:
     precision: Literal["fp16", "fp32"] = "fp16"
     top_k: int | None = None
     fill: Literal["auto", "lazy", "epoch"] = "auto"
-    lender: str | None = None
     max_faulty: int = 0
 
 
@@ -322,6 +319,7 @@ class RunConfig:
 
 
 GONE: dict[str, Any] = {
+    "answers.lender": None,
     "method.scoring_every": None,
     "method.scoring_batches": None,
     "train.selection": "local",

@@ -39,7 +39,6 @@ class Distiller:
         rank: number of this process among several, so that each draws for itself
         ledger: an open ledger to charge; default: one of its own, opened at the first step
         store: stored answers of the teacher, to use and to fill; `step` then wants `index` and `view`
-        lender: a second store, that saves forwards of the teacher and yet charges them, see `Teacher`
         student_dtype: precision of the student's forwards by autocast; default: as the caller has it
         teacher_dtype: precision of the teacher's
         marks_faulty: rows whose answers are not finite weigh 0 in the losses; `StepResult.answers.finite` says which
@@ -70,7 +69,6 @@ class Distiller:
         rank: int = 0,
         ledger: Ledger | None = None,
         store: AnswerStore | None = None,
-        lender: AnswerStore | None = None,
         student_dtype: torch.dtype | None = None,
         teacher_dtype: torch.dtype | None = None,
         marks_faulty: bool = False,
@@ -92,14 +90,13 @@ class Distiller:
                 raise UserError(
                     "student and teacher are the same module; a student must be trained, a teacher not"
                 )
-            for each in (store, lender):
-                if each is not None:
-                    check_store(each, [term.loss for term in self.objective])
+            if store is not None:
+                check_store(store, [term.loss for term in self.objective])
             teacher.requires_grad_(False).eval()
             self._teacher_modules = list(teacher.modules())
             layers = unique(name for loss in features for name in loss.teacher_layers)
             network = Network(teacher, layers, teacher_dtype, TEACHERS)
-            self.teacher = Teacher(network, store, lender, self.method.mixes_answers, marks_faulty)
+            self.teacher = Teacher(network, store, self.method.mixes_answers, marks_faulty)
         self.batch_size = batch_size
         self.seed, self.rank = seed, rank
         self.steps = 0

@@ -137,8 +137,8 @@ def test_costs_refer_to_plain_kd_on_all_of_the_arena_s_images():
 
 
 def test_runs_lend_each_other_answers_to_the_same_images_in_the_same_views_only():
-    def lender(name: str) -> str | None:
-        return student_run(OPEN, "search", OPEN.contender(name), 0, PLACE).answers.lender
+    def lender(name: str) -> Path | None:
+        return PLACE.lender(OPEN, OPEN.contender(name))
 
     assert lender("kd") == lender("random") == lender("remix")
     assert len({lender(name) for name in ("kd", "kd, 6 views", "kd, 8 mixes", "random-half")}) == 4
@@ -149,17 +149,16 @@ def test_photographs_are_a_folder_whose_endless_views_are_lent_to_nobody():
     configs = {each.name: student_run(arena, "confirm", each, 10, PLACE) for each in arena.contenders}
     assert {config.data.name for config in configs.values()} == {"folder:photos"}
     assert not any(config.data.labels for config in configs.values())
-    assert configs["kd"].answers.lender is None
-    assert configs["kd, 16 views"].answers.lender is not None
+    assert PLACE.lender(arena, arena.contender("kd")) is None
+    assert PLACE.lender(arena, arena.contender("kd, 16 views")) is not None
     assert "student-alone" not in configs
     assert ARENAS["photos-labels"].loss.ce == 1.0
     assert not replace(PLACE, photos=None).has(arena)
     assert replace(PLACE, root=None).has(arena)
 
 
-def test_a_sample_to_be_timed_lends_nothing(tmp_path):
+def test_a_sample_to_be_timed_is_short(tmp_path):
     config = sample_run(OPEN, OPEN.contender("kd, 16 mixes"), PLACE, tmp_path / "run")
-    assert config.answers.lender is None
     assert (config.data.mixes, config.train.epochs, config.reference_epochs) == (1, 7, 7)
 
 

@@ -116,38 +116,6 @@ def test_what_the_store_lacks_is_asked_with_the_mixed_rows_and_kept(tmp_path):
     assert sorted(stored(teacher.store)) == [(0, 2), (1, 1), (3, 2), (4, 1)]
 
 
-def test_lent_answers_are_charged_as_asked_and_save_the_forward(tmp_path):
-    module, lender = Knowing(), open_store(tmp_path / "lent")
-    rows = kept(4, 2, 0, pure=2)
-    teacher = Teacher(Network(module), lender=lender)
-    first, again = teacher(PICTURES, rows), teacher(PICTURES, rows)
-    assert module.asked == [pytest.approx([0.4, 0.2, 0.777]), pytest.approx([0.777])]
-    assert (
-        (first.forwarded, first.cached, first.filled)
-        == (3, 0, 0)
-        == (
-            again.forwarded,
-            again.cached,
-            again.filled,
-        )
-    )
-    assert first.outputs.logits.tolist() == [rounded(0.4), rounded(0.2), exact(0.777)]
-    assert torch.equal(first.outputs.logits, again.outputs.logits)
-
-
-def test_a_store_is_filled_from_a_lender_and_charged(tmp_path):
-    module, lender, store = Knowing(), open_store(tmp_path / "lent"), open_store(tmp_path / "answers")
-    Teacher(Network(module), lender=lender)(PICTURES, kept(4, 2, pure=2))
-    teacher = Teacher(Network(module), store, lender)
-    found = teacher(PICTURES, kept(4, 2, 1, pure=3))
-    assert module.asked[1:] == [pytest.approx([0.1])]  # 4 and 2 were lent
-    assert (found.forwarded, found.cached, found.filled) == (3, 0, 3)
-    assert found.outputs.logits.tolist() == [rounded(0.4), rounded(0.2), rounded(0.1)]
-    assert len(stored(store)) == len(stored(lender)) == 3
-    again = teacher(PICTURES, kept(4, 2, 1, pure=3))
-    assert (again.forwarded, again.cached, again.filled) == (0, 3, 0)
-
-
 def mixing(position: list[int], partner: list[int], weight: list[float]) -> MixedBatch:
     """Rows of `PICTURES` mixed with partners."""
     rows = kept(*position, pure=0)

@@ -101,14 +101,6 @@ def test_an_interrupted_run_goes_on_to_the_same_weights_and_bill(stored, teacher
     assert asked(result) == asked(summary(stored / "run"))
 
 
-def test_lent_answers_are_those_of_the_store(stored, teacher, tmp_path):
-    """The same rounding, charged as asked."""
-    config = storing(teacher, tmp_path / "answers", path=None, lender=str(stored / "answers"))
-    result = run(config, tmp_path / "run")
-    assert asked(result) == (EPOCHS * IMAGES, 0, 0)
-    assert model_bytes(tmp_path / "run") == model_bytes(stored / "run")
-
-
 def test_mixed_answers_may_be_of_the_largest_logits(teacher, tmp_path):
     first, second = (run(storing(teacher, tmp_path / "answers", "remix"), tmp_path / n) for n in ("a", "b"))
     assert asked(first)[2] > IMAGES
@@ -177,9 +169,8 @@ def test_a_distiller_refuses_a_store_for_another_temperature(tmp_path):
     size = {"images": 4, "views": 1, "classes": 10}
     student, teacher = (nn.Sequential(nn.Flatten(), nn.Linear(4, 10)) for _ in range(2))
     cold = AnswerStore.open(tmp_path / "cold", {"a": "b"}, **size, top_k=3)
-    for use in ({"store": cold}, {"lender": cold}):
-        with pytest.raises(UserError, match=r"cold holds the largest logits for temperature 1, a loss has 4"):
-            Distiller(student, teacher, kd(), **use)
+    with pytest.raises(UserError, match=r"cold holds the largest logits for temperature 1, a loss has 4"):
+        Distiller(student, teacher, kd(), store=cold)
     Distiller(student, teacher, kd(), [Term("kd", KD(1.0)), Term("ce", CrossEntropy())], store=cold)
     Distiller(student, teacher, kd(), store=AnswerStore.open(tmp_path / "all", {"a": "b"}, **size))
 

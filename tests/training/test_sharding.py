@@ -273,7 +273,6 @@ TWO = World(0, 2)
         (TWO, "student", {"compile": True}, "leave --train.compile out"),
         (TWO, "both", {"teacher": None}, "there is no teacher, give --train.sharding student"),
         (TWO, "both", {"answers": AnswersConfig("answers")}, "with stored answers"),
-        (TWO, "both", {"answers": AnswersConfig(lender="answers")}, "with stored answers"),
         (TWO, "student", {"answers": AnswersConfig("answers")}, None),
         (TWO, "none", {"ema_decay": 0.9}, None),
     ],

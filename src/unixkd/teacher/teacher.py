@@ -47,14 +47,12 @@ class Teacher:
     Args:
         network: the frozen network
         store: its stored answers, filled as they are needed
-        lender: another store that saves the forward alone: what it answers is charged as if it had been asked
         mixes_answers: mixed rows are not asked: their answer is the mix of the stored ones to both images
         marks_faulty: answers that are not finite are marked for a caller who leaves them out, and are not stored
     """
 
     network: Network
     store: AnswerStore | None = None
-    lender: AnswerStore | None = None
     mixes_answers: bool = False
     marks_faulty: bool = False
 
@@ -66,7 +64,7 @@ class Teacher:
     def answer(self, batch: Batch, mixed: MixedBatch) -> Answers:
         """The answers as they come."""
         pure = len(mixed) if self.mixes_answers and mixed.partner is not None else mixed.num_pure
-        known = batch.answers is not None or self.store is not None or self.lender is not None
+        known = batch.answers is not None or self.store is not None
         if self.mixes_answers and not known:
             raise UserError("this method mixes stored answers: give the Distiller a store")
         if not pure or not known:
@@ -106,8 +104,7 @@ class Teacher:
         if batch.index is None or batch.view is None:
             raise UserError("stored answers are kept by image and view: give index= and view=")
         index, view = batch.index[position].cpu(), batch.view[position].cpu()
-        if self.store is None:
-            return Answers(Outputs(self.ask(batch.images[position], index, view, others)), number + more)
+        assert self.store is not None
         known, there = self.store.read(index, view)
         missing = (~there).nonzero().flatten()
         rows = missing.to(position.device)
@@ -128,7 +125,7 @@ class Teacher:
         view: Int[Tensor, " p"],
         others: Shaped[Tensor, "q ..."] | NamedInputs | None = None,
     ) -> Float[Tensor, "_ classes"]:
-        """Logits on images as they are, which the lender saves the network where it knows them, and on others.
+        """Logits on images as they are, and on others.
 
         Args:
             images: pixels, on the network's device
@@ -136,17 +133,7 @@ class Teacher:
             view: number of each image's view `[p]`, on the CPU
             others: pixels of images that no store knows, asked in the same forward
         """
-        if self.lender is None:
-            return self.forward(images, others)
-        known, there = self.lender.read(index, view)
-        missing = (~there).nonzero().flatten()
-        rows = missing.to(images.device)
-        asked = self.forward(images[rows], others)
-        logits, new = known.to(images.device, torch.float32), asked[: len(rows)]
-        if len(rows):
-            self.keep(self.lender, index[missing], view[missing], new)
-            logits[rows] = self.lender.rounded(new).to(torch.float32)
-        return torch.cat([logits, asked[len(rows) :]])
+        return self.forward(images, others)
 
     def keep(
         self,
@@ -170,6 +157,6 @@ class Teacher:
         if others is not None:
             images = concat([images, others])
         if not len(images):
-            known = self.store or self.lender
-            return torch.zeros(0, 0 if known is None else known.contents.classes, device=images.device)
+            classes = 0 if self.store is None else self.store.contents.classes
+            return torch.zeros(0, classes, device=images.device)
         return self.network(images).logits.float()

@@ -238,7 +238,6 @@ def make_distiller(
         rank=world.rank,
         ledger=ledger,
         store=open_store(config, parts, config.answers.path, note),
-        lender=open_store(config, parts, config.answers.lender, note),
         student_dtype=DTYPES[train.precision],
         teacher_dtype=DTYPES[train.teacher_precision],
         marks_faulty=True,

@@ -161,9 +161,7 @@ def check_stream(config: RunConfig, name: str, method: Method) -> None:
             f"{method.name} remembers scores of images from epoch to epoch, and {name} does not give the same ones "
             "again: take another method, or data that fit the disk"
         )
-    for option in ("path", "lender"):
-        if getattr(config.answers, option) is not None:
-            raise UserError(
-                f"stored answers belong to images that come again, and those of {name} may not: "
-                f"leave answers.{option} out"
-            )
+    if config.answers.path is not None:
+        raise UserError(
+            f"stored answers belong to images that come again, and those of {name} may not: leave answers.path out"
+        )

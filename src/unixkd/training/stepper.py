@@ -237,6 +237,4 @@ class Stepper:
             return "the moving average of the weights counts its steps on the host"
         if teacher is not None and teacher.store is not None and not self.fill_ahead:
             return "the teacher's stored answers are filled as they are needed"
-        if teacher is not None and teacher.store is None and teacher.lender is not None:
-            return "the teacher's answers are lent as they are needed"
         return None

@@ -58,7 +58,7 @@ def check_sharding(config: RunConfig, world: World) -> None:
         return
     if config.teacher is None:
         raise UserError(f"{option}: there is no teacher, give --train.sharding student")
-    if config.answers.path is not None or config.answers.lender is not None:
+    if config.answers.path is not None:
         raise UserError(
             f"{option}: with stored answers one process may ask the teacher where another one does not, and all have "
             "to for a forward: give --train.sharding student, or no --answers"
