@@ -106,7 +106,7 @@ class WandB:
             dir=str(folder),
             id=identity.read_text() if begun else None,
             resume="allow",
-            reinit="create_new",  # several runs may take turns in one process
+            reinit="create_new",  # a process may make several runs
             config=settings,
             settings=wandb.Settings(
                 console="off", silent=True, finish_timeout=WANDB_SECONDS, finish_timeout_raises=True

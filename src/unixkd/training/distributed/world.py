@@ -1,6 +1,6 @@
 """Several processes that train one student on parts of each batch: who each is, and what they tell each other.
 
-torch.distributed does the work. `torchrun`, SLURM's `srun`, or whatever sets `RANK`, `WORLD_SIZE`, `MASTER_ADDR` and
+torch.distributed does the work. `torchrun`, or whatever sets `RANK`, `WORLD_SIZE`, `MASTER_ADDR` and
 `MASTER_PORT`, starts the processes; without these there is one, and nothing here costs it anything.
 """
 
