@@ -19,6 +19,11 @@ from unixkd.config import MethodConfig, ModelConfig, RunConfig, flatten, to_plai
 from unixkd.errors import UsageError, unknown_name
 
 METHODS_FILE = Path(__file__).parent / "method" / "unix.py"
+MODELS_FILE = Path(__file__).parent / "models" / "registry.py"
+DATA = ("digits", "cifar10", "cifar100", "folder:PATH", "parquet:PATH", "wds:PATH", "hub:ID", "stream:ID")
+"""What `data.load` knows."""
+IMAGENET_IMAGES = 1_281_167
+"""Training images of ImageNet-1k (ILSVRC 2012)."""
 
 
 def methods() -> dict[str, str]:
@@ -29,27 +34,45 @@ def methods() -> dict[str, str]:
     >>> list(methods())[:2], methods()["kd"]
     (['kd', 'unix'], 'Plain knowledge distillation: every image is answered by the teacher and trained on.')
     """
-    return _methods_in(METHODS_FILE)
-
-
-@lru_cache(maxsize=4)
-def _methods_in(file: Path) -> dict[str, str]:
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    functions = {
-        node.name: ast.get_docstring(node) for node in tree.body if isinstance(node, ast.FunctionDef)
-    }
-    (table,) = (
-        node.value
-        for node in tree.body
-        if isinstance(node, ast.Assign)
-        and isinstance(node.value, ast.Dict)
-        and any(isinstance(target, ast.Name) and target.id == "METHODS" for target in node.targets)
-    )
     return {
-        key.value: (functions[value.id] or "").partition("\n")[0]
-        for key, value in zip(table.keys, table.values, strict=True)
-        if isinstance(key, ast.Constant) and isinstance(key.value, str) and isinstance(value, ast.Name)
+        name: _docstrings(METHODS_FILE).get(value.id, "").partition("\n")[0]
+        for name, value in _table(METHODS_FILE, "METHODS").items()
+        if isinstance(value, ast.Name)
     }
+
+
+def models() -> tuple[str, ...]:
+    """The CIFAR family by name, read as `methods` are.
+
+    >>> models()[:3]
+    ('resnet8', 'resnet14', 'resnet20')
+    """
+    return tuple(_table(MODELS_FILE, "FAMILY"))
+
+
+@lru_cache(maxsize=8)
+def _source(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+def _docstrings(file: Path) -> dict[str, str]:
+    functions = (node for node in _source(file).body if isinstance(node, ast.FunctionDef))
+    return {node.name: ast.get_docstring(node) or "" for node in functions}
+
+
+def _table(file: Path, name: str) -> dict[str, ast.expr]:
+    """The entries of a dictionary that a module defines under this name."""
+    for node in _source(file).body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        named = any(isinstance(target, ast.Name) and target.id == name for target in targets)
+        if named and isinstance(table := getattr(node, "value", None), ast.Dict):
+            pairs = zip(table.keys, table.values, strict=True)
+            return {
+                key.value: value
+                for key, value in pairs
+                if isinstance(key, ast.Constant) and isinstance(key.value, str)
+            }
+    raise LookupError(f"{file} has no table {name}")
 
 
 _NAME = re.compile(r"(.+\.py):([A-Za-z_]\w*)")

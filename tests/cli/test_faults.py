@@ -12,7 +12,6 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from running import SMALL, call, everything, make_teacher, metrics, summary, weights
-from unixkd.cli import options
 from unixkd.config import MethodConfig, TrainConfig
 from unixkd.errors import UserError
 from unixkd.method.from_config import build_method
@@ -427,7 +426,3 @@ def test_large_images_of_all_sizes_through_the_loader(tmp_path):
     assert result["accuracy"]["teacher"] == summary(tmp_path / "teacher")["accuracy"]["last"]
     assert everything(tmp_path / "one") == everything(tmp_path / "two")
     assert call("evaluate", tmp_path / "one") == 0
-
-
-def test_the_tables_of_names_hold_no_doubles():
-    assert len(set(options.MODELS)) == len(options.MODELS)

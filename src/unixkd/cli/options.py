@@ -22,7 +22,16 @@ from unixkd.config import (
     TrainConfig,
 )
 from unixkd.errors import UsageError, unknown_name
-from unixkd.names import check_code, check_folder, is_code, methods, parse_variants
+from unixkd.names import (
+    DATA,
+    IMAGENET_IMAGES,
+    check_code,
+    check_folder,
+    is_code,
+    methods,
+    models,
+    parse_variants,
+)
 from unixkd.planning.catalogue import parse_target
 
 GROUPS: dict[str, type] = {
@@ -174,18 +183,7 @@ def demo_options(parser: ArgumentParser) -> None:
     parser.add_argument("--jobs", type=PositiveInt, help="runs at a time (default: one per CPU core)")
 
 
-MODELS = (
-    *(f"resnet{depth}" for depth in ("8", "14", "20", "32", "44", "56", "110", "8x4", "14x4", "32x4")),
-    *("wrn_16_1", "wrn_16_2", "wrn_40_1", "wrn_40_2", "vgg8", "vgg11", "vgg13", "vgg16", "vgg19"),
-    *("MobileNetV2", "ShuffleV1", "ShuffleV2", "ResNet50"),
-)
-
-
 NETWORKS = ("model", "teacher", "student")
-
-
-DATA = ("digits", "cifar10", "cifar100", "folder:PATH", "parquet:PATH", "wds:PATH", "hub:ID", "stream:ID")
-"""The names that `models` and `data` know, so that a misspelt one is answered without torch."""
 
 
 def named_code(options: Namespace) -> list[str]:
@@ -213,8 +211,8 @@ def check_names(options: Namespace) -> None:
             check_folder(name)
         if name.endswith(".py"):
             raise UsageError(f"'{name}' is a file: name the class in it too, as in {name}:Net")
-        if name and name not in MODELS and not re.search(r"[:/\\]", name) and not Path(name).exists():
-            raise unknown_name("model", name, MODELS)
+        if name and name not in models() and not re.search(r"[:/\\]", name) and not Path(name).exists():
+            raise unknown_name("model", name, models())
     if parse_target(values.get("budget"), values.get("match_kd", False)) and values["method"].name:
         raise UsageError("a target ranks ways with methods of their own: leave --method or the target out")
     asks_for_paper(options)
@@ -274,10 +272,6 @@ COMMANDS = {
 }
 
 
-IMAGENET = 1_281_167
-"""Training images of ImageNet-1k (ILSVRC 2012)."""
-
-
 PAPER = (*("gpus", "nodes", "images", "classes", "bandwidth", "tflops"),)
 
 
@@ -329,7 +323,7 @@ def parse_images(text: str) -> int:
     (1281167, 1000000000, 50000)
     """
     if text.strip().lower() == "imagenet":
-        return IMAGENET
+        return IMAGENET_IMAGES
     try:
         number = float(text)
         if number >= 1 and number == int(number):

@@ -29,7 +29,7 @@ from unixkd.method.method import Method
 from unixkd.method.unix import METHODS
 from unixkd.models.card import PixelModel
 from unixkd.models.loading import build_model
-from unixkd.names import spelled
+from unixkd.names import IMAGENET_IMAGES, spelled
 from unixkd.planning.catalogue import Budget, Evidence, Group, MatchKD, Strategy, parse_target, ways
 from unixkd.planning.methods import MethodPlan, Plan, make_plan
 from unixkd.planning.strategies import Forecast, Setting, make_forecasts
@@ -63,7 +63,7 @@ KNOWN_DATA = {
 """So nothing is downloaded for planning."""
 
 
-IMAGENET_DATA = Shape(3, 224, 1000, 1_281_167, None)
+IMAGENET_DATA = Shape(3, 224, 1000, IMAGENET_IMAGES, None)
 """Of the recipe that names no data: wherever they are kept, they are these."""
 
 

@@ -96,7 +96,9 @@ def start(config: RunConfig, folder: RunFolder, mode: Mode, display: Display, wo
     """A run that is ready for its next step, new or where it was left."""
     begun = time.perf_counter()
     device = prepare_process(config, world)
-    parts = world.leader_first(lambda: build_run(config, device))
+    parts = world.leader_first(lambda: build_run(config, device))  # which checks the options too
+    if config.train.threads is not None:
+        torch.set_num_threads(config.train.threads)
     if not world.leads:  # dropout, the same in all processes, would be less of it
         torch.manual_seed(config.train.seed + STRIDE * world.rank)
     note = noting(display, folder.path.name)
@@ -132,8 +134,6 @@ def prepare_process(config: RunConfig, world: World) -> torch.device:
     if config.train.keep_memory and device.type == "cpu":
         keep_freed_memory(True)
     world.once(lambda: check_sharding(config, world))
-    if config.train.threads is not None:
-        torch.set_num_threads(config.train.threads)
     return device
 
 
