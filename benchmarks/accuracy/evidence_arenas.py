@@ -250,6 +250,7 @@ def student_run(arena: Arena, stage: str, contender: Contender, seed: int, place
             precision="bf16",
             teacher_precision="bf16",
             threads=1,
+            graph=False,  # a step may look for lent answers on the host
             eval_every=max(1, arena.epochs // 4),
             checkpoint_every=max(1, arena.epochs // 12),
         ),

@@ -20,7 +20,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from common import environment
-from evidence_arenas import SEARCH_SEEDS, STAGES, Arena, Contender, Place
+from evidence_arenas import SEARCH_SEEDS, STAGES, VIEWS, Arena, Contender, Place
 
 NEAR = 1.5
 """Points below the front up to which a contender is searched with a second seed."""
@@ -106,6 +106,11 @@ def missing(arenas: list[Arena], kept: Path) -> list[Item]:
     return sorted(items, key=lambda item: (STAGES.index(item.stage), item.seed))
 
 
+def asks_little(contender: Contender) -> bool:
+    """Whether a run has most of the teacher's answers at hand: its time is the student's."""
+    return contender.stored and (contender.views or contender.mixes or VIEWS) < VIEWS / 2
+
+
 class Estimates:
     """How long runs take: what result files say, in the proportion in which this machine differs from theirs.
 
@@ -122,12 +127,18 @@ class Estimates:
         return self.typical(item) * self.factor()
 
     def typical(self, item: Item) -> float:
-        """On the machines that the results come from; without a result, by the contender's steps."""
+        """On the machines that the results come from; without a result, by the steps of a contender that is like it."""
         found = self.measured(item.arena, item.contender.name)
         if found:
             return statistics.median(found)
+        alike = [
+            seconds / (other.epochs * other.images)
+            for other in item.arena.contenders
+            if asks_little(other) == asks_little(item.contender)
+            for seconds in self.measured(item.arena, other.name)
+        ]
         plain = self.measured(item.arena, "kd")
-        whole = statistics.median(plain) if plain else item.arena.kd_seconds
+        whole = statistics.median(alike or plain or [item.arena.kd_seconds])
         return whole * item.contender.epochs * item.contender.images
 
     def measured(self, arena: Arena, name: str) -> list[float]:

@@ -187,10 +187,14 @@ def test_seconds_are_learnt_from_results_and_from_this_machine(arena, tmp_path):
     write(kept / arena.name / "search", "kd", 0, 0.5, seconds=100.0)
     half = Item(arena, "search", replace(arena.contenders[0], name="kd, epochs x0.5", epochs=0.5), 0)
     assert [estimates.seconds(item) for item in (kd, views, half)] == [100.0, 100.0, 50.0]
+    mixes = Item(arena, "search", replace(OPEN.contender("kd, 8 mixes"), epochs=0.5), 0)
+    assert estimates.seconds(mixes) == 50.0  # nothing like it is known yet
     estimates.learn(100.0, 250.0)
     assert estimates.seconds(kd) == 250.0
     write(kept / arena.name / "confirm", "kd, 6 views", 10, 0.5, seconds=60.0)
     assert estimates.seconds(views) == 150.0
+    assert estimates.seconds(mixes) == 75.0  # half the epochs of one that asks as little
+    assert estimates.seconds(half) == 125.0
 
 
 def test_nothing_is_started_that_would_not_end(arena, tmp_path, monkeypatch):
