@@ -15,6 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from markupsafe import Markup
+
 from unixkd.errors import missing_extra
 from unixkd.names import methods
 from unixkd.report.numbers import percent
@@ -49,7 +51,7 @@ def training_curves(
     teacher: Spread | None,
     by_cost: bool,
     name: str,
-) -> str | None:
+) -> Markup | None:
     """Mean over the seeds after every epoch, with a band of one standard deviation."""
     lines = []
     for group in groups:
@@ -98,7 +100,7 @@ def kept_and_dropped(
     dropped: Callable[[Epoch], float | None],
     title: str,
     name: str,
-) -> str | None:
+) -> Markup | None:
     """A quantity of the kept and of the dropped images of one method over the epochs."""
     lines = {"kept": curve(group, kept), "dropped": curve(group, dropped)}
     if len(lines["kept"]) < 2:
@@ -121,7 +123,7 @@ def kept_and_dropped(
     return draw(plot, name, f"{group.method}: {title} by epoch", said, size=(330, 230))
 
 
-def times_kept(group: Group, style: Style, shares: Sequence[float], name: str) -> str:
+def times_kept(group: Group, style: Style, shares: Sequence[float], name: str) -> Markup:
     """Share of the training images that were kept 0, 1, 2, ... times."""
 
     def plot(axes: Any) -> None:
@@ -357,20 +359,20 @@ class Style:
     hollow: bool = False
 
     @property
+    def variable(self) -> str:
+        """The CSS variable of its colour, without the dashes."""
+        return next(name for name, colour in LIGHT.items() if colour == self.colour)
+
+    @property
     def marks(self) -> dict[str, str]:
         """How matplotlib draws its marker."""
         filled = {"markeredgecolor": CARD, "markerfacecolor": self.colour}
         return {"markeredgecolor": self.colour, "markerfacecolor": CARD} if self.hollow else filled
 
 
-def palette_css(palette: dict[str, str]) -> str:
-    """The palette as CSS variables: `--ink:#1f2328;...`."""
-    return "".join(f"--{name}:{colour};" for name, colour in palette.items())
-
-
 def draw(
     plot: Callable[[Any], None], name: str, title: str, said: str, size: tuple[int, int] = (430, 280)
-) -> str:
+) -> Markup:
     """Draw one chart as an `<svg>` element to stand inside an HTML page.
 
     Args:
@@ -400,7 +402,7 @@ def draw(
         axes.patch.set_visible(False)
         plot(axes)
         figure.savefig(out, format="svg", metadata=nothing, transparent=True)
-    return _inline(out.getvalue(), name, title, said)
+    return Markup(_inline(out.getvalue(), name, title, said))
 
 
 def _inline(svg: str, name: str, title: str, said: str) -> str:

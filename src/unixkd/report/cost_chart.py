@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from markupsafe import Markup
+
 from unixkd.report.charts import MUTED, Style, draw, frame, point_labels
-from unixkd.report.html import figure, section
 from unixkd.report.numbers import percent
+from unixkd.report.parts import Figure
 from unixkd.report.records import Run
 from unixkd.report.runs import Group, Spread
 from unixkd.report.wording import Measure, hero_of, matched_to, measure_of
@@ -56,24 +58,16 @@ PRICES = (
 )  # fmt: skip
 
 
-def accuracy_against_cost(groups: Sequence[Group], styles: dict[str, Style]) -> str:
-    """Computation in both conventions and the time side by side; empty where no computation is known."""
+def accuracy_against_cost(groups: Sequence[Group], styles: dict[str, Style]) -> dict[str, Any] | None:
+    """Computation in both conventions and the time side by side; None where no computation is known."""
     measure = measure_of(groups)
     charts = [(price, chart(groups, styles, measure, price)) for price in PRICES]
     if all(svg is None for price, svg in charts if price.scale == 100):
-        return ""
-    figures = [figure(svg, price.caption, price.remark) for price, svg in charts if svg is not None]
-    note = (
-        "Further up is better, further left is cheaper. Bars: one standard deviation over seeds. "
-        "Grey steps run through the methods that no other beats in both, by their means."
-    )
-    if any(matched_to(group.method) for group in groups):
-        note += (
-            " Hollow: the control kd@X, plain KD for as many epochs as the computation of X buys; a dotted line joins "
-            "the two."
-        )
-    body = f'<p class="note">{note}</p><div class="charts">{"".join(figures)}</div>'
-    return section(f"{measure.name.capitalize()} against computation", body)
+        return None
+    return {
+        "figures": [Figure(svg, price.caption, price.remark) for price, svg in charts if svg is not None],
+        "controls": any(matched_to(group.method) for group in groups),
+    }
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -90,7 +84,7 @@ def front(points: Sequence[tuple[float, float]]) -> list[int]:
     return sorted(best, key=lambda i: points[i])
 
 
-def chart(groups: Sequence[Group], styles: dict[str, Style], measure: Measure, price: Price) -> str | None:
+def chart(groups: Sequence[Group], styles: dict[str, Style], measure: Measure, price: Price) -> Markup | None:
     """Result against a price, with error bars over the seeds; None where the price is not known."""
     points: list[tuple[Group, Spread, Spread]] = []
     for group in groups:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
 
 from unixkd.errors import UserError
-from unixkd.report import charts, cost_chart, selection
-from unixkd.report.charts import DARK, LIGHT, Style, palette_css, styles_of
+from unixkd.report import charts
+from unixkd.report.charts import DARK, LIGHT, Style, styles_of
 from unixkd.report.cost_chart import accuracy_against_cost
-from unixkd.report.html import command, contents, details, figure, html_table, preformatted, section
 from unixkd.report.numbers import NONE, count, flops, percent, plural, points, seconds
+from unixkd.report.parts import Figure, Table
 from unixkd.report.records import Command, Planned, Run
 from unixkd.report.runs import Group, Spread, curve, group_runs, paired_difference, teacher_runs
 from unixkd.report.selection import how_often, what_was_kept
@@ -50,48 +53,74 @@ def write_page(
 
 
 def page(runs: Sequence[Run], title: str, unfinished: int = 0, commands: Sequence[Command] = ()) -> str:
-    """The HTML of the report."""
+    """The HTML of the report: `page.html.j2` with what the runs give; a section that is None or empty is left out."""
     groups = group_runs(runs)
     styles = styles_of(groups)
-    parts = [
-        results(runs, groups, styles),
-        cost_chart.accuracy_against_cost(groups, styles),
-        plan_beside_measurement(groups, styles),
-        training(runs, groups, styles),
-        selection.what_was_kept(groups, styles),
-        selection.how_often(groups, styles),
-        surroundings(runs, groups),
-        commands_to_reproduce(commands),
-        configuration(groups),
-        how_to_read(groups),
-    ]
-    css = files("unixkd.report").joinpath("page.css").read_text(encoding="utf-8")
-    dark = f"@media (prefers-color-scheme: dark) {{ :root {{ {palette_css(DARK)} }} }}"
-    body = "\n".join([_header(runs, title, unfinished), contents(parts), *filter(None, parts)])
     return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n"
-        f"<style>\n:root {{ {palette_css(LIGHT)} }}\n{dark}\n{css}</style>\n</head>\n<body>\n"
-        f'<a class="skip" href="#results">Skip to the results</a>\n<main>\n{body}\n</main>\n'
-        "<footer>Written by unixkd report.</footer>\n</body>\n</html>\n"
+        _environment()
+        .from_string(_file("page.html.j2"))
+        .render(
+            css=Markup(_file("page.css")),
+            light=LIGHT,
+            dark=DARK,
+            title=title,
+            **first_screen(runs, groups, unfinished),
+            measure=measure_of(groups).name.capitalize(),
+            results=results(runs, groups, styles),
+            cost=accuracy_against_cost(groups, styles),
+            plan=plan_beside_measurement(groups, styles),
+            training=training(runs, groups, styles),
+            kept=what_was_kept(groups, styles),
+            often=how_often(groups, styles),
+            surroundings=surroundings(runs, groups),
+            commands=[(each.what, re.split(" (?=--)", each.text)) for each in commands],
+            configuration=configuration(groups),
+            evaluated_on=_evaluated_on(groups),
+        )
     )
 
 
-def _header(runs: Sequence[Run], title: str, unfinished: int) -> str:
-    """What stands on the first screen: the headline, the three answers, and what has to be said with them."""
-    groups = group_runs(runs)
+def _file(name: str) -> str:
+    return files("unixkd.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _environment() -> Environment:
+    """Every text is escaped except those marked as `Markup`; a name that the template is not given is an error."""
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"anchor": _anchor, "unbroken": _unbroken}
+    return environment
+
+
+def _anchor(title: str) -> str:
+    """The id of the section with this title."""
+    return re.sub(r"[^a-z]+", "-", title.lower())
+
+
+def _unbroken(text: str) -> str:
+    """Figures stay on a line with their units and signs."""
+    return re.sub(r"(?<=[\d=±]) (?=[\w%±])| (?=[=±])", "\u00a0", text)
+
+
+def first_screen(runs: Sequence[Run], groups: Sequence[Group], unfinished: int) -> dict[str, Any]:
+    """The headline, the three answers, and what has to be said with them."""
     first, *others = headline(groups)
-    first = first.replace(" %", "\u00a0%").replace(" = 2 forwards", "\u00a0=\u00a02\u00a0forwards")
     number = sum(len(group.runs) for group in groups)
     counted = [plural(number, "run"), plural(len(groups), "method")]
     counted += [f"{plural(unfinished, 'unfinished run')} left out"] if unfinished else []
-    lead = f'<p class="lead">{escape(" ".join(others))}</p>' if others else ""
-    notes = "".join(f'<p class="warn">{escape(note)}</p>' for note in protocol_notes(groups))
-    return (
-        f'<header><p class="eyebrow">{escape(title)} · {" · ".join(counted)}</p>'
-        f"<h1>{escape(first)}</h1>{answers(runs, groups)}{lead}{notes}</header>"
-    )
+    hero, kd = hero_of(groups), baseline_of(groups)
+    return {
+        "headline": first.replace(" %", "\u00a0%").replace(" = 2 forwards", "\u00a0=\u00a02\u00a0forwards"),
+        "counted": counted,
+        "answers": [got(runs, groups, hero, kd), cost(hero), plain_kd(hero, kd)],
+        "lead": " ".join(others),
+        "notes": protocol_notes(groups),
+    }
 
 
 @dataclass(frozen=True)
@@ -101,17 +130,6 @@ class Answer:
     question: str
     value: str
     lines: tuple[str, ...]
-
-
-def answers(runs: Sequence[Run], groups: Sequence[Group]) -> str:
-    """The three answers for the method that the report is about."""
-    hero, kd = hero_of(groups), baseline_of(groups)
-    cells = []
-    for answer in (got(runs, groups, hero, kd), cost(hero), plain_kd(hero, kd)):
-        lines = "".join(f"<p>{_unbroken(line)}</p>" for line in answer.lines)
-        value = f'<p class="value">{_unbroken(answer.value)}</p>'
-        cells.append(f'<div class="answer"><h2>{escape(answer.question)}</h2>{value}{lines}</div>')
-    return f'<div class="answers">{"".join(cells)}</div>'
 
 
 def got(runs: Sequence[Run], groups: Sequence[Group], hero: Group, kd: Group | None) -> Answer:
@@ -174,72 +192,48 @@ def plain_kd(hero: Group, kd: Group | None) -> Answer:
     return Answer(question, flops(spent_2x.mean), tuple(filter(None, lines)))
 
 
-def _unbroken(text: str) -> str:
-    """Figures stay on a line with their units and signs."""
-    return re.sub(r"(?<=[\d=±]) (?=[\w%±])| (?=[=±])", "\u00a0", escape(text))
-
-
 def _percent(spread: Spread | None, digits: int = 2) -> str:
     return NONE if spread is None else f"{percent(spread, digits, sd=digits > 1)} %"
 
 
-__all__ = [
-    "accuracy_against_cost", "commands_to_reproduce", "configuration", "how_often", "how_to_read",
-    "plan_beside_measurement", "results", "surroundings", "training", "what_was_kept",
-]  # fmt: skip
-
-
-def results(runs: Sequence[Run], groups: Sequence[Group], styles: dict[str, Style]) -> str:
-    """The table and what the methods are."""
+def results(runs: Sequence[Run], groups: Sequence[Group], styles: dict[str, Style]) -> dict[str, Any]:
+    """The table, what the methods are and what the columns mean."""
     columns = columns_of(groups)
-    rows = [[column.cell(group) for column in columns] for group in groups]
-    headers = [column.header for column in columns]
-    table = html_table(
+    table = Table(
         "Results of every method",
-        headers,
-        rows,
+        [column.header for column in columns],
+        [[column.cell(group) for column in columns] for group in groups],
         styles=[styles[group.method] for group in groups],
         titles=[column.meaning for column in columns],
         hero=[group.method for group in groups].index(hero_of(groups).method),
     )
-    explained = [
-        f"<dt>{escape(group.method)}</dt><dd>{escape(explain(group.method))}</dd>"
-        for group in groups
-        if explain(group.method)
-    ]
-    teacher = f'<p class="note">{escape(teacher_line(runs))}</p>' if teacher_line(runs) else ""
-    columns_meant = "".join(
-        f"<dt>{escape(' '.join(column.header.split()))}</dt><dd>{escape(column.meaning)}</dd>"
-        for column in columns
-    )
-    meant = details("What the columns mean", f"<dl>{columns_meant}</dl>")
-    return section("Results", teacher + table + f"<dl>{''.join(explained)}</dl>" + meant)
+    return {
+        "teacher": teacher_line(runs),
+        "table": table,
+        "methods": [(group.method, explain(group.method)) for group in groups if explain(group.method)],
+        "columns": [(" ".join(column.header.split()), column.meaning) for column in columns],
+    }
 
 
-def training(runs: Sequence[Run], groups: Sequence[Group], styles: dict[str, Style]) -> str:
+def training(runs: Sequence[Run], groups: Sequence[Group], styles: dict[str, Style]) -> dict[str, Any] | None:
     """Curves over epochs and over computation, and their numbers."""
     measure, teacher = measure_of(groups), teacher_accuracy(runs)
     figures = []
     for by_cost, caption in ((False, "by epoch"), (True, "by computation")):
         svg = charts.training_curves(groups, styles, measure, teacher, by_cost, f"curve{int(by_cost)}")
         if svg is not None:
-            figures.append(figure(svg, caption, "backward = 2 forwards" if by_cost else ""))
+            figures.append(Figure(svg, caption, "backward = 2 forwards" if by_cost else ""))
     if not figures:
-        return ""
-    note = "Mean over seeds; band: one standard deviation. The axis starts where training settles."
+        return None
     curves = {group.method: dict(curve(group, measure.of_epoch)) for group in groups}
     epochs = sorted(set[int]().union(*curves.values()))
     rows = [[str(epoch), *(percent(curves[group.method].get(epoch)) for group in groups)] for epoch in epochs]
-    table = html_table(
-        f"{measure.name.capitalize()} in % after every epoch",
-        ["epoch", *(group.method for group in groups)],
-        rows,
-    )
-    body = f'<p class="note">{note}</p><div class="charts">{"".join(figures)}</div>'
-    return section("Training", body + details("The curves as a table", table))
+    headers = ["epoch", *(group.method for group in groups)]
+    table = Table(f"{measure.name.capitalize()} in % after every epoch", headers, rows)
+    return {"figures": figures, "table": table}
 
 
-def surroundings(runs: Sequence[Run], groups: Sequence[Group]) -> str:
+def surroundings(runs: Sequence[Run], groups: Sequence[Group]) -> list[tuple[str, str]]:
     """Teacher, student, data and machine."""
     lines = [("Teacher’s accuracy", f"{percent(teacher_accuracy(runs))} %")] if teacher_accuracy(runs) else []
     for run in teacher_runs(runs):
@@ -254,38 +248,12 @@ def surroundings(runs: Sequence[Run], groups: Sequence[Group]) -> str:
     lines.append(("Expected calibration error", ", ".join(filter(None, map(_calibration, groups)))))
     names = list(dict.fromkeys(name for run in students for name in run.environment))
     lines += [(name, _distinct(str(run.environment.get(name, NONE)) for run in students)) for name in names]
-    cells = [f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in lines if value]
-    return section("Teacher, student and environment", f"<dl>{''.join(cells)}</dl>")
+    return [(name, value) for name, value in lines if value]
 
 
-def how_to_read(groups: Sequence[Group]) -> str:
-    """What the numbers mean, in the order in which they are met."""
+def _evaluated_on(groups: Sequence[Group]) -> str:
     holdouts = {_holdout(run) for group in groups for run in group.runs}
-    where = "held-out training images" if holdouts == {True} else "the evaluation images of the data set"
-    lines = [
-        ("Result", f"What the student reaches after its last epoch on {where}. The best epoch is picked by "
-         "looking at those same images, so it flatters: it stands beside the result and is not it."),
-        ("±", "Sample standard deviation over the runs of a method (seeds); none is given for a single run. "
-         "The difference to KD is taken seed by seed, then averaged, over the seeds that both ran."),
-        ("Computation", "Floating-point operations of training over those of plain KD on all images: scoring "
-         "forwards of the student, forwards of the teacher, and the student’s training passes. A backward "
-         "pass is counted as 1 forward (the convention of the UNIX paper) or as 2 (nearer to what it takes). "
-         "Evaluation is not counted. A stored answer of the teacher costs the run that asked for it, and nothing "
-         "after that: what a run costs depends on what the runs before it have stored."),
-        ("Seconds", "Measured on the machine named above. Less computation need not be less time: scoring "
-         "adds a pass, and small batches use a machine less well."),
-        ("Hard", "An image that the student got wrong at the moment it was kept or dropped."),
-        ("Histograms", "Images of one epoch by their score, as shares of all its images that have one, mean over the "
-         "runs. Scores beyond the range are counted in the outermost bins. Entropy ends at log C, a guess among C "
-         "classes; a loss has no end and is cut off."),
-        ("Short names", "Charts write the paper’s symbols: k for keep (k/N), b for mix_from (b/N), w for "
-         "steepness."),
-        ("Mixed most strongly", "Images whose own rows gave most to their partners, summed over the run: sure enough "
-         "to be mixed, unsure enough to be kept. Partners are drawn at random, and what an image gave as one is not "
-         "counted."),
-    ]  # fmt: skip
-    cells = [f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in lines]
-    return section("How to read this", f"<dl>{''.join(cells)}</dl>")
+    return "held-out training images" if holdouts == {True} else "the evaluation images of the data set"
 
 
 def _reference(run: Run) -> str:
@@ -312,23 +280,17 @@ def _distinct(values: object) -> str:
 _IMAGES = {"scored": "images\nscored", "teacher_forwarded": "teacher\nqueries", "trained": "images\ntrained"}
 
 
-def plan_beside_measurement(groups: Sequence[Group], styles: dict[str, Style]) -> str:
-    """A line of predictions and one of measurements for every method; empty where nothing was predicted."""
+def plan_beside_measurement(groups: Sequence[Group], styles: dict[str, Style]) -> Table | None:
+    """A line of predictions and one of measurements for every method; None where nothing was predicted."""
     planned = [group for group in groups if any(run.planned for run in group.runs)]
     if not planned:
-        return ""
+        return None
     headers = ["method", "", "cost %\nback ×1", "cost %\nback ×2", *_IMAGES.values(), "train\nseconds"]
     rows, marks = [], []
     for group in planned:
         rows += [_plan(group), _measured(group)]
         marks += [styles[group.method]] * 2
-    note = (
-        "Worked out when the run started, as unixkd plan does: planned is what must come out, expected is a mean where "
-        "images are chosen by what the student says, or answers may be stored already. No step was timed beforehand: "
-        "unixkd plan times some, where it is asked to predict seconds."
-    )
-    table = html_table("Planned and measured cost of every method", headers, rows, marks)
-    return section("Plan and measurement", f'<p class="note">{escape(note)}</p>{table}')
+    return Table("Planned and measured cost of every method", headers, rows, marks)
 
 
 def _with_plan(group: Group) -> list[tuple[Run, Planned]]:
@@ -362,24 +324,11 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def commands_to_reproduce(commands: Sequence[Command]) -> str:
-    """Every command under what it makes; empty where there is none."""
-    if not commands:
-        return ""
-    note = (
-        '<p class="note">What is not said is the default. Paths are as they were given: run a command where the '
-        "runs were started. On a CPU of the same kind the figures come out the same, elsewhere nearly so.</p>"
-    )
-    blocks = (f"<h3>{escape(each.what)}</h3>{command(each.text, each.what)}" for each in commands)
-    return section("Commands to reproduce", note + "".join(blocks))
-
-
-def configuration(groups: Sequence[Group]) -> str:
-    """The configuration of the first run of every method."""
-    blocks = [
-        details(name := f"{group.method}, seed {group.runs[0].seed}", preformatted(text, name))
-        for group in groups
-        if (text := group.runs[0].config_text.strip())
+def configuration(groups: Sequence[Group]) -> list[tuple[str, str]]:
+    """The configuration of the first run of every method, under the run's name."""
+    firsts = [(group.method, group.runs[0]) for group in groups]
+    return [
+        (f"{method}, seed {run.seed}", run.config_text.strip())
+        for method, run in firsts
+        if run.config_text.strip()
     ]
-    note = '<p class="note">As resolved and run, one run of each method.</p>'
-    return section("Configuration", note + "".join(blocks)) if blocks else ""

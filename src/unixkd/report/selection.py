@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
+
+from markupsafe import Markup
 
 from unixkd.report import charts
 from unixkd.report.charts import MUTED, Style, draw, frame
-from unixkd.report.html import details, figure, html_table, section
 from unixkd.report.numbers import NONE, percent, plural
+from unixkd.report.parts import Figure, Table
 from unixkd.report.records import Epoch, Histogram, Kept, Picture, Run
 from unixkd.report.runs import Group, Spread, curve
 from unixkd.report.wording import hero_of
 
 
-def what_was_kept(groups: Sequence[Group], styles: dict[str, Style]) -> str:
-    """Hard share, mean score and histograms of kept and dropped images; empty if nothing was dropped."""
+def what_was_kept(groups: Sequence[Group], styles: dict[str, Style]) -> dict[str, Any] | None:
+    """Hard share, mean score and histograms of kept and dropped images; None if nothing was dropped."""
     selecting = [group for group in groups if _drops(group)]
     hard, scores = [], []
     for number, group in enumerate(selecting):
@@ -26,36 +27,28 @@ def what_was_kept(groups: Sequence[Group], styles: dict[str, Style]) -> str:
         hard.append((group, charts.kept_and_dropped(group, style, *pair, "hard images, %", f"hard{number}")))
         pair = _of(lambda kept: kept.score_kept), _of(lambda kept: kept.score_dropped)
         scores.append((group, charts.kept_and_dropped(group, style, *pair, "mean score", f"score{number}")))
-    body = _charts("Hard images: those the student got wrong at that moment", hard)
-    body += _charts("Mean score (each method’s own scale; higher is less certain)", scores)
-    body += by_score(selecting, styles)
-    if not body:
-        return ""
-    note = '<p class="note">A method that selects well keeps more of what is hard than it drops.</p>'
-    return section("What was kept", note + body + _last_epoch(selecting, styles))
+    drawn = {"hard": _figures(hard), "scores": _figures(scores), "by_score": by_score(selecting, styles)}
+    return drawn | {"last_epoch": _last_epoch(selecting, styles)} if any(drawn.values()) else None
 
 
-def how_often(groups: Sequence[Group], styles: dict[str, Style]) -> str:
+def how_often(groups: Sequence[Group], styles: dict[str, Style]) -> dict[str, Any] | None:
     """Histograms of how often each image was kept, and images from both ends."""
     figures, rows, shown = [], [], []
     for number, group in enumerate(groups):
         shares = kept_shares(group)
         if shares is None:
             continue
-        shown.append(styles[group.method])
-        figures.append(
-            figure(charts.times_kept(group, styles[group.method], shares, f"times{number}"), group.method)
-        )
+        style = styles[group.method]
+        shown.append(style)
+        figures.append(Figure(charts.times_kept(group, style, shares, f"times{number}"), group.method))
         mean = sum(times * share for times, share in enumerate(shares))
         never, always = f"{100 * shares[0]:.1f} %", f"{100 * shares[-1]:.1f} %"
         rows.append([group.method, f"{mean:.1f} of {len(shares) - 1}", never, always])
     if not figures:
-        return ""
+        return None
     headers = ["method", "times kept, mean", "never kept", "kept every time"]
-    table = html_table("How often images were kept", headers, rows, shown)
-    note = '<p class="note">Share of the training images by the number of epochs that kept them.</p>'
-    body = f'{note}<div class="charts small">{"".join(figures)}</div>{table}{_thumbnails(groups)}'
-    return section("How often each image was kept", body)
+    table = Table("How often images were kept", headers, rows, shown)
+    return {"figures": figures, "table": table, "pictures": _pictures(groups)}
 
 
 def kept_shares(group: Group) -> list[float] | None:
@@ -80,14 +73,11 @@ def _drops(group: Group) -> bool:
     return any(share is not None and share < 1 for share in kept)
 
 
-def _charts(title: str, drawn: Sequence[tuple[Group, str | None]]) -> str:
-    figures = [figure(svg, group.method) for group, svg in drawn if svg is not None]
-    if not figures:
-        return ""
-    return f'<h3>{escape(title)}</h3><div class="charts small">{"".join(figures)}</div>'
+def _figures(drawn: Sequence[tuple[Group, Markup | None]]) -> list[Figure]:
+    return [Figure(svg, group.method) for group, svg in drawn if svg is not None]
 
 
-def _last_epoch(groups: Sequence[Group], styles: dict[str, Style]) -> str:
+def _last_epoch(groups: Sequence[Group], styles: dict[str, Style]) -> Table:
     columns: list[tuple[str, Callable[[Kept], float | None]]] = [
         ("images\nkept", lambda kept: kept.kept),
         ("training images\nused at least once", lambda kept: kept.distinct),
@@ -102,7 +92,7 @@ def _last_epoch(groups: Sequence[Group], styles: dict[str, Style]) -> str:
         )
     headers = ["last epoch", *(header for header, _ in columns)]
     caption = "What was kept in the last epoch"
-    return html_table(caption, headers, rows, [styles[group.method] for group in groups])
+    return Table(caption, headers, rows, [styles[group.method] for group in groups])
 
 
 def _last(group: Group, value: Callable[[Epoch], float | None]) -> Spread | None:
@@ -110,13 +100,31 @@ def _last(group: Group, value: Callable[[Epoch], float | None]) -> Spread | None
     return points[-1][1] if points else None
 
 
-def _thumbnails(groups: Sequence[Group]) -> str:
+@dataclass(frozen=True)
+class Shown:
+    """A picture as the page shows it: its file in base64, what it is in words, its label and a figure below it."""
+
+    png: str
+    words: str
+    label: str
+    figure: str
+
+
+@dataclass(frozen=True)
+class PictureRow:
+    """Pictures under a heading."""
+
+    title: str
+    pictures: tuple[Shown, ...]
+
+
+def _pictures(groups: Sequence[Group]) -> list[PictureRow]:
     """Of one run: of the method the report is about, else of the first that has any."""
     shown = [hero_of(groups), *groups]
     pictured = (run for group in shown for run in group.runs if run.selection and run.selection.most_kept)
     run: Run | None = next(pictured, None)
     if run is None or run.selection is None:
-        return ""
+        return []
     whose, selection = f"{run.method}, seed {run.seed}", run.selection
     never = dict(zip(selection.times_kept, selection.images, strict=True)).get(0, 0)
     least = "Kept least often"
@@ -124,25 +132,22 @@ def _thumbnails(groups: Sequence[Group]) -> str:
         others = any(picture.times for picture in selection.least_kept)
         more = "; then those kept least often" if others else f", {len(selection.least_kept)} of them shown"
         least = f"Never kept: {plural(never, 'image')}{more}"
-    return (
-        _row(f"Kept most often ({whose})", selection.most_kept, _times)
-        + _row(f"{least} ({whose})", selection.least_kept, _times)
-        + _row(f"Mixed most strongly ({whose})", selection.most_mixed, _share)
-    )
+    rows = [
+        _row(f"Kept most often ({whose})", selection.most_kept, _times),
+        _row(f"{least} ({whose})", selection.least_kept, _times),
+        _row(f"Mixed most strongly ({whose})", selection.most_mixed, _share),
+    ]
+    return [row for row in rows if row.pictures]
 
 
-def _row(title: str, pictures: Sequence[Picture], short: Callable[[Picture], str]) -> str:
-    """Pictures with what they are and a short figure below each."""
-    cells = []
+def _row(title: str, pictures: Sequence[Picture], figure: Callable[[Picture], str]) -> PictureRow:
+    shown = []
     for picture in pictures:
         label = picture.label if picture.label is not None else f"#{picture.index}"
         mixed = f", {_share(picture)} of its rows was given to partners" if picture.mixed else ""
-        said = escape(f"training image {picture.index}, {label}, kept {picture.times} times{mixed}")
-        cells.append(
-            f'<figure title="{said}"><img alt="{said}" src="data:image/png;base64,{escape(picture.png)}">'
-            f"<figcaption>{escape(label)} · {short(picture)}</figcaption></figure>"
-        )
-    return f'<h3>{escape(title)}</h3><div class="thumbs">{"".join(cells)}</div>' if cells else ""
+        words = f"training image {picture.index}, {label}, kept {picture.times} times{mixed}"
+        shown.append(Shown(picture.png, words, label, figure(picture)))
+    return PictureRow(title, tuple(shown))
 
 
 def _times(picture: Picture) -> str:
@@ -152,10 +157,6 @@ def _times(picture: Picture) -> str:
 def _share(picture: Picture) -> str:
     """How much of the image's rows, on average, was its partners'."""
     return f"{100 * (picture.mixed or 0) / max(1, picture.times):.0f} %"
-
-
-SHOWN = 4
-"""So many methods are drawn at once, the others are folded away."""
 
 
 Shares = tuple[float, ...]
@@ -196,31 +197,20 @@ def bars_over_time(group: Group) -> list[Bars]:
     return [bars for bars in found if bars is not None]
 
 
-def by_score(groups: Sequence[Group], styles: dict[str, Style]) -> str:
-    """The charts of every method that leaves images out and knows their scores; empty if there is none."""
+def by_score(groups: Sequence[Group], styles: dict[str, Style]) -> list[list[Figure]]:
+    """The histograms of every method that leaves images out and knows their scores, a list for each method."""
     rows = []
     for number, group in enumerate(groups):
-        bars = bars_over_time(group)
+        bars, style = bars_over_time(group), styles[group.method]
         if any(sum(each.dropped) for each in bars):
-            charts = [
-                figure(
-                    chart(group, styles[group.method], bars, i, f"bins{number}x{i}"), *_caption(group, each)
-                )
-                for i, each in enumerate(bars)
-            ]
-            rows.append(f'<div class="charts small">{"".join(charts)}</div>')
-    if not rows:
-        return ""
-    more = details("The same for the other methods", "".join(rows[SHOWN:])) if rows[SHOWN:] else ""
-    note = (
-        "Upwards the images that were kept, downwards those that were dropped; solid: hard, pale: easy (all pale "
-        "where that is unknown). Remembered: the epoch’s images were chosen beforehand, by scores of their last visits."
-    )
-    title = f"<h3>{escape('Kept and dropped images by their score')}</h3>"
-    return f'{title}<p class="note">{escape(note)}</p>{"".join(rows[:SHOWN])}{more}'
+            drawn = (chart(group, style, bars, i, f"bins{number}x{i}") for i in range(len(bars)))
+            rows.append(
+                [Figure(svg, group.method, _remark(each)) for svg, each in zip(drawn, bars, strict=True)]
+            )
+    return rows
 
 
-def chart(group: Group, style: Style, over_time: Sequence[Bars], number: int, name: str) -> str:
+def chart(group: Group, style: Style, over_time: Sequence[Bars], number: int, name: str) -> Markup:
     """One epoch's histogram, on the scale that all epochs of the method share."""
     bars = over_time[number]
     bins, size = bars.bins, len(bars.kept)
@@ -264,9 +254,8 @@ def chart(group: Group, style: Style, over_time: Sequence[Bars], number: int, na
     )
 
 
-def _caption(group: Group, bars: Bars) -> tuple[str, str]:
-    remark = f"epoch {bars.epoch}" + (", remembered" if bars.bins.remembered else "")
-    return group.method, remark
+def _remark(bars: Bars) -> str:
+    return f"epoch {bars.epoch}" + (", remembered" if bars.bins.remembered else "")
 
 
 def _bars(epoch: int, runs: Sequence[Histogram]) -> Bars | None:
