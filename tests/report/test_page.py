@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 import sys
@@ -11,15 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from rich.console import Console
 
 from run_folders import HOSTILE, epoch_line, epoch_lines, selection_file, write_run
 from unixkd.errors import UserError
 from unixkd.method.unix import METHODS
 from unixkd.report import report
-from unixkd.report.charts import spread_out, styles_of
+from unixkd.report.charts import styles_of
 from unixkd.report.page import page, write_page
 from unixkd.report.runs import find_runs, group_runs
 from unixkd.report.selection import kept_shares
@@ -202,15 +199,6 @@ def test_report_says_where_the_page_is(comparison: Path, tmp_path: Path) -> None
         report([comparison], tmp_path / "report.html", Console(width=80, file=file))
     assert f"Report written to {tmp_path / 'report.html'}" in (tmp_path / "out.txt").read_text()
     assert (tmp_path / "report.html").read_text().startswith("<!DOCTYPE html>")
-
-
-@given(st.lists(st.floats(0, 100), min_size=1, max_size=8))
-def test_labels_keep_apart_and_in_order(positions: list[float]) -> None:
-    placed = spread_out(positions, 10.0, 0.0, 100.0)
-    ordered = [at for _, at in sorted(zip(positions, placed, strict=True))]
-    assert all(after - before >= 10 - 1e-6 for before, after in itertools.pairwise(ordered))
-    assert min(placed) >= -1e-6
-    assert max(placed) <= 100 + 1e-6
 
 
 def test_every_method_is_explained() -> None:

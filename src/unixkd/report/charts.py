@@ -1,19 +1,18 @@
 """The charts of a report: each function gives one inline SVG, drawn with matplotlib.
 
 Colours are drawn with the hexadecimal values below and replaced by CSS variables, so one drawing serves light and dark
-pages. Direct labels keep out of each other's way.
+pages. A legend stands below where a chart shows more than one thing.
 """
 
 from __future__ import annotations
 
-import html
 import io
-import itertools
 import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from xml.etree import ElementTree
 
 from markupsafe import Markup
 
@@ -62,19 +61,16 @@ def training_curves(
         return None
 
     def plot(axes: Any) -> None:
-        for group, points in lines:
-            _band(axes, points, styles[group.method])
+        shown = [(_band(axes, points, styles[group.method]), group.method) for group, points in lines]
         low, high = focus([[spread.mean for _, spread in points] for _, points in lines])
         if teacher is not None and measure.name == "accuracy":
             high = max(high, teacher.mean)
-            axes.axhline(100 * teacher.mean, color=MUTED, linewidth=1, linestyle=(0, (1, 2)))
+            level = axes.axhline(100 * teacher.mean, color=MUTED, linewidth=1, linestyle=(0, (1, 2)))
+            shown.append((level, "teacher"))
         gap = 0.05 * (high - low)
         axes.set_ylim(100 * (low - gap), 100 * (high + gap))
         frame(axes, f"{measure.name}, %", "computation so far, % of plain KD" if by_cost else "epoch")
-        ends = [(100 * p[-1][1].mean, g.method, styles[g.method].colour) for g, p in lines]
-        if teacher is not None and measure.name == "accuracy":
-            ends.append((100 * teacher.mean, "teacher", MUTED))
-        end_labels(axes, ends)
+        legend_below(axes, shown)
 
     said = ", ".join(f"{g.method} ends at {percent(p[-1][1])}" for g, p in lines)
     along = "computation so far" if by_cost else "epoch"
@@ -108,16 +104,15 @@ def kept_and_dropped(
     scale = 100 if title.endswith("%") else 1
 
     def plot(axes: Any) -> None:
-        ends = []
+        shown = []
         for which, points in lines.items():
             if points:
                 dashed = "-" if which == "kept" else (0, (4, 2))
                 x, y = [epoch for epoch, _ in points], [scale * spread.mean for _, spread in points]
-                axes.plot(x, y, color=style.colour, linestyle=dashed)
-                ends.append((y[-1], which, style.colour))
+                shown += [(line, which) for line in axes.plot(x, y, color=style.colour, linestyle=dashed)]
         axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
         frame(axes, title, "epoch")
-        end_labels(axes, ends)
+        legend_below(axes, shown)
 
     said = ", ".join(f"{which} ends at {p[-1][1].mean * scale:.3g}" for which, p in lines.items() if p)
     return draw(plot, name, f"{group.method}: {title} by epoch", said, size=(330, 230))
@@ -144,7 +139,7 @@ def _line(group: Group, value: Callable[[Epoch], float | None], by_cost: bool) -
     return [(costs[epoch], spread) for epoch, spread in points if epoch in costs]
 
 
-def _band(axes: Any, points: Sequence[tuple[float, Spread]], style: Style) -> None:
+def _band(axes: Any, points: Sequence[tuple[float, Spread]], style: Style) -> Any:
     x = [at for at, _ in points]
     y = [100 * spread.mean for _, spread in points]
     sd = [100 * (spread.sd or 0) for _, spread in points]
@@ -154,9 +149,9 @@ def _band(axes: Any, points: Sequence[tuple[float, Spread]], style: Style) -> No
     every = max(1, len(x) // 5)
     marks = {"marker": style.marker, "markersize": 6, "markeredgewidth": 0.8, **style.marks}
     dashes = (0, (5, 2)) if style.hollow else "-"
-    axes.plot(
-        x, y, color=style.colour, linestyle=dashes, markevery=list(range(len(x) - 1, -1, -every)), **marks
-    )
+    at = list(range(len(x) - 1, -1, -every))
+    (line,) = axes.plot(x, y, color=style.colour, linestyle=dashes, markevery=at, **marks)
+    return line
 
 
 def frame(axes: Any, above: str, below: str) -> None:
@@ -167,10 +162,8 @@ def frame(axes: Any, above: str, below: str) -> None:
     axes.locator_params(axis="x", nbins=7)
 
 
-_HEIGHT = 13.0
-
-
-_CHARACTER = 6.8
+_LEGEND_ROW = 16
+"""Pixels."""
 
 
 _LONGEST = 20
@@ -179,98 +172,28 @@ _LONGEST = 20
 _SYMBOLS = {"keep": "k=", "mix_from": "b=", "steepness": "w=", "scorer": "", "curve": ""}
 
 
-def spread_out(positions: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Move positions as little as keeps them `gap` apart and, where they fit, between low and high.
-
-    >>> spread_out([10.0, 12.0, 40.0], gap=10, low=0, high=50)
-    [6.0, 16.0, 40.0]
-    """
-    order = sorted(range(len(positions)), key=lambda i: positions[i])
-    clusters: list[list[float]] = []  # wanted positions, each cluster evenly spaced around their mean
-    for i in order:
-        clusters.append([positions[i]])
-        while len(clusters) > 1 and _top(clusters[-2], gap) + gap > _bottom(clusters[-1], gap):
-            last = clusters.pop()
-            clusters[-1] += last
-    placed = [_bottom(cluster, gap) + gap * k for cluster in clusters for k in range(len(cluster))]
-    for k in range(len(placed)):
-        placed[k] = max(placed[k], low + gap * k)
-    for k in range(len(placed)):
-        placed[-1 - k] = min(placed[-1 - k], high - gap * k)
-    result = [0.0] * len(positions)
-    for rank, i in enumerate(order):
-        result[i] = placed[rank]
-    return result
-
-
-def end_labels(axes: Any, ends: Sequence[tuple[float, str, str]]) -> None:
-    """Write (y, text, colour) to the right of the axes, which shrink to make room."""
-    width = max(len(shortened(text)) for _, text, _ in ends) * _CHARACTER
+def legend_below(axes: Any, shown: Sequence[tuple[Any, str]]) -> None:
+    """Name what is shown, in two columns below the axes; the figure grows by the rows of the legend."""
     figure = axes.figure
-    box = axes.get_position()
-    room = (width + 12) / figure.bbox.width
-    axes.set_position((box.x0, box.y0, 0.99 - room - box.x0, box.height))
-    heights = [float(axes.transData.transform((0, y))[1]) for y, _, _ in ends]
-    bottom, top = axes.bbox.y0, axes.bbox.y1
-    for at, (_, text, colour) in zip(spread_out(heights, _HEIGHT, bottom, top + 6), ends, strict=True):
-        axes.annotate(
-            shortened(text),
-            (1, (at - bottom) / (top - bottom)),
-            (8, 0),
-            "axes fraction",
-            "offset points",
-            color=colour,
-            va="center",
-        )
-
-
-def point_labels(
-    axes: Any,
-    points: Sequence[tuple[float, float, str, str]],
-    bars: Sequence[tuple[float, float]],
-    steps: Sequence[tuple[float, float]] = (),
-) -> None:
-    """Write (x, y, text, colour) beside each point that has a text.
-
-    Labels keep clear of all points, of their error bars (as long to each side in x and in y) and of steps that go
-    right and then up.
-    """
-    axes.autoscale_view()  # the limits are settled lazily, and labels are placed in pixels
-    where = [axes.transData.transform((x, y)) for x, y, _, _ in points]
-    ends = [
-        axes.transData.transform((x + across, y + up))
-        for (x, y, *_), (across, up) in zip(points, bars, strict=True)
-    ]
-    taken = []
-    for (x, y), (right, top) in zip(where, ends, strict=True):
-        reach, width = max(7.0, float(top - y)), max(7.0, float(right - x))
-        taken.append((float(x) - 7, float(y) - reach, float(x) + 7, float(y) + reach))
-        taken.append((float(x) - width, float(y) - 4, float(x) + width, float(y) + 4))
-    corners = [axes.transData.transform(step) for step in steps]
-    for (x0, y0), (x1, y1) in itertools.pairwise(corners):
-        taken += [
-            (float(x0), float(y0) - 1, float(x1), float(y0) + 1),
-            (x1 - 1, float(y0), x1 + 1, float(y1)),
-        ]
-    bounds = axes.bbox
-    for (x, y, text, colour), at in zip(points, where, strict=True):
-        if not text:
-            continue
-        width = len(shortened(text)) * _CHARACTER
-        choices = [(10, 0, "left"), (-10, 0, "right"), (10, 11, "left"), (-10, 11, "right")]
-        choices += [(10, -11, "left"), (-10, -11, "right"), (0, 18, "center"), (0, -18, "center")]
-        boxes = [_box(float(at[0]) + dx, float(at[1]) + dy, width, side) for dx, dy, side in choices]
-        clashes = [
-            sum(_overlap(box, other) for other in taken)
-            + 1000 * (box[0] < bounds.x0 or box[2] > bounds.x1 + 8 or box[1] < bounds.y0)
-            for box in boxes
-        ]
-        best = clashes.index(min(clashes))
-        taken.append(boxes[best])
-        dx, dy, side = choices[best]
-        axes.annotate(
-            shortened(text), (x, y), (dx, dy), textcoords="offset points", color=colour, ha=side, va="center"
-        )
+    width, height = figure.bbox.width, figure.bbox.height
+    rows = _LEGEND_ROW * ((len(shown) + 1) // 2) + 4
+    box = axes.bbox.bounds  # in pixels, before the figure grows
+    figure.set_size_inches(width / 72, (height + rows) / 72)
+    axes.set_position(
+        (box[0] / width, (box[1] + rows) / (height + rows), box[2] / width, box[3] / (height + rows))
+    )
+    figure.legend(
+        [line for line, _ in shown],
+        [shortened(text) for _, text in shown],
+        loc="lower left",
+        bbox_to_anchor=(box[0] / width, 0),
+        borderaxespad=0,
+        borderpad=0,
+        labelspacing=(_LEGEND_ROW - 11) / 11,
+        ncols=2,
+        columnspacing=3,  # on a phone the page sets larger letters
+        frameon=False,
+    )
 
 
 def shortened(text: str) -> str:
@@ -282,25 +205,6 @@ def shortened(text: str) -> str:
     for option, symbol in _SYMBOLS.items():
         text = text.replace(f":{option}=", f" {symbol}")
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
-
-
-def _bottom(cluster: Sequence[float], gap: float) -> float:
-    return sum(cluster) / len(cluster) - gap * (len(cluster) - 1) / 2
-
-
-def _top(cluster: Sequence[float], gap: float) -> float:
-    return _bottom(cluster, gap) + gap * (len(cluster) - 1)
-
-
-def _box(x: float, y: float, width: float, side: str) -> tuple[float, float, float, float]:
-    left = x - {"left": 0.0, "right": width, "center": width / 2}[side]
-    return left, y - _HEIGHT / 2, left + width, y + _HEIGHT / 2
-
-
-def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> float:
-    across = min(a[2], b[2]) - max(a[0], b[0])
-    up = min(a[3], b[3]) - max(a[1], b[1])
-    return across * up if across > 0 and up > 0 else 0.0
 
 
 INK, MUTED, GRID, CARD = "#1f2328", "#57606b", "#d9dfe5", "#fffffe"
@@ -405,33 +309,40 @@ def draw(
     return Markup(_inline(out.getvalue(), name, title, said))
 
 
+_SVG, _LINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
+
+
 def _inline(svg: str, name: str, title: str, said: str) -> str:
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<style.*?</style>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r"<[^>]+>", lambda tag: _slim(tag.group(), name), svg)
-    svg = re.sub(r">\s+<", "><", svg)
-    told = f'<title id="{name}-title">{html.escape(title)}</title><desc id="{name}-desc">{html.escape(said)}</desc>'
-    svg = svg.replace("<svg ", f'<svg role="img" aria-labelledby="{name}-title {name}-desc" ', 1)
-    return svg.replace(">", f">{told}", 1).strip()
+    """A drawing as an element of an HTML page: no namespaces, ids of its own, colours that are CSS variables."""
+    svg = re.sub(
+        "[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "", svg
+    )  # no XML, but may be in a name
+    drawn = ElementTree.fromstring(svg)
+    root = ElementTree.Element("svg", {"role": "img", "aria-labelledby": f"{name}-title {name}-desc"})
+    root.set("viewBox", drawn.get("viewBox", ""))
+    ElementTree.SubElement(root, "title", id=f"{name}-title").text = title
+    ElementTree.SubElement(root, "desc", id=f"{name}-desc").text = said
+    for part in drawn:
+        if (
+            part.tag != f"{_SVG}metadata" and part.find(f"{_SVG}style") is None
+        ):  # its rules would be the page's too
+            root.append(part)
+            for element in part.iter():
+                _for_page(element, name)
+    return ElementTree.tostring(root, encoding="unicode")
 
 
-def _round(number: re.Match[str]) -> str:
-    value = float(number.group())
-    return f"{value:.1f}".removesuffix(".0") if abs(value) >= 1 else f"{value:.2f}"
-
-
-def _slim(tag: str, name: str) -> str:
-    """Round numbers, prefix ids, name colours, leave fonts and sizes to the page."""
-    tag = re.sub(r'\s+xmlns(:xlink)?="[^"]*"', "", tag).replace("xlink:href", "href")
-    if tag.startswith("<svg"):
-        tag = re.sub(r'\s(width|height|version)="[^"]*"', "", tag)
-    tag = re.sub(r"-?\d+\.\d+", _round, tag)
-    tag = re.sub(r' transform="rotate\(-?0 [^"]*"', "", tag)
-    # nothing points at groups; what is pointed at gets an id of its own in the page
-    tag = re.sub(r' id="[^"]*"', "", tag) if tag.startswith("<g") else tag.replace(' id="', f' id="{name}-')
-    tag = tag.replace('href="#', f'href="#{name}-').replace("url(#", f"url(#{name}-")
-    for variable, colour in LIGHT.items():
-        tag = tag.replace(colour, f"var(--{variable})")
-    tag = re.sub(r"font: (?:\w+ )*?([\d.]+px) [^;\"]*", r"font-size: \1", tag)
-    tag = re.sub(r"font-family:[^;\"]*;?", "", tag)
-    return re.sub(r"\s+", " ", tag)
+def _for_page(element: ElementTree.Element, name: str) -> None:
+    """Change one element as `_inline` says; the page's ids begin with the chart's name."""
+    element.tag = element.tag.removeprefix(_SVG)
+    for key, value in list(element.attrib.items()):
+        del element.attrib[key]
+        key = key.removeprefix(_LINK)
+        if key == "id":
+            value = f"{name}-{value}"
+        elif key in ("href", "clip-path"):
+            value = value.replace("#", f"#{name}-")
+        elif key == "style":
+            for variable, colour in LIGHT.items():
+                value = value.replace(colour, f"var(--{variable})")
+        element.set(key, value)

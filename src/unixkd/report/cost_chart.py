@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from unixkd.report.charts import MUTED, Style, draw, frame, point_labels
+from unixkd.report.charts import MUTED, Style, draw, frame, legend_below
 from unixkd.report.numbers import percent
 from unixkd.report.parts import Figure
 from unixkd.report.records import Run
@@ -95,9 +95,9 @@ def chart(groups: Sequence[Group], styles: dict[str, Style], measure: Measure, p
         return None
     means = [(price.scale * cost.mean, 100 * result.mean) for _, cost, result in points]
     unbeaten = front(means)
-    names = {group.method for group in groups}
+    named = {group.method for group in groups}
     if len(points) > MANY:
-        names = {"kd", hero_of(groups).method, *(points[i][0].method for i in unbeaten)}
+        named = {"kd", hero_of(groups).method, *(points[i][0].method for i in unbeaten)}
 
     def plot(axes: Any) -> None:
         if price.reference is not None:
@@ -105,18 +105,14 @@ def chart(groups: Sequence[Group], styles: dict[str, Style], measure: Measure, p
         x, y = zip(*(means[i] for i in unbeaten), strict=True)
         axes.plot(x, y, color=MUTED, linewidth=1, drawstyle="steps-post", zorder=1)
         _join_controls(axes, {g.method: at for (g, _, _), at in zip(points, means, strict=True)}, styles)
-        for group, cost, result in points:
-            _error_bar(axes, cost, result, styles[group.method], price.scale)
+        shown = [
+            (_error_bar(axes, cost, result, styles[group.method], price.scale), group.method)
+            for group, cost, result in points
+        ]
         axes.margins(x=0.16, y=0.14)
         frame(axes, f"{measure.name}, %", price.axis)
         axes.set_xlim(left=max(0, axes.get_xlim()[0]))
-        named = [g.method in names for g, _, _ in points]
-        labels = [
-            (*at, g.method if name else "", styles[g.method].colour)
-            for at, (g, _, _), name in zip(means, points, named, strict=True)
-        ]
-        bars = [(price.scale * (cost.sd or 0), 100 * (result.sd or 0)) for _, cost, result in points]
-        point_labels(axes, labels, bars, [means[i] for i in unbeaten])
+        legend_below(axes, [(marker, method) for marker, method in shown if method in named])
 
     said = ", ".join(
         f"{g.method} {percent(r)} at {at[0]:.1f}" for at, (g, _, r) in zip(means, points, strict=True)
@@ -135,8 +131,9 @@ def _join_controls(axes: Any, at: dict[str, tuple[float, float]], styles: dict[s
             axes.plot(x, y, color=styles[method].colour, linewidth=1.2, linestyle=(0, (1, 2)), zorder=1)
 
 
-def _error_bar(axes: Any, cost: Spread, result: Spread, style: Style, scale: float) -> None:
-    axes.errorbar(
+def _error_bar(axes: Any, cost: Spread, result: Spread, style: Style, scale: float) -> Any:
+    """The marker, for the legend."""
+    marker, *_ = axes.errorbar(
         scale * cost.mean,
         100 * result.mean,
         xerr=scale * cost.sd if cost.sd else None,
@@ -149,3 +146,4 @@ def _error_bar(axes: Any, cost: Spread, result: Spread, style: Style, scale: flo
         capsize=3,
         linestyle="none",
     )
+    return marker
