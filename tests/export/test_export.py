@@ -371,9 +371,7 @@ def test_the_model_card_holds_the_figures_of_the_summary(trained, exported):
     section = text.partition("## Accuracy")[2].partition("##")[0]
     assert re.findall(r"\| ([\d.]+ %) \|", section) == [percent(share) for share in shares]
     assert "On the test images of `digits`; one run, seed 0." in section
-    counts = {key: count for key, count in result["cost"]["images"].items() if count and "filled" not in key}
     section = text.partition("## Cost")[2].partition("##")[0]
-    assert re.findall(r"\| ([\d,]+) \|", section) == [f"{count:,}" for count in counts.values()]
     relative = result["cost"]["relative_to_kd"]
     assert (
         f"{100 * relative['backward_1x']:.1f} % of plain KD's training FLOPs for 3 epochs of 100 images"
@@ -428,7 +426,7 @@ def test_a_model_without_a_run_gets_a_card_without_figures(tmp_path):
     assert "model-index" not in text
     assert "license:" not in text
     assert [line for line in text.splitlines() if line.startswith("#")] == [
-        *("# resnet8", "## Use", "## Files", "## Licence", "## Limits")
+        *("# resnet8", "## Use", "## Files", "## Licence")
     ]
     assert "cat, dog, [x]" in text
 

@@ -11,12 +11,7 @@ from unixkd.run_files import EXPORTED
 
 
 def check_repository(name: str, dry_run: bool) -> None:
-    """Raise where a repository's name is none, or nothing could be uploaded.
-
-    Raises:
-        UsageError: the name is not OWNER/NAME
-        UserError: huggingface_hub is not installed, which a dry run does not need
-    """
+    """Raise where a repository's name is none, or huggingface_hub is not installed, which a dry run does not need."""
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]{0,95}", name, re.ASCII):
         raise UsageError(f"--push_to_hub takes OWNER/NAME, not '{name}'")
     if not dry_run and find_spec("huggingface_hub") is None:
@@ -36,14 +31,7 @@ def upload_plan(folder: Path, name: str, private: bool) -> str:
 
 
 def push(folder: Path, name: str, private: bool) -> str:
-    """Make the repository where there is none, and upload an export to it in one commit.
-
-    Args:
-        folder: of the export
-        name: OWNER/NAME
-        private: whether a new repository is private
-
-    Returns: the commit's address
+    """Make the repository OWNER/NAME where there is none, and upload an export in one commit; its address.
 
     Raises:
         UserError: the Hub cannot be reached, does not know the user or refuses; the files here stay

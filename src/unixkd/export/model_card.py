@@ -6,32 +6,31 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import yaml
+from jinja2 import Environment, StrictUndefined
 
 from unixkd.config import flatten, read_yaml
 from unixkd.errors import UserError
-from unixkd.export.export import Artefact
+from unixkd.export.export import Artefact, writing
 from unixkd.export.verify import ATOL, RTOL
 from unixkd.models.card import ModelCard, PixelModel
 from unixkd.models.folder import is_run_folder, read_card
 from unixkd.names import is_code, run_words
 from unixkd.run_files import write
 
+MOST_NAMES = 20
+"""So many class names are listed; more are in config.json."""
+
 
 @dataclass(frozen=True)
 class Publication:
-    """What nobody but its author knows about a model; None: not stated.
-
-    Args:
-        licence: of the weights, as the Hub names it
-        data_licence: of the data
-        repository: on the Hub, OWNER/NAME
-    """
+    """What nobody but its author knows: licences of weights and data, OWNER/NAME on the Hub; None: not stated."""
 
     licence: str | None = None
     data_licence: str | None = None
@@ -58,24 +57,30 @@ def write_model_card(
         checked_on: the images they were verified on, in words
         size: side of the square images that `torch` and `onnx` take, in pixels
     """
-    parameters = sum(parameter.numel() for parameter in student.parameters())
-    sections = (
-        f"# {title(student.card, facts)}",
-        introduction(student.card, facts, parameters),
-        accuracy(facts),
-        cost(facts),
-        use(student.card, artefacts, out.resolve().name, publication.repository),
-        files(artefacts, checked_on),
-        training(facts),
-        licences(publication.licence, publication.data_licence),
-        limits(student.card, artefacts, size),
+    card, path = student.card, out / "README.md"
+    names = ["config.json lists them"] if len(card.class_names or ()) > MOST_NAMES else card.class_names
+    page = Environment(undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
+    template = files("unixkd.export").joinpath("model_card.md.j2").read_text(encoding="utf-8")
+    text = page.from_string(template).render(
+        head=yaml.safe_dump(front_matter(card, facts, publication), sort_keys=False, allow_unicode=True),
+        title=title(card, facts),
+        introduction=introduction(card, facts, sum(each.numel() for each in student.parameters())),
+        place=out.resolve().name,
+        code=f', code="{short(card)}"' if is_code(card.name) else "",  # does not travel with the weights
+        classes=f": {', '.join(names)}" if names else "; they have no names",
+        mean=", ".join(f"{value:.4g}" for value in card.mean),
+        std=", ".join(f"{value:.4g}" for value in card.std),
+        atol=f"{ATOL:g}",
+        rtol=f"{RTOL:g}",
+        card=card,
+        facts=facts,
+        artefacts=artefacts,
+        publication=publication,
+        checked_on=checked_on,
+        size=size,
     )
-    head = yaml.safe_dump(front_matter(student.card, facts, publication), sort_keys=False, allow_unicode=True)
-    path = out / "README.md"
-    try:
-        write(path, f"---\n{head}---\n\n" + "\n\n".join(filter(None, sections)) + "\n")
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error}") from None
+    with writing(out):
+        write(path, text)
     return path
 
 
@@ -121,149 +126,12 @@ def introduction(card: ModelCard, facts: Facts, parameters: int) -> str:
     return text
 
 
-MOST_NAMES = 20
-"""So many class names are listed; more are in config.json."""
-
-
-IMAGES = {
-    "scored": "scored by the student",
-    "refreshed": "for BatchNorm's statistics",
-    "teacher_forwarded": "asked of the teacher",
-    "teacher_cached": "answered from the store instead",
-    "trained": "trained on",
-    "evaluated": "evaluated (not in the cost)",
-}
-
-
-LOADING = {
-    "safetensors": """import unixkd
-student = unixkd.load_student("{place}"{code})
-logits = student(pixels)""",
-    "torch": """import torch
-student = torch.export.load("{place}/model.pt2").module()
-logits = student(pixels)""",
-    "onnx": """import onnxruntime
-student = onnxruntime.InferenceSession("{place}/model.onnx")
-logits = student.run(["logits"], {{"pixels": pixels.numpy()}})[0]""",
-}
-
-
-def accuracy(facts: Facts) -> str:
-    """Accuracies and what they were measured on."""
-    rows = {
-        "last epoch: the result": facts.number("accuracy.last"),
-        "best epoch, chosen by these images": facts.number("accuracy.best"),
-        "teacher": facts.number("accuracy.teacher"),
-        "agreement of student and teacher": facts.number("agreement"),
-        "calibration error": facts.number("calibration_error"),
-    }
-    shown = [(name, f"{100 * share:.2f} %") for name, share in rows.items() if share is not None]
-    if not shown:
-        return ""
-    seed = facts.number("seed")
-    text = f"On {facts.split}" + (f" of `{facts.data}`" if facts.data else "")
-    text += "; one run" + (f", seed {seed:.0f}." if seed is not None else ".")
-    return f"## Accuracy\n\n{text}\n\n{table(('', 'share'), shown)}"
-
-
-def cost(facts: Facts) -> str:
-    """What training has cost: images, and forward FLOPs against plain KD's."""
-    numbers = {words: facts.number(f"cost.images.{key}") for key, words in IMAGES.items()}
-    rows = [(words, f"{count:,.0f}") for words, count in numbers.items() if count]
-    if not rows:
-        return ""
-    text = "## Cost of training\n\n" + table(("images", "number"), rows)
-    once, twice = (facts.number(f"cost.relative_to_kd.backward_{times}x") for times in (1, 2))
-    epochs, images = (facts.number(f"cost.reference.{key}") for key in ("epochs", "images"))
-    if once is not None and twice is not None and epochs is not None and images is not None:
-        text += (
-            f"\n\n{100 * once:.1f} % of plain KD's training FLOPs for {epochs:.0f} epochs of {images:,.0f} images, "
-            f"counting a backward pass as 1 forward; {100 * twice:.1f} % counting it as 2. Scoring, teacher and "
-            "student are all charged."
-        )
-    return text
-
-
-def use(card: ModelCard, artefacts: Iterable[Artefact], place: str, repository: str | None) -> str:
-    """How to load each format."""
-    code = f', code="{short(card)}"' if is_code(card.name) else ""  # which does not travel with the weights
-    text = f"`pixels` is a batch `[N, C, H, W]` of float32 in [0, 1], `{place}` the folder with these files"
-    if repository:
-        text += f'; `huggingface_hub.snapshot_download("{repository}")` fetches them and returns theirs'
-    blocks = [
-        f"```python\n{LOADING[artefact.format].format(place=place, code=code)}\n```" for artefact in artefacts
-    ]
-    return "\n\n".join([f"## Use\n\n{text}.", *blocks])
-
-
-def files(artefacts: Sequence[Artefact], checked_on: str) -> str:
-    """What was exported, and how it was verified."""
-    rows = [
-        (
-            " ".join(f"`{file.name}`" for file in one.files),
-            f"{one.agreement.largest:.2g}",
-            f"{one.agreement.same_class} of {one.agreement.images}",
-        )
-        for one in artefacts
-    ]
-    return (
-        f"## Files\n\nEach was loaded again and compared with the trained student on {checked_on}, in fp32 on a CPU. "
-        f"A logit may differ by {ATOL:g}, and by {RTOL:g} of the largest of its image.\n\n"
-        + table(("file", "largest difference of the logits", "same class on"), rows)
-    )
-
-
-def training(facts: Facts) -> str:
-    """The command that makes the run again, and where it ran."""
-    command = facts.command()
-    where = {
-        key.partition(".")[2]: value for key, value in facts.summary.items() if key.startswith("environment.")
-    }
-    parts = [f"```sh\n{command}\n```"] if command else []
-    if where:
-        parts.append(", ".join(f"{key} {value}" for key, value in where.items()) + ".")
-    return "## Training\n\n" + "\n\n".join(parts) if parts else ""
-
-
-def licences(weights: str | None, data: str | None) -> str:
-    """Licences as far as they were stated."""
-    return f"## Licence\n\n- weights: {weights or 'not stated'}\n- data: {data or 'not stated'}"
-
-
-def limits(card: ModelCard, artefacts: Sequence[Artefact], size: int) -> str:
-    """What the model cannot do, and what it expects."""
-    return "## Limits\n\n" + "\n".join(f"- {line}" for line in limit_lines(card, artefacts, size))
-
-
-def limit_lines(card: ModelCard, artefacts: Sequence[Artefact], size: int) -> Iterator[str]:
-    """One limit each."""
-    names = card.class_names
-    if names is None:
-        yield f"Its {card.num_classes} classes have no names; it answers with one of them whatever it is shown."
-    else:
-        listed = ", ".join(names) if len(names) <= MOST_NAMES else "those that config.json lists"
-        yield f"It answers with one of its {card.num_classes} classes, whatever it is shown: {listed}."
-    mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (card.mean, card.std))
-    yield f"It takes {card.in_channels}-channel pixels in [0, 1]; mean ({mean}) and std ({std}) are applied inside."
-    if card.size is not None:
-        yield f"It was made for images of {card.size} × {card.size} pixels; `load_student` resizes others."
-    if any(artefact.format != "safetensors" for artefact in artefacts):
-        yield f"`model.pt2` and `model.onnx` take images of {size} × {size} pixels, any number of them."
-    yield "Its accuracy is known for the images named above only."
-
-
 def short(card: ModelCard) -> str:
     """The network's name; of one that means a file its last part, as paths are nobody else's business."""
     prefix, colon, place = card.name.rpartition(":")
     if is_code(card.name):
         return f"{Path(prefix).name}:{place}"
     return f"{prefix}{colon}{Path(place).name}" if Path(place).is_absolute() else card.name
-
-
-def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    """A table in Markdown."""
-    lines = [head, tuple("---" for _ in head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 @dataclass(frozen=True)
@@ -279,6 +147,10 @@ class Facts:
         known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         return value if known else None
 
+    def numbers(self, keys: Mapping[str, str]) -> dict[str, float]:
+        """By their names those numbers that the summary has."""
+        return {name: value for name, key in keys.items() if (value := self.number(key)) is not None}
+
     @property
     def data(self) -> str | None:
         """The data's name; of a folder or file the last part of its path."""
@@ -291,9 +163,8 @@ class Facts:
     @property
     def hub_data(self) -> str | None:
         """The data's name on the Hub, where that is where they are from."""
-        prefix, _, place = str(self.config.get("data.name")).partition(":")
-        on_hub = prefix == "hub" and re.fullmatch(r"[\w.-]+/[\w.-]+", place) and not Path(place).exists()
-        return place if on_hub else None
+        found = re.fullmatch(r"hub:([\w.-]+/[\w.-]+)", str(self.config.get("data.name")))
+        return found[1] if found and not Path(found[1]).exists() else None
 
     @property
     def split(self) -> str:
@@ -316,9 +187,7 @@ class Facts:
 
     def command(self) -> str | None:
         """The command that makes the run again, with the options that are not their defaults."""
-        if not self.config:
-            return None
-        return shlex.join(run_words(self.config))
+        return shlex.join(run_words(self.config)) if self.config else None
 
 
 def read_facts(folder: Path) -> Facts:
