@@ -239,6 +239,18 @@ def test_a_result_says_where_it_comes_from_and_its_run_goes(arena, tmp_path):
     ]
 
 
+def test_the_page_shows_what_the_committed_results_say(capsys):
+    """Every row of the table of the search, and no row is missing."""
+    page = (BENCHMARKS.parent / "docs" / "recipe.md").read_text()
+    table = page.partition("## With 10,000 images")[2].partition("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| kd")]
+    found = {
+        line["contender"]: (f"{line['accuracy']['mean']:.2f}", f"{100 * line['cost']['backward_2x']:.1f} %")
+        for line in report([OPEN], "search", evidence.KEPT)[OPEN.name]
+    }
+    assert {name: (accuracy, cost) for name, accuracy, cost in rows} == found
+
+
 def test_status_counts_hours(arena, kept, capsys):
     figures = evidence.status([arena], kept, kept)
     printed = capsys.readouterr().out
