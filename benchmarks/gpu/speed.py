@@ -64,7 +64,7 @@ QUICK = Scale(
     compile_seconds=10,
     record=rehearse,
 )
-MINUTES, QUICK_MINUTES = 7.0, 0.7
+MINUTES, QUICK_MINUTES = 7.0, 2.0
 
 Stage = tuple[str, Case]
 Figures = dict[str, Any]

@@ -155,7 +155,7 @@ def main() -> int:
     if plan.get("moment"):
         arrange(plan["moment"], plan["number"])
     if plan.get("forget"):
-        checkpoint.unpack_optimizer = lambda *given: None  # type: ignore[assignment]
+        resume.unpack_optimizer = lambda *given: None  # type: ignore[assignment]
     folder = Path(plan["folder"])
     run(config(folder, plan["teacher"], plan["epochs"]), folder, mode="resume")
     return 0

@@ -267,7 +267,14 @@ def test_status_counts_hours(arena, kept, capsys):
 @pytest.mark.slow
 def test_the_queue_runs(cifar100):
     """A few steps of some contenders, with a teacher trained on the spot."""
-    words = [sys.executable, str(BENCHMARKS / "evidence.py"), "run", "--quick", "--root", str(cifar100)]
+    words = [
+        sys.executable,
+        str(BENCHMARKS / "accuracy" / "evidence.py"),
+        "run",
+        "--quick",
+        "--root",
+        str(cifar100),
+    ]
     done = subprocess.run(words, capture_output=True, text=True, timeout=600, check=True)
     figures = json.loads(done.stdout.splitlines()[-1])
     assert figures["finished"] >= 4
