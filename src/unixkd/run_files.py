@@ -1,10 +1,314 @@
-"""Files of a run folder: names that several packages need, files written whole or not at all, checksums."""
+"""The files of a run folder: their records, written by `training` and read by `report`; writing whole, checksums."""
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import os
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Any
+
+from msgspec import Meta
+
+SCHEMA = 1
+"""Of summary.json; a change that an older reader would misunderstand raises it."""
+EXPORTED = ("README.md", "config.json", "model.safetensors", "model.pt2", "model.onnx", "model.onnx.data")
+"""What `unixkd export` may write into a folder, which is a run's own `export` unless another one is named."""
+
+Share = Annotated[float, Meta(ge=0, le=1)]
+Count = Annotated[int, Meta(ge=0)]
+Counts = tuple[Count, ...]
+
+# Records: the objects in a run folder's JSON files. A field without a default has to be there and not be null.
+# `unixkd.report.records` checks types and ranges as it reads them, with msgspec.
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelativeCost:
+    """Training FLOPs over those of plain KD, with a backward pass counted as one forward and as two."""
+
+    backward_1x: float | None = None
+    backward_2x: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """Images that went through each forward; `teacher_filled` of `teacher_forwarded` were asked for a store."""
+
+    scored: Count
+    refreshed: Count = 0
+    teacher_forwarded: Count
+    teacher_cached: Count
+    teacher_filled: Count = 0
+    trained: Count
+    evaluated: Count
+
+
+# summary.json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """Top-1 accuracy after the last epoch, after the best one, and the teacher's."""
+
+    last: Share | None = None
+    best: Share | None = None
+    teacher: Share | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flops:
+    """FLOPs of a whole run, each forward pass once; evaluation is no part of training."""
+
+    scoring: float | None = None
+    refresh: float | None = None
+    teacher: float | None = None
+    student_forward: float | None = None
+    evaluation: float | None = None
+
+    def training(self, backward: int) -> float | None:
+        """FLOPs of training with a backward pass counted as so many forwards; None where they are not known.
+
+        >>> Flops(teacher=5.0, student_forward=2.0).training(backward=2)
+        11.0
+        """
+        if self.student_forward is None:
+            return None
+        forward = (self.scoring, self.refresh, self.teacher, self.student_forward)
+        return sum(flops or 0 for flops in forward) + backward * self.student_forward
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """The plain KD that costs are relative to: its epochs, and the images of each."""
+
+    epochs: Count | None = None
+    images: Count | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a run cost."""
+
+    images: Images
+    flops: Flops = field(default_factory=Flops)
+    reference: Reference = field(default_factory=Reference)
+    relative_to_kd: RelativeCost | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seconds:
+    """Seconds of a run, by what they were spent on."""
+
+    setup_seconds: float | None = None
+    train_seconds: float | None = None
+    evaluate_seconds: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """summary.json: a finished run in figures.
+
+    Args:
+        method: its name, or a label like `kd@unix`
+        parameters: of the student
+        agreement: share of evaluated images where student and teacher agree
+        environment: what it ran on: torch, device, threads, precision …
+    """
+
+    schema: int
+    method: Annotated[str, Meta(min_length=1)]
+    seed: Count
+    epochs: Count
+    parameters: Count | None = None
+    accuracy: Accuracy
+    agreement: Share | None = None
+    calibration_error: Share | None = None
+    cost: Cost
+    time: Seconds = field(default_factory=Seconds)
+    environment: dict[str, Any] = field(default_factory=dict)
+
+
+# plan.json
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedImages:
+    """Images that a run was expected to put through each forward."""
+
+    scored: Count
+    teacher_forwarded: Count
+    trained: Count
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedCost:
+    """As `RelativeCost`, where both are known."""
+
+    backward_1x: float
+    backward_2x: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """plan.json: what was worked out when the run started; exact: it must come out so, else it is expected."""
+
+    exact: bool = False
+    images: PlannedImages
+    relative_to_kd: PlannedCost
+
+
+# metrics.jsonl
+
+
+@dataclass(frozen=True, kw_only=True)
+class Histogram:
+    """An epoch's images by their score, in bins of equal width.
+
+    Args:
+        score: which score it is
+        low: where the first bin begins
+        high: where the last one ends
+        remembered: the epoch's images were chosen before it by scores of their last visits
+        kept: kept images in each bin
+        dropped: dropped images in each bin
+        kept_hard: of those kept, the ones the student got wrong; None without labels
+        dropped_hard: of those dropped, the ones the student got wrong
+    """
+
+    score: Annotated[str, Meta(min_length=1)]
+    low: float
+    high: float
+    remembered: bool = False
+    kept: Counts
+    dropped: Counts
+    kept_hard: Counts | None = None
+    dropped_hard: Counts | None = None
+
+    def __post_init__(self) -> None:
+        lists = (self.kept, self.dropped, self.kept_hard, self.dropped_hard)
+        if (
+            not self.kept
+            or not self.low < self.high
+            or len({len(one) for one in lists if one is not None}) > 1
+        ):
+            raise ValueError("the histogram's range or lists do not fit together")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selected:
+    """What the selection kept in one epoch; every field is a share or a mean, None where it is not known.
+
+    Args:
+        visited: share of the training images that the epoch visited
+        kept: of those, the share that was kept
+        distinct: share of the training images used at least once
+        score_kept: mean score of the kept images
+        score_dropped: mean score of the dropped images
+        hard_kept: share of the kept images that the student got wrong
+        hard_dropped: share of the dropped images that the student got wrong
+        histogram: the epoch's images by their score
+    """
+
+    visited: Share | None = None
+    kept: Share | None = None
+    distinct: Share | None = None
+    score_kept: float | None = None
+    hard_kept: Share | None = None
+    score_dropped: float | None = None
+    hard_dropped: Share | None = None
+    histogram: Histogram | None = None
+
+    @property
+    def kept_of_all(self) -> float | None:
+        """Share of all training images that was kept; before version 0.2 every epoch visited all of them."""
+        return None if self.kept is None else self.kept * (1 if self.visited is None else self.visited)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epoch:
+    """A line of metrics.jsonl; shares are None where nothing was evaluated.
+
+    Args:
+        epoch: its number, from 1
+        step: steps of the run so far
+        lr: learning rate of its last step
+        images: counted over the run so far
+        cost: of the run so far
+    """
+
+    epoch: Count
+    step: Count | None = None
+    lr: float | None = None
+    loss: float | None = None
+    loss_parts: dict[str, float | None] = field(default_factory=dict)
+    accuracy: Share | None = None
+    agreement: Share | None = None
+    calibration_error: Share | None = None
+    images: Images | None = None
+    cost: RelativeCost | None = None
+    seconds: dict[str, float | None] = field(default_factory=dict)
+    selection: Selected | None = None
+
+
+# selection.json
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A training image that was kept very often or very rarely, or mixed strongly.
+
+    Args:
+        index: its position in the training set
+        label: its class
+        times: how often it was kept
+        mixed: how many images' worth its rows gave to their partners in the whole run
+        png: what it looks like, base64
+    """
+
+    index: Count
+    label: str | int | None = None
+    times: Count
+    mixed: float | None = None
+    png: str
+
+    def __post_init__(self) -> None:
+        try:
+            is_png = base64.b64decode(self.png, validate=True).startswith(_PNG)
+        except (binascii.Error, ValueError):
+            is_png = False
+        if not is_png:
+            raise ValueError("this is no base64 PNG")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimesKept:
+    """`images[i]` training images were kept `times_kept[i]` times."""
+
+    times_kept: Counts
+    images: Counts
+
+    def __post_init__(self) -> None:
+        if len(self.times_kept) != len(self.images):
+            raise ValueError(f"{len(self.times_kept)} times_kept for {len(self.images)} images")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """selection.json: how often the images of a run were kept, and pictures from both ends."""
+
+    epochs: Count
+    histogram: TimesKept
+    most_kept: tuple[Picture, ...] = ()
+    least_kept: tuple[Picture, ...] = ()
+    most_mixed: tuple[Picture, ...] = ()
+
+
+# Writing
 
 
 def write(path: Path, text: str) -> None:
@@ -12,10 +316,6 @@ def write(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_text(text)
     temporary.replace(path)
-
-
-EXPORTED = ("README.md", "config.json", "model.safetensors", "model.pt2", "model.onnx", "model.onnx.data")
-"""What `unixkd export` may write into a folder, which is a run's own `export` unless another one is named."""
 
 
 def checksum(path: Path) -> str:

@@ -162,8 +162,11 @@ def test_without_a_plan_there_is_no_such_section(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"images": {"scored": 1}}, "'images.teacher_forwarded' is missing"),
-        ({"relative_to_kd": {"backward_1x": "much"}}, "'relative_to_kd.backward_1x' must be a number"),
+        ({"images": {"scored": 1}}, "'images': Object missing required field `teacher_forwarded`"),
+        (
+            {"relative_to_kd": {"backward_1x": "much"}},
+            "'relative_to_kd.backward_1x': Expected `float`, got `str`",
+        ),
     ],
 )
 def test_a_faulty_plan_is_named(changed: dict[str, Any], told: str, tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def test_pictures_must_be_png(tmp_path: Path) -> None:
     selection = selection_file()
     selection["most_kept"][0]["png"] = '"><script>'
     (folder / "selection.json").write_text(json.dumps(selection))
-    with pytest.raises(UserError, match="'most_kept' is no base64 PNG"):
+    with pytest.raises(UserError, match="'most_kept\\[0\\]': this is no base64 PNG"):
         find_runs([tmp_path])
 
 

@@ -12,7 +12,7 @@ from run_folders import epoch_line, write_run
 from unixkd.errors import UserError
 from unixkd.report import report
 from unixkd.report.runs import (
-    Spread,
+    MeanStd,
     curve,
     find_runs,
     find_unfinished,
@@ -39,20 +39,20 @@ def test_means_deviations_and_paired_differences(comparison: Path) -> None:
     runs = find_runs([comparison])
     kd, unix = group_runs(runs)
     assert [run.folder.name for run in teacher_runs(runs)] == ["teacher"]
-    result = kd.spread(lambda run: run.accuracy)
+    result = kd.mean_std(lambda run: run.accuracy)
     assert result is not None
     assert (result.mean, result.sd, result.n) == (pytest.approx(0.93), pytest.approx(0.0013**0.5), 3)
     # seeds 0 and 2 both ran: +0.01 and -0.07; mean -0.03, sd 0.08 / sqrt(2)
     difference = paired_difference(unix, kd, lambda run: run.accuracy)
     assert difference is not None
-    assert difference == Spread(pytest.approx(-0.03), pytest.approx(0.08 / 2**0.5), 2)
+    assert difference == MeanStd(pytest.approx(-0.03), pytest.approx(0.08 / 2**0.5), 2)
     assert paired_difference(kd, kd, lambda run: run.accuracy) is None
-    assert teacher_accuracy(runs) == Spread(pytest.approx(0.99), None, 5)
+    assert teacher_accuracy(runs) == MeanStd(pytest.approx(0.99), None, 5)
 
 
 def test_one_run_has_no_deviation(tmp_path: Path) -> None:
     runs = find_runs([write_run(tmp_path / "a")])
-    assert group_runs(runs)[0].spread(lambda run: run.accuracy) == Spread(0.9, None, 1)
+    assert group_runs(runs)[0].mean_std(lambda run: run.accuracy) == MeanStd(0.9, None, 1)
     assert "±" not in markdown_table(runs)
 
 
@@ -129,7 +129,7 @@ def test_the_share_that_was_kept_is_of_all_training_images(tmp_path: Path) -> No
     kept = {"visited": 0.5, "kept": 0.75}
     write_run(tmp_path / "a", lines=[epoch_line(1, 0.5, selection=kept)])
     write_run(tmp_path / "b", seed=1, lines=[epoch_line(1, 0.5, selection={"kept": 0.75})])
-    assert [run.history[0].kept.kept for run in find_runs([tmp_path])] == [0.375, 0.75]
+    assert [run.history[0].selection.kept_of_all for run in find_runs([tmp_path])] == [0.375, 0.75]
 
 
 def test_killed_runs_are_tolerated_and_unfinished_ones_counted(tmp_path: Path) -> None:
@@ -152,17 +152,28 @@ def test_killed_runs_are_tolerated_and_unfinished_ones_counted(tmp_path: Path) -
         ("summary.json", "{", "summary.json is no readable JSON"),
         ("summary.json", "[]", "holds no JSON object"),
         ("summary.json", '{"schema": 2}', "schema 2"),
-        ("summary.json", '{"schema": 1, "method": "kd"}', "'seed' is missing"),
+        ("summary.json", '{"schema": 1, "method": "kd"}', "missing required field `seed`"),
         ("metrics.jsonl", '{"epoch": 1}\nnonsense\n{"epoch": 3}\n', "metrics.jsonl line 2"),
-        ("metrics.jsonl", '{"epoch": 1, "accuracy": 97.9}\n', "'accuracy' must lie between 0 and 1"),
-        ("metrics.jsonl", '{"epoch": 1, "accuracy": "high"}\n', "must be a number or null"),
+        ("metrics.jsonl", '{"epoch": 1, "accuracy": 97.9}\n', "line 1: 'accuracy': Expected `float` <= 1.0"),
+        (
+            "metrics.jsonl",
+            '{"epoch": 1, "accuracy": "high"}\n',
+            "'accuracy': Expected `float | null`, got `str`",
+        ),
         ("run.yaml", "a: [1", "run.yaml is no readable YAML"),
-        ("selection.json", '{"epochs": 2}', "'histogram.times_kept' is missing"),
+        ("selection.json", '{"epochs": 2}', "missing required field `histogram`"),
         (
             "selection.json",
             '{"epochs": 2, "histogram": {"times_kept": [0], "images": [1, 2]}}',
-            "1 times_kept for 2",
+            "'histogram': 1 times_kept for 2",
         ),
+        (
+            "selection.json",
+            '{"epochs": 2, "histogram": {"times_kept": [0], "images": [1]}, '
+            '"most_kept": [{"index": 0, "times": 1, "png": "R0lGODlh"}]}',
+            "'most_kept\\[0\\]': this is no base64 PNG",
+        ),
+        ("plan.json", '{"images": {}}', "'images': Object missing required field `scored`"),
     ],
 )
 def test_broken_files_are_named(tmp_path: Path, file: str, text: str, said: str) -> None:

@@ -19,9 +19,9 @@ from markupsafe import Markup
 from unixkd.errors import missing_extra
 from unixkd.names import methods
 from unixkd.report.numbers import percent
-from unixkd.report.records import Epoch
-from unixkd.report.runs import Group, Spread, curve
+from unixkd.report.runs import Group, MeanStd, curve
 from unixkd.report.wording import Measure, matched_to
+from unixkd.run_files import Epoch
 
 _MARKERS = "oDs^vPX*<>h"
 
@@ -47,7 +47,7 @@ def training_curves(
     groups: Sequence[Group],
     styles: dict[str, Style],
     measure: Measure,
-    teacher: Spread | None,
+    teacher: MeanStd | None,
     by_cost: bool,
     name: str,
 ) -> Markup | None:
@@ -62,7 +62,7 @@ def training_curves(
 
     def plot(axes: Any) -> None:
         shown = [(_band(axes, points, styles[group.method]), group.method) for group, points in lines]
-        low, high = focus([[spread.mean for _, spread in points] for _, points in lines])
+        low, high = focus([[stat.mean for _, stat in points] for _, points in lines])
         if teacher is not None and measure.name == "accuracy":
             high = max(high, teacher.mean)
             level = axes.axhline(100 * teacher.mean, color=MUTED, linewidth=1, linestyle=(0, (1, 2)))
@@ -108,7 +108,7 @@ def kept_and_dropped(
         for which, points in lines.items():
             if points:
                 dashed = "-" if which == "kept" else (0, (4, 2))
-                x, y = [epoch for epoch, _ in points], [scale * spread.mean for _, spread in points]
+                x, y = [epoch for epoch, _ in points], [scale * stat.mean for _, stat in points]
                 shown += [(line, which) for line in axes.plot(x, y, color=style.colour, linestyle=dashed)]
         axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
         frame(axes, title, "epoch")
@@ -131,18 +131,21 @@ def times_kept(group: Group, style: Style, shares: Sequence[float], name: str) -
     return draw(plot, name, f"{group.method}: how often each image was kept", said, size=(330, 220))
 
 
-def _line(group: Group, value: Callable[[Epoch], float | None], by_cost: bool) -> list[tuple[float, Spread]]:
+def _line(group: Group, value: Callable[[Epoch], float | None], by_cost: bool) -> list[tuple[float, MeanStd]]:
     points = curve(group, value)
     if not by_cost:
-        return [(epoch, spread) for epoch, spread in points]
-    costs = {epoch: 100 * cost.mean for epoch, cost in curve(group, lambda epoch: epoch.cost_2x)}
-    return [(costs[epoch], spread) for epoch, spread in points if epoch in costs]
+        return [(epoch, stat) for epoch, stat in points]
+    costs = {
+        epoch: 100 * cost.mean
+        for epoch, cost in curve(group, lambda epoch: epoch.cost.backward_2x if epoch.cost else None)
+    }
+    return [(costs[epoch], stat) for epoch, stat in points if epoch in costs]
 
 
-def _band(axes: Any, points: Sequence[tuple[float, Spread]], style: Style) -> Any:
+def _band(axes: Any, points: Sequence[tuple[float, MeanStd]], style: Style) -> Any:
     x = [at for at, _ in points]
-    y = [100 * spread.mean for _, spread in points]
-    sd = [100 * (spread.sd or 0) for _, spread in points]
+    y = [100 * stat.mean for _, stat in points]
+    sd = [100 * (stat.sd or 0) for _, stat in points]
     if any(sd):
         low, high = zip(*((m - d, m + d) for m, d in zip(y, sd, strict=True)), strict=True)
         axes.fill_between(x, low, high, color=style.colour, alpha=0.15, linewidth=0)

@@ -12,7 +12,7 @@ from unixkd.report.charts import MUTED, Style, draw, frame, legend_below
 from unixkd.report.numbers import percent
 from unixkd.report.parts import Figure
 from unixkd.report.records import Run
-from unixkd.report.runs import Group, Spread
+from unixkd.report.runs import Group, MeanStd
 from unixkd.report.wording import Measure, hero_of, matched_to, measure_of
 
 MANY = 10
@@ -86,9 +86,9 @@ def front(points: Sequence[tuple[float, float]]) -> list[int]:
 
 def chart(groups: Sequence[Group], styles: dict[str, Style], measure: Measure, price: Price) -> Markup | None:
     """Result against a price, with error bars over the seeds; None where the price is not known."""
-    points: list[tuple[Group, Spread, Spread]] = []
+    points: list[tuple[Group, MeanStd, MeanStd]] = []
     for group in groups:
-        cost, result = group.spread(price.of_run), group.spread(measure.of_run)
+        cost, result = group.mean_std(price.of_run), group.mean_std(measure.of_run)
         if cost is not None and result is not None:
             points.append((group, cost, result))
     if not points:
@@ -131,7 +131,7 @@ def _join_controls(axes: Any, at: dict[str, tuple[float, float]], styles: dict[s
             axes.plot(x, y, color=styles[method].colour, linewidth=1.2, linestyle=(0, (1, 2)), zorder=1)
 
 
-def _error_bar(axes: Any, cost: Spread, result: Spread, style: Style, scale: float) -> Any:
+def _error_bar(axes: Any, cost: MeanStd, result: MeanStd, style: Style, scale: float) -> Any:
     """The marker, for the legend."""
     marker, *_ = axes.errorbar(
         scale * cost.mean,

@@ -18,8 +18,8 @@ from unixkd.report.charts import DARK, LIGHT, Style, styles_of
 from unixkd.report.cost_chart import accuracy_against_cost
 from unixkd.report.numbers import NONE, count, flops, percent, plural, points, seconds
 from unixkd.report.parts import Figure, Table
-from unixkd.report.records import Command, Planned, Run
-from unixkd.report.runs import Group, Spread, curve, group_runs, paired_difference, teacher_runs
+from unixkd.report.records import Command, Run
+from unixkd.report.runs import Group, MeanStd, curve, group_runs, paired_difference, teacher_runs
 from unixkd.report.selection import how_often, what_was_kept
 from unixkd.report.table import columns_of, teacher_accuracy, teacher_line
 from unixkd.report.wording import baseline_of, explain, headline, hero_of, measure_of, protocol_notes
@@ -135,7 +135,7 @@ class Answer:
 def got(runs: Sequence[Run], groups: Sequence[Group], hero: Group, kd: Group | None) -> Answer:
     """The result after the last epoch, beside plain KD's and the teacher's."""
     measure, question = measure_of(groups), "What did I get?"
-    result = hero.spread(measure.of_run)
+    result = hero.mean_std(measure.of_run)
     if result is None:
         return Answer(question, NONE, (f"{hero.method} had neither labels nor a teacher to be judged by",))
     over = "1 run" if result.n == 1 else f"± over {result.n} runs"
@@ -143,7 +143,7 @@ def got(runs: Sequence[Run], groups: Sequence[Group], hero: Group, kd: Group | N
     if kd is None:
         lines.append("plain KD was not run here")
     elif kd is not hero:
-        theirs = kd.spread(measure.of_run)
+        theirs = kd.mean_std(measure.of_run)
         difference = paired_difference(hero, kd, measure.of_run)
         lines.append(f"plain KD {_percent(theirs)}")
         lines += [] if difference is None else [f"difference {points(difference)} points"]
@@ -156,8 +156,8 @@ def got(runs: Sequence[Run], groups: Sequence[Group], hero: Group, kd: Group | N
 def cost(hero: Group) -> Answer:
     """Computation over plain KD's in both conventions, and what was measured."""
     question = "What did it cost?"
-    share_1x, share_2x = hero.spread(lambda run: run.cost_1x), hero.spread(lambda run: run.cost_2x)
-    spent, took = hero.spread(lambda run: run.flops_2x), hero.spread(lambda run: run.train_seconds)
+    share_1x, share_2x = hero.mean_std(lambda run: run.cost_1x), hero.mean_std(lambda run: run.cost_2x)
+    spent, took = hero.mean_std(lambda run: run.flops(2)), hero.mean_std(lambda run: run.train_seconds)
     own = [flops(spent.mean)] if spent is not None else []
     own += [f"{seconds(took.mean)} of training, measured"] if took is not None else []
     if share_1x is None or share_2x is None:
@@ -176,24 +176,25 @@ def cost(hero: Group) -> Answer:
 def plain_kd(hero: Group, kd: Group | None) -> Answer:
     """What plain KD costs: by arithmetic, and in seconds where it was run."""
     question = "What would plain KD have cost?"
-    spent_1x, spent_2x = hero.spread(lambda run: run.kd_flops_1x), hero.spread(lambda run: run.kd_flops_2x)
+    spent_1x, spent_2x = (
+        hero.mean_std(lambda run: run.kd_flops(1)),
+        hero.mean_std(lambda run: run.kd_flops(2)),
+    )
     if spent_1x is None or spent_2x is None:
         return Answer(question, NONE, ("no teacher was asked here: there is nothing to compare with",))
-    took = None if kd is None else kd.spread(lambda run: run.train_seconds)
-    epochs, images = hero.runs[0].reference
+    took = None if kd is None else kd.mean_std(lambda run: run.train_seconds)
+    reference = _reference(hero.runs[0])
     measured = f"{seconds(took.mean)} of training, measured" if took else "not run here, so no seconds"
     lines = [
         f"backward = 2 forwards; {flops(spent_1x.mean)} if it is 1",
         measured,
-        f"worked out for {plural(epochs, 'epoch')} of {count(images)} images"
-        if epochs is not None and images is not None
-        else "",
+        reference and f"worked out for {reference}",
     ]
     return Answer(question, flops(spent_2x.mean), tuple(filter(None, lines)))
 
 
-def _percent(spread: Spread | None, digits: int = 2) -> str:
-    return NONE if spread is None else f"{percent(spread, digits, sd=digits > 1)} %"
+def _percent(stat: MeanStd | None, digits: int = 2) -> str:
+    return NONE if stat is None else f"{percent(stat, digits, sd=digits > 1)} %"
 
 
 def results(runs: Sequence[Run], groups: Sequence[Group], styles: dict[str, Style]) -> dict[str, Any]:
@@ -237,17 +238,27 @@ def surroundings(runs: Sequence[Run], groups: Sequence[Group]) -> list[tuple[str
     """Teacher, student, data and machine."""
     lines = [("Teacher’s accuracy", f"{percent(teacher_accuracy(runs))} %")] if teacher_accuracy(runs) else []
     for run in teacher_runs(runs):
-        size = f", {run.parameters:,} parameters" if run.parameters else ""
-        lines.append(("Teacher’s own training", f"{run.epochs} epochs{size}, seed {run.seed}"))
+        size = f", {run.summary.parameters:,} parameters" if run.summary.parameters else ""
+        lines.append(("Teacher’s own training", f"{run.summary.epochs} epochs{size}, seed {run.seed}"))
     students = [run for group in groups for run in group.runs]
     lines.append(
-        ("Student’s parameters", _distinct(f"{run.parameters:,}" for run in students if run.parameters))
+        (
+            "Student’s parameters",
+            _distinct(f"{run.summary.parameters:,}" for run in students if run.summary.parameters),
+        )
     )
-    lines.append(("Epochs", _distinct(str(run.epochs) for run in students)))
-    lines.append(("Reference for costs", _distinct(map(_reference, students))))
+    lines.append(("Epochs", _distinct(str(run.summary.epochs) for run in students)))
+    lines.append(
+        (
+            "Reference for costs",
+            _distinct(f"plain KD for {text}" for text in map(_reference, students) if text),
+        )
+    )
     lines.append(("Expected calibration error", ", ".join(filter(None, map(_calibration, groups)))))
-    names = list(dict.fromkeys(name for run in students for name in run.environment))
-    lines += [(name, _distinct(str(run.environment.get(name, NONE)) for run in students)) for name in names]
+    names = list(dict.fromkeys(name for run in students for name in run.summary.environment))
+    lines += [
+        (name, _distinct(str(run.summary.environment.get(name, NONE)) for run in students)) for name in names
+    ]
     return [(name, value) for name, value in lines if value]
 
 
@@ -257,15 +268,15 @@ def _evaluated_on(groups: Sequence[Group]) -> str:
 
 
 def _reference(run: Run) -> str:
-    epochs, images = run.reference
-    if epochs is None or images is None:
+    reference = run.summary.cost.reference
+    if reference.epochs is None or reference.images is None:
         return ""
-    return f"plain KD for {epochs} epochs of {count(images)} images"
+    return f"{plural(reference.epochs, 'epoch')} of {count(reference.images)} images"
 
 
 def _calibration(group: Group) -> str:
-    spread = group.spread(lambda run: run.calibration_error)
-    return "" if spread is None else f"{group.method} {spread.mean:.3f}"
+    stat = group.mean_std(lambda run: run.summary.calibration_error)
+    return "" if stat is None else f"{group.method} {stat.mean:.3f}"
 
 
 def _holdout(run: Run) -> bool:
@@ -293,24 +304,25 @@ def plan_beside_measurement(groups: Sequence[Group], styles: dict[str, Style]) -
     return Table("Planned and measured cost of every method", headers, rows, marks)
 
 
-def _with_plan(group: Group) -> list[tuple[Run, Planned]]:
-    return [(run, run.planned) for run in group.runs if run.planned is not None]
-
-
 def _plan(group: Group) -> list[str]:
-    plans = [plan for _, plan in _with_plan(group)]
-    cost = [_mean([plan.cost_1x for plan in plans]), _mean([plan.cost_2x for plan in plans])]
-    images = [count(_mean([plan.images[name] for plan in plans])) for name in _IMAGES]
+    plans = [run.planned for run in group.runs if run.planned]
+    cost = [
+        _mean([getattr(plan.relative_to_kd, name) for plan in plans])
+        for name in ("backward_1x", "backward_2x")
+    ]
+    images = [count(_mean([getattr(plan.images, name) for plan in plans])) for name in _IMAGES]
     word = "planned" if all(plan.exact for plan in plans) else "expected"
     return [group.method, word, *(f"{100 * share:.2f}" for share in cost), *images, NONE]
 
 
 def _measured(group: Group) -> list[str]:
     """Of the runs that had a plan."""
-    own = Group(group.method, tuple(run for run, _ in _with_plan(group)))
-    cost = [own.spread(lambda run: run.cost_1x), own.spread(lambda run: run.cost_2x)]
-    images = [count(_mean([run.images[name] for run in own.runs])) for name in _IMAGES]
-    took = own.spread(lambda run: run.train_seconds)
+    with_plan = Group(group.method, tuple(run for run in group.runs if run.planned))
+    cost = [with_plan.mean_std(lambda run: run.cost_1x), with_plan.mean_std(lambda run: run.cost_2x)]
+    images = [
+        count(_mean([getattr(run.summary.cost.images, name) for run in with_plan.runs])) for name in _IMAGES
+    ]
+    took = with_plan.mean_std(lambda run: run.train_seconds)
     return [
         group.method,
         "measured",

@@ -10,20 +10,16 @@ from pathlib import Path
 
 from unixkd.errors import UserError
 from unixkd.names import methods
-from unixkd.report.records import Epoch, Kept, Picture, Run, Selection, read_run
-
-__all__ = [
-    "Epoch", "Group", "Kept", "Picture", "Run", "Selection", "Spread",
-    "curve", "find_runs", "find_unfinished", "group_runs", "paired_difference", "teacher_runs",
-]  # fmt: skip
+from unixkd.report.records import Run, read_run
+from unixkd.run_files import Epoch
 
 
 @dataclass(frozen=True)
-class Spread:
+class MeanStd:
     """Mean and sample standard deviation (n − 1) over n runs; no deviation for one run.
 
-    >>> Spread.of([1.0, 3.0])
-    Spread(mean=2.0, sd=1.4142135623730951, n=2)
+    >>> MeanStd.of([1.0, 3.0])
+    MeanStd(mean=2.0, sd=1.4142135623730951, n=2)
     """
 
     mean: float
@@ -31,7 +27,7 @@ class Spread:
     n: int
 
     @classmethod
-    def of(cls, values: Iterable[float | None]) -> Spread | None:
+    def of(cls, values: Iterable[float | None]) -> MeanStd | None:
         """Over the values that are not None; None where there are none."""
         known = [value for value in values if value is not None]
         if not known:
@@ -47,9 +43,9 @@ class Group:
     method: str
     runs: tuple[Run, ...]
 
-    def spread(self, value: Callable[[Run], float | None]) -> Spread | None:
+    def mean_std(self, value: Callable[[Run], float | None]) -> MeanStd | None:
         """Mean and deviation of a value over the runs that have it."""
-        return Spread.of(value(run) for run in self.runs)
+        return MeanStd.of(value(run) for run in self.runs)
 
 
 def find_runs(folders: Sequence[Path]) -> list[Run]:
@@ -110,7 +106,7 @@ def teacher_runs(runs: Iterable[Run]) -> list[Run]:
 
 def paired_difference(
     group: Group, baseline: Group | None, value: Callable[[Run], float | None]
-) -> Spread | None:
+) -> MeanStd | None:
     """Mean over the seeds that both have of (value in group − value in baseline)."""
     if baseline is None or baseline.method == group.method:
         return None
@@ -119,18 +115,18 @@ def paired_difference(
     for run in group.runs:
         ours, theirs = value(run), known.get(run.seed)
         differences.append(None if ours is None or theirs is None else ours - theirs)
-    return Spread.of(differences)
+    return MeanStd.of(differences)
 
 
-def curve(group: Group, value: Callable[[Epoch], float | None]) -> list[tuple[int, Spread]]:
+def curve(group: Group, value: Callable[[Epoch], float | None]) -> list[tuple[int, MeanStd]]:
     """Mean and deviation over the seeds at every epoch where all runs of the group have the value."""
     per_run = [{line.epoch: value(line) for line in run.history} for run in group.runs]
     points = []
     for epoch in sorted(set[int]().union(*per_run)):
         values = [known.get(epoch) for known in per_run]
-        spread = Spread.of(values)
-        if spread is not None and None not in values:
-            points.append((epoch, spread))
+        stat = MeanStd.of(values)
+        if stat is not None and None not in values:
+            points.append((epoch, stat))
     return points
 
 

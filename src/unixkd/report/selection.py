@@ -12,9 +12,10 @@ from unixkd.report import charts
 from unixkd.report.charts import MUTED, Style, draw, frame
 from unixkd.report.numbers import NONE, percent, plural
 from unixkd.report.parts import Figure, Table
-from unixkd.report.records import Epoch, Histogram, Kept, Picture, Run
-from unixkd.report.runs import Group, Spread, curve
+from unixkd.report.records import Run
+from unixkd.report.runs import Group, MeanStd, curve
 from unixkd.report.wording import hero_of
+from unixkd.run_files import Epoch, Histogram, Picture, Selected
 
 
 def what_was_kept(groups: Sequence[Group], styles: dict[str, Style]) -> dict[str, Any] | None:
@@ -53,23 +54,25 @@ def how_often(groups: Sequence[Group], styles: dict[str, Style]) -> dict[str, An
 
 def kept_shares(group: Group) -> list[float] | None:
     """Share of the images that were kept 0, 1, 2, ... times, mean over the runs; None if unknown."""
-    selections = [run.selection for run in group.runs if run.selection and sum(run.selection.images)]
+    selections = [
+        run.selection for run in group.runs if run.selection and sum(run.selection.histogram.images)
+    ]
     if not selections:
         return None
-    top = max(max(max(one.times_kept), one.epochs) for one in selections)
+    top = max(max(*one.histogram.times_kept, one.epochs) for one in selections)
     shares = [0.0] * (top + 1)
     for one in selections:
-        for times, images in zip(one.times_kept, one.images, strict=True):
-            shares[times] += images / sum(one.images) / len(selections)
+        for times, images in zip(one.histogram.times_kept, one.histogram.images, strict=True):
+            shares[times] += images / sum(one.histogram.images) / len(selections)
     return shares
 
 
-def _of(value: Callable[[Kept], float | None]) -> Callable[[Epoch], float | None]:
-    return lambda epoch: None if epoch.kept is None else value(epoch.kept)
+def _of(value: Callable[[Selected], float | None]) -> Callable[[Epoch], float | None]:
+    return lambda epoch: None if epoch.selection is None else value(epoch.selection)
 
 
 def _drops(group: Group) -> bool:
-    kept = [line.kept.kept for run in group.runs for line in run.history if line.kept]
+    kept = [line.selection.kept_of_all for run in group.runs for line in run.history if line.selection]
     return any(share is not None and share < 1 for share in kept)
 
 
@@ -78,8 +81,8 @@ def _figures(drawn: Sequence[tuple[Group, Markup | None]]) -> list[Figure]:
 
 
 def _last_epoch(groups: Sequence[Group], styles: dict[str, Style]) -> Table:
-    columns: list[tuple[str, Callable[[Kept], float | None]]] = [
-        ("images\nkept", lambda kept: kept.kept),
+    columns: list[tuple[str, Callable[[Selected], float | None]]] = [
+        ("images\nkept", lambda kept: kept.kept_of_all),
         ("training images\nused at least once", lambda kept: kept.distinct),
         ("hard among\nkept", lambda kept: kept.hard_kept),
         ("hard among\ndropped", lambda kept: kept.hard_dropped),
@@ -95,7 +98,7 @@ def _last_epoch(groups: Sequence[Group], styles: dict[str, Style]) -> Table:
     return Table(caption, headers, rows, [styles[group.method] for group in groups])
 
 
-def _last(group: Group, value: Callable[[Epoch], float | None]) -> Spread | None:
+def _last(group: Group, value: Callable[[Epoch], float | None]) -> MeanStd | None:
     points = curve(group, value)
     return points[-1][1] if points else None
 
@@ -126,7 +129,7 @@ def _pictures(groups: Sequence[Group]) -> list[PictureRow]:
     if run is None or run.selection is None:
         return []
     whose, selection = f"{run.method}, seed {run.seed}", run.selection
-    never = dict(zip(selection.times_kept, selection.images, strict=True)).get(0, 0)
+    never = dict(zip(selection.histogram.times_kept, selection.histogram.images, strict=True)).get(0, 0)
     least = "Kept least often"
     if never:
         others = any(picture.times for picture in selection.least_kept)
@@ -143,7 +146,7 @@ def _pictures(groups: Sequence[Group]) -> list[PictureRow]:
 def _row(title: str, pictures: Sequence[Picture], figure: Callable[[Picture], str]) -> PictureRow:
     shown = []
     for picture in pictures:
-        label = picture.label if picture.label is not None else f"#{picture.index}"
+        label = str(picture.label) if picture.label is not None else f"#{picture.index}"
         mixed = f", {_share(picture)} of its rows was given to partners" if picture.mixed else ""
         words = f"training image {picture.index}, {label}, kept {picture.times} times{mixed}"
         shown.append(Shown(picture.png, words, label, figure(picture)))
@@ -186,7 +189,11 @@ class Bars:
 def bars_over_time(group: Group) -> list[Bars]:
     """At the first, the middle and the last epoch in which every run has a histogram over the same bins."""
     per_run = [
-        {line.epoch: line.kept.histogram for line in run.history if line.kept and line.kept.histogram}
+        {
+            line.epoch: line.selection.histogram
+            for line in run.history
+            if line.selection and line.selection.histogram
+        }
         for run in group.runs
     ]
     epochs = sorted(set(per_run[0]).intersection(*per_run[1:]))

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from unixkd.report.numbers import NONE, count, percent, points
 from unixkd.report.records import Run
-from unixkd.report.runs import Group, Spread, group_runs, paired_difference, teacher_runs
+from unixkd.report.runs import Group, MeanStd, group_runs, paired_difference, teacher_runs
 from unixkd.report.wording import baseline_of, explain, hero_of, measure_of
 
 _MEDIUM = ("method", "result", "best", "difference", "cost_1x", "cost_2x", "seconds", "n")
@@ -40,13 +40,13 @@ def columns_of(groups: Sequence[Group]) -> list[Column]:
             "result",
             f"last epoch\n{short} %",
             f"{measure.name} after the last epoch, mean ± standard deviation over seeds",
-            lambda group: percent(group.spread(measure.of_run)),
+            lambda group: percent(group.mean_std(measure.of_run)),
         ),
         Column(
             "best",
             "best epoch\naccuracy %",
             "best epoch, picked on the evaluated images: flattering, not the result",
-            lambda group: percent(group.spread(lambda run: run.best_accuracy), sd=False),
+            lambda group: percent(group.mean_std(lambda run: run.summary.accuracy.best), sd=False),
         ),
         Column(
             "difference",
@@ -103,17 +103,17 @@ def markdown_table(runs: Sequence[Run]) -> str:
 
 def teacher_line(runs: Sequence[Run]) -> str:
     """The teacher's accuracy in words; empty where it is unknown."""
-    spread = teacher_accuracy(runs)
-    return "" if spread is None else f"Teacher: {percent(spread)} % accuracy."
+    stat = teacher_accuracy(runs)
+    return "" if stat is None else f"Teacher: {percent(stat)} % accuracy."
 
 
-def teacher_accuracy(runs: Sequence[Run]) -> Spread | None:
+def teacher_accuracy(runs: Sequence[Run]) -> MeanStd | None:
     """As the students' runs measured it, else as the teacher's own run did."""
-    students = Spread.of(run.teacher_accuracy for group in group_runs(runs) for run in group.runs)
+    students = MeanStd.of(run.summary.accuracy.teacher for group in group_runs(runs) for run in group.runs)
     if students is not None:
         # one teacher, measured again in every run: a deviation of zero would suggest several
-        return Spread(students.mean, students.sd or None, students.n)
-    return Spread.of(run.accuracy for run in teacher_runs(runs))
+        return MeanStd(students.mean, students.sd or None, students.n)
+    return MeanStd.of(run.accuracy for run in teacher_runs(runs))
 
 
 def _table(groups: Sequence[Group], columns: Sequence[Column], caption: Text) -> Table:
@@ -145,15 +145,15 @@ def _caption(runs: Sequence[Run], shortened: bool) -> Text:
 
 def _images(name: str) -> Callable[[Group], str]:
     def cell(group: Group) -> str:
-        spread = group.spread(lambda run: run.images[name])
-        return NONE if spread is None else count(spread.mean)
+        stat = group.mean_std(lambda run: getattr(run.summary.cost.images, name))
+        return NONE if stat is None else count(stat.mean)
 
     return cell
 
 
 def _queries(group: Group) -> str:
-    asked = group.spread(lambda run: run.images["teacher_forwarded"])
-    cached = group.spread(lambda run: run.images["teacher_cached"])
+    asked = group.mean_std(lambda run: run.summary.cost.images.teacher_forwarded)
+    cached = group.mean_std(lambda run: run.summary.cost.images.teacher_cached)
     if asked is None or cached is None:
         return NONE
     return f"{count(asked.mean)} ({count(cached.mean)})" if cached.mean else count(asked.mean)
@@ -161,16 +161,16 @@ def _queries(group: Group) -> str:
 
 def _cost(backward: int) -> Callable[[Group], str]:
     def cell(group: Group) -> str:
-        spread = group.spread(lambda run: run.cost_1x if backward == 1 else run.cost_2x)
-        return percent(spread, digits=1, sd=False)
+        stat = group.mean_std(lambda run: run.cost_1x if backward == 1 else run.cost_2x)
+        return percent(stat, digits=1, sd=False)
 
     return cell
 
 
 def _seconds(group: Group) -> str:
-    spread = group.spread(lambda run: run.train_seconds)
-    return NONE if spread is None else f"{spread.mean:.{1 if spread.mean < 100 else 0}f}"
+    stat = group.mean_std(lambda run: run.train_seconds)
+    return NONE if stat is None else f"{stat.mean:.{1 if stat.mean < 100 else 0}f}"
 
 
 def _has_best(group: Group) -> bool:
-    return any(run.best_accuracy is not None for run in group.runs)
+    return any(run.summary.accuracy.best is not None for run in group.runs)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from unixkd.names import methods
 from unixkd.report.numbers import points, seconds
-from unixkd.report.records import Epoch, Run
-from unixkd.report.runs import Group, Spread, paired_difference
+from unixkd.report.records import Run
+from unixkd.report.runs import Group, MeanStd, paired_difference
+from unixkd.run_files import Epoch
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ ACCURACY = Measure("accuracy", "reached {}", lambda run: run.accuracy, lambda ep
 AGREEMENT = Measure(
     "agreement with the teacher",
     "agreed with the teacher on {}",
-    lambda run: run.agreement,
+    lambda run: run.summary.agreement,
     lambda epoch: epoch.agreement,
 )
 
@@ -33,7 +34,7 @@ AGREEMENT = Measure(
 def measure_of(groups: Sequence[Group]) -> Measure:
     """Accuracy if any run has one or none has an agreement."""
     runs = [run for group in groups for run in group.runs]
-    if all(run.accuracy is None for run in runs) and any(run.agreement is not None for run in runs):
+    if all(run.accuracy is None for run in runs) and any(run.summary.agreement is not None for run in runs):
         return AGREEMENT
     return ACCURACY
 
@@ -80,14 +81,14 @@ def explain(method: str) -> str:
 def headline(groups: Sequence[Group]) -> list[str]:
     """What the runs showed, in plain sentences; the first one stands for itself."""
     measure, hero, kd = measure_of(groups), hero_of(groups), baseline_of(groups)
-    ours = hero.spread(measure.of_run)
+    ours = hero.mean_std(measure.of_run)
     if ours is None:
         return [f"{hero.method} trained to the end; it had neither labels nor a teacher to be judged by."]
     said = f"{hero.method} {measure.reached.format(_rough(ours))}"
-    cost = hero.spread(lambda run: run.cost_2x)
+    cost = hero.mean_std(lambda run: run.cost_2x)
     if cost is not None and hero.method != "kd":
         said += f" at {100 * cost.mean:.1f} % of plain KD’s computation (backward = 2 forwards)"
-    theirs = None if kd is None or kd is hero else kd.spread(measure.of_run)
+    theirs = None if kd is None or kd is hero else kd.mean_std(measure.of_run)
     if theirs is None:
         return [
             f"{said}.",
@@ -101,11 +102,11 @@ def headline(groups: Sequence[Group]) -> list[str]:
     ]
 
 
-def _rough(spread: Spread) -> str:
-    return f"{100 * spread.mean:.1f} %"
+def _rough(stat: MeanStd) -> str:
+    return f"{100 * stat.mean:.1f} %"
 
 
-def _verdict(hero: Group, kd: Group | None, measure: Measure, cost: Spread | None) -> list[str]:
+def _verdict(hero: Group, kd: Group | None, measure: Measure, cost: MeanStd | None) -> list[str]:
     sentences = []
     difference = paired_difference(hero, kd, measure.of_run)
     if difference is not None:
@@ -122,12 +123,12 @@ def _verdict(hero: Group, kd: Group | None, measure: Measure, cost: Spread | Non
 
 
 def _rivals(
-    groups: Sequence[Group], hero: Group, ours: Spread, cost: Spread | None, measure: Measure
+    groups: Sequence[Group], hero: Group, ours: MeanStd, cost: MeanStd | None, measure: Measure
 ) -> list[str]:
     """Controls that did at least as well for no more computation: they must not be passed over."""
     rivals = []
     for group in groups:
-        theirs, price = group.spread(measure.of_run), group.spread(lambda run: run.cost_2x)
+        theirs, price = group.mean_std(measure.of_run), group.mean_std(lambda run: run.cost_2x)
         if group.method in ("kd", hero.method) or theirs is None or price is None or cost is None:
             continue
         if theirs.mean >= ours.mean and price.mean <= cost.mean * 1.01:
@@ -138,8 +139,8 @@ def _rivals(
 
 
 def _times(hero: Group, kd: Group | None) -> list[str]:
-    ours = hero.spread(lambda run: run.train_seconds)
-    theirs = None if kd is None else kd.spread(lambda run: run.train_seconds)
+    ours = hero.mean_std(lambda run: run.train_seconds)
+    theirs = None if kd is None else kd.mean_std(lambda run: run.train_seconds)
     if ours is None or theirs is None:
         return []
     return [f"Measured training time: {seconds(ours.mean)}, plain KD {seconds(theirs.mean)}."]
@@ -149,13 +150,13 @@ def protocol_notes(groups: Sequence[Group]) -> list[str]:
     """What keeps the runs from being compared like for like."""
     runs = [run for group in groups for run in group.runs]
     notes = []
-    sizes = sorted({run.parameters for run in runs if run.parameters is not None})
+    sizes = sorted({run.summary.parameters for run in runs if run.summary.parameters is not None})
     if len(sizes) > 1:
         numbers = ", ".join(f"{size:,}" for size in sizes)
         notes.append(
             f"The students differ in size ({numbers} parameters): these runs do not share one protocol."
         )
-    references = {run.reference for run in runs if run.cost_2x is not None}
+    references = {run.summary.cost.reference for run in runs if run.cost_2x is not None}
     if len(references) > 1:
         notes.append("The costs refer to plain KD runs of different lengths: compare them with care.")
     return notes

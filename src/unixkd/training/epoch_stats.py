@@ -10,6 +10,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from unixkd.method.epoch_choice import RowLoss, Uncertainty
 from unixkd.method.method import Method, StepCounts
 from unixkd.method.scoring import Scorer, TrueLoss, entropy, least_confidence, margin
 from unixkd.method.step import StepResult
+from unixkd.run_files import Histogram, Selected
 from unixkd.training.distributed.world import World
 
 _NUMBERS = ("seen", "kept", "steps", "scored")
@@ -187,48 +189,49 @@ class EpochStats:
         parts = {k[5:]: v.item() / self.steps for k, v in self.sums.items() if k.startswith("part.")}
         return {"loss": self.sums["loss"].item() / self.steps, "loss_parts": parts}
 
-    def selection(self) -> dict[str, Any]:
+    def selection(self) -> Selected:
         """Means over the kept and the dropped images; None where nothing was measured or dropped."""
+
+        def mean(key: str, count: int) -> float | None:
+            return self.sums[key].item() / count if self._measured(key) and count else None
+
         dropped = self.seen - self.kept
-        record: dict[str, Any] = {
-            "visited": self.seen / len(self.before),
-            "kept": self.kept / self.seen,
-            "distinct": (self.times_kept > self.before).sum().item() / len(self.before),
-        }
-        for name, count in (("kept", self.kept), ("dropped", dropped)):
-            for what in ("score", "hard"):
-                key = f"{what}_{name}"
-                record[key] = self.sums[key].item() / count if self._measured(key) and count else None
-        return record | {"histogram": self.histogram()}
+        return Selected(
+            visited=self.seen / len(self.before),
+            kept=self.kept / self.seen,
+            distinct=(self.times_kept > self.before).sum().item() / len(self.before),
+            score_kept=mean("score_kept", self.kept),
+            hard_kept=mean("hard_kept", self.kept),
+            score_dropped=mean("score_dropped", dropped),
+            hard_dropped=mean("hard_dropped", dropped),
+            histogram=self.histogram(),
+        )
 
     def _measured(self, key: str) -> bool:
         """Whether a step of this epoch has added to a sum."""
         steps = f"{key}.steps"
         return steps in self.sums and self.sums[steps].item() > 0
 
-    def histogram(self) -> dict[str, Any] | None:
+    def histogram(self) -> Histogram | None:
         """How many kept and dropped images lie in each bin of their scores, and how many of those were hard.
 
         None where nothing was scored and nothing is remembered.
         """
         if self.bins is None or (self.remembered is None and not self._measured("score_kept")):
             return None
-        bins = {"score": self.bins.name, "low": self.bins.low, "high": self.bins.high}
+        made = partial(Histogram, score=self.bins.name, low=self.bins.low, high=self.bins.high)
         if self.remembered is not None:
-            kept, dropped = self.remembered
-            counts: dict[str, Any] = {
-                "kept": kept,
-                "dropped": dropped,
-                "kept_hard": None,
-                "dropped_hard": None,
-            }
-            return bins | {"remembered": True} | counts
+            kept, dropped = map(tuple, self.remembered)
+            return made(remembered=True, kept=kept, dropped=dropped)
         seen, taken = (self.sums[f"histogram.{name}"].reshape(2, NUM_BINS) for name in ("seen", "kept"))
-        counts, labelled = {}, self._measured("hard_dropped")
-        for name, table in (("kept", taken), ("dropped", seen - taken)):
-            counts[name] = table.sum(0).tolist()
-            counts[f"{name}_hard"] = table[1].tolist() if labelled else None
-        return bins | {"remembered": False} | counts
+        left = seen - taken
+        labelled = self._measured("hard_dropped")
+        return made(
+            kept=tuple(taken.sum(0).tolist()),
+            dropped=tuple(left.sum(0).tolist()),
+            kept_hard=tuple(taken[1].tolist()) if labelled else None,
+            dropped_hard=tuple(left[1].tolist()) if labelled else None,
+        )
 
 
 NUM_BINS = 10

@@ -18,11 +18,25 @@ from unixkd.models.folder import save_model
 from unixkd.planning.catalogue import Strategy
 from unixkd.planning.expected import expected_images
 from unixkd.planning.strategies import Setting, questions, run_cost
+from unixkd.run_files import (
+    SCHEMA,
+    Accuracy,
+    Cost,
+    Flops,
+    Images,
+    Picture,
+    Planned,
+    PlannedCost,
+    PlannedImages,
+    Reference,
+    Seconds,
+    Selection,
+    Summary,
+    TimesKept,
+)
 from unixkd.training.epoch_stats import MIXED_UNIT, EpochStats
 from unixkd.training.run_folder import NUM_THUMBNAILS, thumbnail
 from unixkd.training.state import Run
-
-SCHEMA = 1
 
 
 def write_results(run: Run, weights: Mapping[str, Tensor] | None = None) -> dict[str, Any]:
@@ -38,41 +52,41 @@ def write_results(run: Run, weights: Mapping[str, Tensor] | None = None) -> dict
             student = PixelModel(student.net, replace(student.card, size=run.parts.data.size))
         save_model(student, run.folder.path, weights)
         if run.parts.method.selects and run.parts.data.train.lasting:
-            run.folder.write_json("selection.json", selection(run.engine.tally, run.epoch, run.parts.data))
-        summary = summarise(run)
+            kept = selection(run.engine.tally, run.epoch, run.parts.data)
+            run.folder.write_json("selection.json", asdict(kept))
+        summary = asdict(summarise(run))
         run.folder.write_json("summary.json", summary)
     return summary
 
 
-def summarise(run: Run) -> dict[str, Any]:
+def summarise(run: Run) -> Summary:
     """The run in figures; accuracies and costs are shares in [0, 1], FLOPs totals of the run."""
-    last = run.last_record
-    train = run.config.train
-    return {
-        "schema": SCHEMA,
-        "method": run.config.label or run.parts.method.name,
-        "seed": train.seed,
-        "epochs": train.epochs,
-        "parameters": sum(p.numel() for p in run.parts.student.parameters()),
-        "accuracy": {
-            "last": last["accuracy"],
-            "best": run.best_accuracy,
-            "teacher": run.answers and run.answers.accuracy,
-        },
-        "agreement": last["agreement"],
-        "calibration_error": last["calibration_error"],
-        "cost": {
-            "images": asdict(run.total.images),
-            "flops": run.total.flops(),
-            "reference": {
-                "epochs": run.config.reference_epochs or train.epochs,
-                "images": len(run.parts.data.train),
-            },
-            "relative_to_kd": run.relative_cost(),
-        },
-        "time": {f"{name}_seconds": round(seconds, 3) for name, seconds in run.seconds.items()},
-        "environment": environment(run.device, precision_of(run)) | {"processes": run.world.size},
-    }
+    last, train, total = run.last_record, run.config.train, run.total
+    reference = Reference(
+        epochs=run.config.reference_epochs or train.epochs, images=len(run.parts.data.train)
+    )
+    return Summary(
+        schema=SCHEMA,
+        method=run.config.label or run.parts.method.name,
+        seed=train.seed,
+        epochs=train.epochs,
+        parameters=sum(p.numel() for p in run.parts.student.parameters()),
+        accuracy=Accuracy(
+            last=last["accuracy"],
+            best=run.best_accuracy,
+            teacher=run.answers.accuracy if run.answers else None,
+        ),
+        agreement=last["agreement"],
+        calibration_error=last["calibration_error"],
+        cost=Cost(
+            images=Images(**asdict(total.images)),
+            flops=Flops(**total.flops()),
+            reference=reference,
+            relative_to_kd=run.relative_cost(),
+        ),
+        time=Seconds(**{f"{name}_seconds": round(seconds, 3) for name, seconds in run.seconds.items()}),
+        environment=environment(run.device, precision_of(run)) | {"processes": run.world.size},
+    )
 
 
 def precision_of(run: Run) -> str:
@@ -106,34 +120,40 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def selection(tally: EpochStats, epochs: int, data: Data) -> dict[str, Any]:
+def selection(tally: EpochStats, epochs: int, data: Data) -> Selection:
     """How often the training images were kept; those kept most and least, and those mixed most strongly."""
     times, mixed = tally.times_kept.cpu(), tally.mixed.cpu()
     order, by_mixing = (torch.argsort(t, descending=True, stable=True) for t in (times, mixed))
-    histogram = torch.bincount(times.long(), minlength=epochs + 1)
-    chosen = {"most_kept": order, "least_kept": order.flip(0), "most_mixed": by_mixing[mixed[by_mixing] > 0]}
-    return {
-        "epochs": epochs,
-        "histogram": {"times_kept": list(range(len(histogram))), "images": histogram.tolist()},
-        **{
-            name: [describe(int(i), times, mixed, data) for i in which[:NUM_THUMBNAILS]]
-            for name, which in chosen.items()
-        },
-    }
+    images = torch.bincount(times.long(), minlength=epochs + 1).tolist()
+
+    def pictures(indices: Tensor) -> tuple[Picture, ...]:
+        return tuple(describe(int(i), times, mixed, data) for i in indices[:NUM_THUMBNAILS])
+
+    return Selection(
+        epochs=epochs,
+        histogram=TimesKept(times_kept=tuple(range(len(images))), images=tuple(images)),
+        most_kept=pictures(order),
+        least_kept=pictures(order.flip(0)),
+        most_mixed=pictures(by_mixing[mixed[by_mixing] > 0]),
+    )
 
 
-def describe(index: int, times_kept: Tensor, mixed: Tensor, data: Data) -> dict[str, Any]:
+def describe(index: int, times_kept: Tensor, mixed: Tensor, data: Data) -> Picture:
     """One training image: where it is, what it is, how often it was kept, how much was mixed in, its picture."""
     label = None
     if data.train.labels is not None:
         number = int(data.train.labels[index])
         label = data.class_names[number] if data.class_names else str(number)
-    picture = thumbnail(data.train.image(index))
-    given = int(mixed[index]) / MIXED_UNIT
-    return {"index": index, "label": label, "times": int(times_kept[index]), "mixed": given, "png": picture}
+    return Picture(
+        index=index,
+        label=label,
+        times=int(times_kept[index]),
+        mixed=int(mixed[index]) / MIXED_UNIT,
+        png=thumbnail(data.train.image(index)),
+    )
 
 
-def plan_of_run(run: Run) -> dict[str, Any] | None:
+def plan_of_run(run: Run) -> Planned | None:
     """Images through each forward and the cost over plain KD's, as `unixkd plan` works them out; nothing is timed.
 
     Exact where a method keeps a number of images that is known beforehand and the teacher's answers are not stored;
@@ -158,8 +178,8 @@ def plan_of_run(run: Run) -> dict[str, Any] | None:
     images = expected_images(parts.method, setting.sizes, train.epochs)
     images["teacher_forwarded"] -= (asked.visits - asked.forwarded) * len(split)
     share = train.epochs / (config.reference_epochs or train.epochs)
-    return {
-        "exact": parts.method.choice is None and not stored and run.world.size == 1,
-        "images": {name: round(count) for name, count in images.items()},
-        "relative_to_kd": {name: share * value for name, value in cost.items()},
-    }
+    return Planned(
+        exact=parts.method.choice is None and not stored and run.world.size == 1,
+        images=PlannedImages(**{name: round(count) for name, count in images.items()}),
+        relative_to_kd=PlannedCost(**{name: share * value for name, value in cost.items()}),
+    )

@@ -18,6 +18,7 @@ import torch
 from unixkd.config import NO_LOG, LogConfig, RunConfig, flatten, to_plain
 from unixkd.errors import UserError
 from unixkd.planning.timing import synchronize
+from unixkd.run_files import Epoch, Images
 from unixkd.training import resume, stopping
 from unixkd.training.build import (
     RunComponents,
@@ -158,7 +159,7 @@ def open_folder(run: Run, mode: Mode) -> bool:
     resumed = run.folder.open(run.config, mode)
     if (planned := plan_of_run(run)) is not None:
         with run.folder.writing():
-            run.folder.write_json("plan.json", planned)
+            run.folder.write_json("plan.json", asdict(planned))
     list_left_out(run)
     if resumed:
         return True
@@ -221,9 +222,11 @@ def epoch_steps(run: Run) -> Iterator[None]:
             stop(run)
         if throttle.ready():
             look(run)
-            cost = (run.relative_cost() or {}).get("backward_2x")
+            cost = run.relative_cost()
             rate = images(time.perf_counter() - started)
-            run.display(Stepped(run.name, run.engine.distiller.steps, rate, cost))
+            run.display(
+                Stepped(run.name, run.engine.distiller.steps, rate, cost.backward_2x if cost else None)
+            )
         yield
     charge_time(run, started, captured)
     run.rate = images(run.seconds["train"] - trained)
@@ -266,19 +269,20 @@ def record_epoch(run: Run, predictions: Predictions | None) -> None:
     agreement = None
     if predictions is not None and run.answers is not None:
         agreement = predictions.agreement(run.answers)
-    record = {
-        "epoch": run.epoch,
-        "step": step,
-        "lr": run.stepper.rate(run.epoch - 1, steps - 1, steps),
+    line = Epoch(
+        epoch=run.epoch,
+        step=step,
+        lr=run.stepper.rate(run.epoch - 1, steps - 1, steps),
         **stats.losses(),
-        "accuracy": predictions and predictions.accuracy,
-        "agreement": agreement,
-        "calibration_error": predictions and predictions.calibration_error,
-        "images": asdict(run.total.images),
-        "cost": run.relative_cost(),
-        "seconds": {key: round(run.seconds[key], 3) for key in ("train", "evaluate")},
-        "selection": stats.selection() if run.parts.method.selects else None,
-    }
+        accuracy=predictions.accuracy if predictions else None,
+        agreement=agreement,
+        calibration_error=predictions.calibration_error if predictions else None,
+        images=Images(**asdict(run.total.images)),
+        cost=run.relative_cost(),
+        seconds={key: round(run.seconds[key], 3) for key in ("train", "evaluate")},
+        selection=stats.selection() if run.parts.method.selects else None,
+    )
+    record = asdict(line)
     run.remember(record)
     if run.world.leads:
         run.folder.append_metrics(record)

@@ -11,6 +11,7 @@ import torch
 from unixkd.config import RunConfig
 from unixkd.method.ledger import Ledger
 from unixkd.models.card import PixelModel
+from unixkd.run_files import RelativeCost
 from unixkd.training.build import RunComponents
 from unixkd.training.display import Display, Note
 from unixkd.training.distributed.world import Agreement, World
@@ -94,9 +95,11 @@ class Run:
         if record["accuracy"] is not None:
             self.best_accuracy = max(record["accuracy"], self.best_accuracy or 0.0)
 
-    def relative_cost(self) -> dict[str, float] | None:
+    def relative_cost(self) -> RelativeCost | None:
         """Training cost so far over that of plain KD's whole run; None without a teacher to compare with."""
-        return None if self.parts.teacher is None else self.total.relative_to_kd(self.reference_images)
+        if self.parts.teacher is None:
+            return None
+        return RelativeCost(**self.total.relative_to_kd(self.reference_images))
 
     def note(self, text: str, *, shared: bool = False) -> None:
         """Show the user a line; once where it is true of all runs of a comparison."""
