@@ -278,12 +278,10 @@ class LogConfig:
     """Where a run's figures also go; no part of the run: it is the same, and can be resumed, with any of these.
 
     Args:
-        csv: a table, logs/metrics.csv in the run folder
         tensorboard: event files in logs/
         wandb: project of Weights & Biases; with WANDB_MODE=offline in the environment all of it stays in logs/wandb/
     """
 
-    csv: bool = False
     tensorboard: bool = False
     wandb: str | None = None
 
@@ -320,6 +318,7 @@ class RunConfig:
 
 GONE: dict[str, Any] = {
     "answers.lender": None,
+    "log.csv": False,
     "method.scoring_every": None,
     "method.scoring_batches": None,
     "train.selection": "local",

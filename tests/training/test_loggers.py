@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import struct
 import sys
@@ -24,7 +23,7 @@ from unixkd.training.display import Event, Note
 from unixkd.training.engine import Engine
 from unixkd.training.run import run
 
-ALL = LogConfig(csv=True, tensorboard=True, wandb="tests")
+ALL = LogConfig(tensorboard=True, wandb="tests")
 EPOCHS, STEPS = 4, 4
 """Of each epoch, so many steps."""
 
@@ -122,15 +121,15 @@ def measured(folder: Path, name: str) -> dict[int, Any]:
     return {epoch: value for epoch, value in expected(folder, name).items() if value is not None}
 
 
-def rows(folder: Path) -> list[dict[str, str]]:
-    with (folder / "logs" / "metrics.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def scalars(folder: Path) -> Any:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     return EventAccumulator(str(folder / "logs"), size_guidance={"scalars": 0}).Reload()
+
+
+def steps(folder: Path) -> list[int]:
+    """The epochs whose loss TensorBoard shows."""
+    return [event.step for event in scalars(folder).Scalars("train/loss")]
 
 
 def wandb_files(folder: Path) -> list[Path]:
@@ -162,18 +161,6 @@ def wandb_values(path: Path, part: str) -> list[dict[str, Any]]:
             items = message.item if part == "history" else message.update
             found.append({"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in items})
     return found
-
-
-@pytest.mark.parametrize("which", ["logged", "resumed"])
-def test_the_table_holds_what_metrics_jsonl_holds(which, request):
-    folder = request.getfixturevalue(which)
-    table = rows(folder)
-    assert [row["epoch"] for row in table] == ["1", "2", "3", "4"]
-    assert table[0].keys() == {"epoch", *WHERE}
-    for name in WHERE:
-        values = expected(folder, name)
-        assert [float(row[name]) if row[name] else None for row in table] == list(values.values()), name
-    assert expected(folder, "evaluation/accuracy")[1] is None  # the case of an empty cell occurs
 
 
 @pytest.mark.parametrize("which", ["logged", "resumed"])
@@ -238,7 +225,7 @@ def test_a_run_may_be_resumed_with_other_loggers_which_get_all_of_it(config, pla
     with pytest.MonkeyPatch.context() as patch:
         end_in_step(patch, 3 * STEPS + 1)
         with pytest.raises(RuntimeError, match="power cut"):
-            run(config, tmp_path, log=LogConfig(csv=True))
+            run(config, tmp_path, log=LogConfig(wandb="tests"))
     run(config, tmp_path, mode="resume", log=LogConfig(tensorboard=True))
     assert {e.step: e.value for e in scalars(tmp_path).Scalars("train/loss")} == {
         epoch: float(np.float32(value)) for epoch, value in expected(plain, "train/loss").items()
@@ -258,29 +245,47 @@ class Notes(list[str]):
 def test_a_logger_that_fails_is_a_warning_once_and_the_run_is_the_same(
     when, config, plain, tmp_path, monkeypatch
 ):
-    told = []
+    calls = []
 
-    def failing(*arguments: Any) -> None:
-        told.append(arguments)
-        if when != "epoch" or len(told) == 2:
-            raise OSError(28, "No space left\non device")
+    class Failing:
+        """In the place of Weights & Biases."""
 
-    monkeypatch.setattr(loggers.Table, "__init__" if when == "open" else when, failing)
+        def __init__(self, *arguments: Any) -> None:
+            self.called("open")
+
+        def epoch(self, record: dict[str, Any]) -> None:
+            self.called("epoch")
+
+        def finish(self, summary: dict[str, Any] | None) -> None:
+            self.called("finish")
+
+        def called(self, method: str) -> None:
+            calls.append(method)
+            if method == when and calls.count(method) == (2 if when == "epoch" else 1):
+                raise OSError(28, "No space left\non device")
+
+    monkeypatch.setattr(loggers, "WandB", Failing)
     notes = Notes()
-    run(config, tmp_path, display=notes, log=LogConfig(csv=True, tensorboard=True))
+    run(config, tmp_path, display=notes, log=ALL)
     assert [note for note in notes if "failed" in note] == [
-        "warning: the log for CSV has failed, the run goes on without it (OSError: [Errno 28] No space left on device)"
+        "warning: the log for Weights & Biases has failed, the run goes on without it "
+        "(OSError: [Errno 28] No space left on device)"
     ]
-    assert len(told) == {"open": 1, "epoch": 2, "finish": 1}[when]
+    assert (
+        calls
+        == ["open", "epoch", "epoch", "epoch", "epoch", "finish"][
+            : {"open": 1, "epoch": 3, "finish": 6}[when]
+        ]
+    )
     assert everything(tmp_path) == everything(plain)
-    assert [event.step for event in scalars(tmp_path).Scalars("train/loss")] == [1, 2, 3, 4]
+    assert steps(tmp_path) == [1, 2, 3, 4]
 
 
 def test_a_logger_that_cannot_write_is_a_warning(tmp_path):
     (tmp_path / "logs").write_text("in the way")
     notes = Notes()
-    run(alone(epochs=1), tmp_path, display=notes, log=LogConfig(csv=True))
-    assert sum("the log for CSV has failed" in note for note in notes) == 1
+    run(alone(epochs=1), tmp_path, display=notes, log=LogConfig(tensorboard=True))
+    assert sum("the log for TensorBoard has failed" in note for note in notes) == 1
     assert (tmp_path / "summary.json").exists()
 
 
@@ -314,42 +319,42 @@ def test_a_missing_package_is_an_error_before_the_run(package, tmp_path, monkeyp
 
 
 def test_overwriting_a_run_removes_its_logs(tmp_path):
-    run(alone(epochs=2), tmp_path, log=LogConfig(csv=True, tensorboard=True))
-    run(alone(epochs=1), tmp_path, mode="overwrite", log=LogConfig(csv=True))
-    assert [path.name for path in (tmp_path / "logs").iterdir()] == ["metrics.csv"]
-    assert [row["epoch"] for row in rows(tmp_path)] == ["1"]
+    run(alone(epochs=2), tmp_path, log=ALL)
+    run(alone(epochs=1), tmp_path, mode="overwrite", log=LogConfig(tensorboard=True))
+    assert not wandb_files(tmp_path)
+    assert steps(tmp_path) == [1]
 
 
 def test_every_run_of_a_comparison_logs_into_its_own_folder(config, tmp_path, monkeypatch):
     words = ("compare", "--teacher", config.teacher.name, "--student", "resnet8", "--methods", "kd,random")
-    assert call(*words, "--seeds", "0", "--jobs", "1", "--out", tmp_path, "--log.csv", "true", *SMALL) == 0
+    assert (
+        call(*words, "--seeds", "0", "--jobs", "1", "--out", tmp_path, "--log.tensorboard", "true", *SMALL)
+        == 0
+    )
     for name in ("kd-seed0", "random-seed0"):
         folder = tmp_path / "runs" / name
-        assert [float(row["train/loss"]) for row in rows(folder)] == list(
-            expected(folder, "train/loss").values()
-        )
+        assert steps(folder) == list(expected(folder, "train/loss"))
     monkeypatch.setattr(compare, "tell", lambda event: None)  # in a worker process
-    run_job(Job(alone(epochs=1), tmp_path / "worker", LogConfig(csv=True)))
-    assert [row["epoch"] for row in rows(tmp_path / "worker")] == ["1"]
+    run_job(Job(alone(epochs=1), tmp_path / "worker", LogConfig(tensorboard=True)))
+    assert steps(tmp_path / "worker") == [1]
 
 
 def test_options_and_files_name_loggers(tmp_path):
     (tmp_path / "log.yaml").write_text("log:\n  tensorboard: true\n")
     words = ("train", "--model", "resnet8", "--data", "digits", *SMALL, "--out", tmp_path / "run")
-    assert call(*words, "--config", tmp_path / "log.yaml", "--log.csv", "true") == 0
+    assert call(*words, "--config", tmp_path / "log.yaml", "--log.wandb", "tests") == 0
     assert scalars(tmp_path / "run").Scalars("train/loss")[0].step == 1
-    assert len(rows(tmp_path / "run")) == 1
+    assert len(wandb_files(tmp_path / "run")) == 1
     assert "log" not in read_yaml(tmp_path / "run" / "run.yaml")
     assert call(*words, "--resume") == 0  # without any
 
 
 def log_in_two(folder: str) -> None:
-    run(replace(alone(epochs=2), data=DATA), Path(folder), log=LogConfig(csv=True))
+    run(replace(alone(epochs=2), data=DATA), Path(folder), log=LogConfig(tensorboard=True))
 
 
 @pytest.mark.slow
 def test_of_several_processes_the_first_logs(tmp_path):
     together(2, log_in_two, str(tmp_path))
-    assert [float(row["train/loss"]) for row in rows(tmp_path)] == [
-        line["loss"] for line in metrics(tmp_path)
-    ]
+    losses = [event.value for event in scalars(tmp_path).Scalars("train/loss")]
+    assert losses == [float(np.float32(line["loss"])) for line in metrics(tmp_path)]

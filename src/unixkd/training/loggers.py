@@ -1,4 +1,4 @@
-"""Where a run's figures go besides its own files: a CSV table, TensorBoard, Weights & Biases.
+"""Where a run's figures go besides its own files: TensorBoard or Weights & Biases.
 
 A logger is told each epoch's line of metrics.jsonl and, at the end, the summary. It is opened once that file has
 been cut back to the checkpoint a run goes on from, so what lies there are the epochs that stay. No run depends on it.
@@ -6,7 +6,6 @@ been cut back to the checkpoint a run goes on from, so what lies there are the e
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -38,30 +37,6 @@ class Logger(Protocol):
 
     def finish(self, summary: Record | None) -> None:
         """Take the run's summary; None where it has stopped before its end."""
-
-
-class Table:
-    """`metrics.csv`: a row for each epoch; made anew when a run goes on, from the epochs that stay."""
-
-    def __init__(self, folder: Path, past: list[Record]) -> None:
-        self.path = folder / "metrics.csv"
-        self.columns: list[str] = []
-        self.path.write_text("")
-        for record in past:
-            self.epoch(record)
-
-    def epoch(self, record: Record) -> None:
-        """Add a row."""
-        row = {"epoch": record["epoch"], **named(record)}
-        with self.path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, self.columns or list(row))
-            if not self.columns:
-                writer.writeheader()
-                self.columns = list(row)
-            writer.writerow(row)
-
-    def finish(self, summary: Record | None) -> None:
-        """Nothing is left to write."""
 
 
 class TensorBoard:
@@ -193,8 +168,6 @@ def open_loggers(
         note: shows the user a line
     """
     wanted: dict[str, Callable[[list[Record]], Logger]] = {}
-    if config.csv:
-        wanted["CSV"] = lambda past: Table(folder, past)
     if config.tensorboard:
         wanted["TensorBoard"] = lambda past: TensorBoard(folder, past, settings)
     if project := config.wandb:
