@@ -20,8 +20,9 @@ from torch import Tensor
 from unixkd.method.batch import Answers, Batch, MixedBatch, Outputs
 from unixkd.teacher.store import AnswerStore
 from unixkd.teacher.teacher import Teacher
-from unixkd.training import run as training
-from unixkd.training.build import open_store
+from unixkd.training import build
+from unixkd.training.answers import open_store
+from unixkd.training.resolved import Resolved
 
 
 @dataclass(frozen=True)
@@ -72,11 +73,11 @@ def lending(folder: Path | None) -> Iterator[None]:
 
     The trainer makes its distiller in one place, which is replaced here.
     """
-    original = training.make_distiller
+    original = build.make_distiller
 
-    def make_distiller(config: Any, parts: Any, note: Any, *rest: Any) -> Any:
-        made = original(config, parts, note, *rest)
-        lender = open_store(config, parts, str(folder), note)
+    def make_distiller(run: Resolved, student: Any, ledger: Any, note: Any, world: Any) -> Any:
+        made = original(run, student, ledger, note, world)
+        lender = open_store(run, str(folder), note)
         if lender is not None and made.teacher is not None:
             own = {field.name: getattr(made.teacher, field.name) for field in fields(Teacher)}
             made.teacher = LendingTeacher(**own, lender=lender)
@@ -85,8 +86,8 @@ def lending(folder: Path | None) -> Iterator[None]:
     if folder is None:
         yield
         return
-    training.make_distiller = make_distiller
+    build.make_distiller = make_distiller
     try:
         yield
     finally:
-        training.make_distiller = original
+        build.make_distiller = original

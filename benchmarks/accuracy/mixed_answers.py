@@ -29,7 +29,7 @@ from torch import Tensor
 from unixkd.config import DataConfig, MethodConfig, ModelConfig, RunConfig, TrainConfig, read_yaml
 from unixkd.data import load_data
 from unixkd.method.losses import kl_divergence
-from unixkd.training.build import build_network
+from unixkd.training.resolved import build_network
 from unixkd.training.run import run
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "lib"))

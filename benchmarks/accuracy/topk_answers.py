@@ -47,7 +47,7 @@ from unixkd.config import (
 from unixkd.data import load_data
 from unixkd.method.losses import kl_divergence
 from unixkd.teacher.format import Contents, TopLogits
-from unixkd.training.build import build_network
+from unixkd.training.resolved import build_network
 from unixkd.training.run import run
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "lib"))

@@ -18,11 +18,11 @@ from pieces import Pace, run_all
 from unixkd.config import RunConfig, TrainConfig
 from unixkd.method.network import Network
 from unixkd.teacher.teacher import Teacher
-from unixkd.training.answers import fetch_answers
-from unixkd.training.build import build_run, open_store, pick_device
+from unixkd.training.answers import fetch_answers, open_store
 from unixkd.training.compare import Job, is_finished
 from unixkd.training.display import Display, Event, Note
 from unixkd.training.precision import DTYPES
+from unixkd.training.resolved import build_run, pick_device
 from unixkd.training.run import start
 from unixkd.training.run_folder import RunFolder
 from unixkd.training.state import Run
@@ -113,14 +113,12 @@ class Comparison:
     def fill(self, config: RunConfig, path: str) -> int:
         """Have the teacher answer every view of a run's images; how many answers its store holds."""
         if path not in self.filled:
-            parts = build_run(config, self.device)
-            store = open_store(
-                config, parts, config.answers.path, lambda text: self.show(Note("store", text, shared=True))
-            )
-            if store is None or parts.teacher is None:
+            built = build_run(config, self.device)
+            store = open_store(built, path, lambda text: self.show(Note("store", text, shared=True)))
+            if store is None or built.teacher is None:
                 return 0
-            held, split = store.contents, parts.data.train
-            network = Network(parts.teacher.eval(), dtype=DTYPES[config.train.teacher_precision])
+            held, split = store.contents, built.data.train
+            network = Network(built.teacher.eval(), dtype=DTYPES[config.train.teacher_precision])
             teacher = Teacher(network, store)
             with store:
                 for epoch in range(held.views):  # so many epochs show each view once

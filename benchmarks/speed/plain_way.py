@@ -76,7 +76,7 @@ def set_up(teacher: str, student: str, folder: Path, threads: int) -> tuple[Iter
     plain_teacher, plain_student = create_model(teacher), create_model(student)
     save_file(plain_teacher.state_dict(), folder / "teacher.safetensors")
     trainer = make_trainer(teacher, student, folder, threads)
-    plain_student.load_state_dict(trainer.parts.student.net.state_dict())
+    plain_student.load_state_dict(trainer.resolved.student.net.state_dict())
     loader = plain_unix.make_loader(images, labels, SETTINGS.batch_size, WORKERS)
     return plain_unix.train_steps(plain_student, plain_teacher, loader, SETTINGS), trainer
 

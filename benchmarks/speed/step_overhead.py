@@ -55,14 +55,14 @@ class BareParts:
     def __init__(self, trainer: Run) -> None:
         distiller, train = trainer.engine.distiller, trainer.config.train
         assert distiller.teacher is not None
-        student = copy.deepcopy(trainer.parts.student).train()
+        student = copy.deepcopy(trainer.resolved.student).train()
         self.student = Network(student, dtype=distiller.student.dtype)
         self.teacher = distiller.teacher.network
         self.optimizer = build_optimizer(train, student.parameters(), trainer.device)
         batch = next(
-            trainer.parts.data.train.train_batches(0, torch.arange(train.batch_size), train.batch_size)
+            trainer.resolved.data.train.train_batches(0, torch.arange(train.batch_size), train.batch_size)
         )
-        kept = trainer.parts.method.counts(train.batch_size, train.batch_size).trained
+        kept = trainer.resolved.method.counts(train.batch_size, train.batch_size).trained
         assert batch.labels is not None
         self.images, self.kept, self.labels = batch.images, batch.images[:kept], batch.labels[:kept]
         self.seconds: dict[str, list[float]] = {}

@@ -68,7 +68,7 @@ def trainer_of(config: RunConfig, folder: Path) -> Run:
 
 def fill(trainer: Run, epochs: int) -> tuple[Network, AnswerStore]:
     """Ask about all that so many epochs show; gives back who was asked, and the store."""
-    teacher, split = trainer.engine.distiller.teacher, trainer.parts.data.train
+    teacher, split = trainer.engine.distiller.teacher, trainer.resolved.data.train
     assert teacher is not None
     assert teacher.store is not None
     for epoch in range(epochs):
@@ -81,7 +81,7 @@ def rounding(teacher: Path, folder: Path, views: int) -> dict[str, Any]:
     config = kd(teacher, FULL_PRECISION, folder / "rounding", replace(DIGITS, views=views))
     trainer = trainer_of(config, folder / "rounding-run")
     network, store = fill(trainer, views)
-    split = trainer.parts.data.train
+    split = trainer.resolved.data.train
     largest, wrong, total = 0.0, 0, 0
     for epoch in range(views):
         for batch in split.train_batches(epoch, torch.arange(len(split)), FILL_BATCH):

@@ -46,7 +46,7 @@ IMAGES, CLASSES, SIZE = 1024, 100, 32
 
 def planned(trainer: Run, rounds: int) -> float:
     """The planner's prediction of the trainer's method, timed on a copy of its student."""
-    parts, size, distiller = trainer.parts, trainer.config.train.batch_size, trainer.engine.distiller
+    parts, size, distiller = trainer.resolved, trainer.config.train.batch_size, trainer.engine.distiller
     assert parts.teacher is not None
     assert distiller.teacher is not None
     batch = next(parts.data.train.train_batches(0, torch.arange(size), size))

@@ -301,7 +301,7 @@ def test_the_trainer_keeps_its_data_on_the_device_and_captures(tmp_path: Path) -
     trainer = start(
         configured(tmp_path / "run", "cuda", "auto", "unix"), RunFolder(tmp_path / "run"), "new", silent
     )
-    data = trainer.parts.data.train
+    data = trainer.resolved.data.train
     assert isinstance(data, MemorySplit)
     assert data.images.is_cuda
     assert data.images.dtype == torch.uint8

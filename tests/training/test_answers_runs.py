@@ -317,7 +317,9 @@ def test_a_method_that_mixes_every_image_keeps_no_answers_and_says_so(method, fi
     config = storing(teacher, tmp_path / "answers", method, fill=fill)
     result = run(config, tmp_path / "run", display=events.append)
     notes = [event.text for event in events if isinstance(event, Note) and "stored answers" in event.text]
-    assert notes == [f"{method} mixes every image it keeps: stored answers are of no use, none are kept"]
+    assert notes == [
+        f"{method} mixes every image it keeps, so stored answers would never be read: no store is opened"
+    ]
     assert not (tmp_path / "answers").exists()
     kept = EPOCHS * (IMAGES if method == "mixup" else PURE + MIXED)
     assert asked(result) == (kept, 0, 0)

@@ -71,10 +71,10 @@ def test_what_is_saved_has_seen_clean_images_alone(teacher, tmp_path):
     config = distilled(teacher, "mixup", epochs=1, bn_images=64)
     trainer = start(config, RunFolder(tmp_path / "run"), "new", silent)
     fit(trainer)
-    split, norm = trainer.parts.data.train, trainer.parts.student.net.bn1
+    split, norm = trainer.resolved.data.train, trainer.resolved.student.net.bn1
     order = trainer.stepper.plan(0).order[:64]
     (batch,) = split.train_batches(0, order, config.train.eval_batch_size)
-    net = trainer.parts.student
+    net = trainer.resolved.student
     shown = net.net.conv1((batch.images - net.mean) / net.std)
     torch.testing.assert_close(norm.running_mean, shown.mean(dim=(0, 2, 3)))
     assert trainer.ledger.images.refreshed == 64

@@ -296,7 +296,7 @@ def captured_step(engine: Engine, trainer: TrainingRun, record: Any) -> Captured
     """A captured step of a run's first epoch."""
     index = torch.arange(2 * BATCH)
     draws = epoch_draws(len(index), BATCH, seed=0, first_step=0)
-    split = trainer.parts.data.train
+    split = trainer.resolved.data.train
     tables = GraphInputs.of_epoch(index, split.epoch_views(0, index), draws, [0.1, 0.05], BATCH)
     return CapturedStep(engine, split, tables, record)
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from running import SMALL, alone, call, distilled, metrics, summary
 from slow import TinyNet, images_of
-from unixkd.config import RunConfig, TrainConfig
+from unixkd.config import ModelConfig, RunConfig, TrainConfig
 from unixkd.errors import UserError
 from unixkd.method.network import Network
 from unixkd.models import create_model
@@ -29,8 +29,8 @@ from unixkd.training.precision import (
     choose_precision,
     has_native_bf16,
     probe,
-    recall,
     settle,
+    with_auto,
 )
 from unixkd.training.run import end_epoch, epoch_steps, run, start
 from unixkd.training.run_folder import RunFolder
@@ -196,10 +196,14 @@ def test_without_a_teacher_nothing_is_left_open(wanted):
 
 def test_what_was_decided_once_stands_in_for_auto_alone():
     saved = {"precision": "bf16", "teacher_precision": "fp32"}
-    assert recall(TrainConfig(), saved) == TrainConfig(precision="bf16", teacher_precision="fp32")
+
+    def decided(train: TrainConfig, saved: dict[str, str]) -> TrainConfig:
+        return with_auto(RunConfig(ModelConfig("vgg8"), train=train), saved).train
+
+    assert decided(TrainConfig(), saved) == TrainConfig(precision="bf16", teacher_precision="fp32")
     explicit = TrainConfig(precision="fp32", teacher_precision="bf16")
-    assert recall(explicit, saved) == explicit
-    assert recall(TrainConfig(), {}) == TrainConfig()
+    assert decided(explicit, saved) == explicit
+    assert decided(TrainConfig(), {}) == TrainConfig()
 
 
 @pytest.mark.parametrize("field", ["precision", "teacher_precision"])

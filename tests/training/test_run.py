@@ -41,10 +41,10 @@ from unixkd.method.ledger import forward_flops
 from unixkd.method.step import StepResult
 from unixkd.models import create_model, load_model
 from unixkd.training import resume
-from unixkd.training.build import build_student
 from unixkd.training.display import Event, Note
 from unixkd.training.engine import Engine
 from unixkd.training.predictions import predict
+from unixkd.training.resolved import build_student
 from unixkd.training.run import run
 from unixkd.training.state import Run
 
@@ -423,10 +423,10 @@ def test_without_a_valid_checkpoint_there_is_no_silent_fresh_start(unix_run, tea
 
 def test_resume_on_other_data_is_refused(unix_run, teacher, tmp_path, monkeypatch):
     from unixkd import data as _data
-    from unixkd.training import build
+    from unixkd.training import resolved
 
     original = _data.load_data
-    monkeypatch.setattr(build, "load_data", lambda c: replace(original(c), fingerprint="another"))
+    monkeypatch.setattr(resolved, "load_data", lambda c: replace(original(c), fingerprint="another"))
     shutil.copytree(unix_run, tmp_path / "run")
     with pytest.raises(UserError, match="the training data has changed"):
         run(distilled(teacher), tmp_path / "run", mode="resume")

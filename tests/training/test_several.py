@@ -23,7 +23,7 @@ from unixkd.errors import UserError
 from unixkd.method.network import has_statistics
 from unixkd.method.step import StepResult
 from unixkd.models import PixelModel, load_model
-from unixkd.training import build
+from unixkd.training import resolved
 from unixkd.training.checks import check_synchronised
 from unixkd.training.distributed.launch import LeaderError
 from unixkd.training.distributed.world import World
@@ -84,7 +84,7 @@ def without_batchnorm(module: nn.Module) -> nn.Module:
 
 
 def run_without_batchnorm(config: RunConfig, folder: Path) -> None:
-    original = build.build_student
+    original = resolved.build_student
 
     def made(*rest: Any) -> PixelModel:
         student = original(*rest)
@@ -92,7 +92,7 @@ def run_without_batchnorm(config: RunConfig, folder: Path) -> None:
         return student
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "build_student", made)
+        patch.setattr(resolved, "build_student", made)
         run(config, folder)
 
 

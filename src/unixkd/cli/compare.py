@@ -16,7 +16,6 @@ from unixkd.method.from_config import build_method
 from unixkd.method.ledger import Ledger
 from unixkd.names import label_of, parse_variants
 from unixkd.report import report
-from unixkd.training.build import build_network, build_student
 from unixkd.training.compare import (
     decide_once,
     default_workers,
@@ -26,6 +25,7 @@ from unixkd.training.compare import (
     run_jobs,
 )
 from unixkd.training.loggers import check_installed
+from unixkd.training.resolved import build_network, build_student
 from unixkd.training.run import run
 from unixkd.training.run_folder import RunFolder
 

@@ -34,7 +34,7 @@ from unixkd.planning.catalogue import Budget, Evidence, Group, MatchKD, Strategy
 from unixkd.planning.methods import MethodPlan, Plan, make_plan
 from unixkd.planning.strategies import Forecast, Setting, make_forecasts
 from unixkd.teacher.format import Contents
-from unixkd.training.build import default_device
+from unixkd.training.resolved import default_device
 
 
 class Shape(NamedTuple):

@@ -15,9 +15,9 @@ from unixkd.data.images import list_images, load_images
 from unixkd.data.load import load_data
 from unixkd.errors import UsageError, UserError
 from unixkd.models.folder import load_model, read_card
-from unixkd.training.build import build_network, default_device
 from unixkd.training.display import percent
 from unixkd.training.predictions import predict
+from unixkd.training.resolved import build_network, default_device
 from unixkd.training.run import run
 from unixkd.training.run_folder import Mode
 

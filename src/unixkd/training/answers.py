@@ -10,66 +10,55 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from unixkd.config import AnswersConfig
 from unixkd.data.split import Split
 from unixkd.errors import UserError
+from unixkd.method.losses import FeatureLoss
+from unixkd.method.method import pure_rows
 from unixkd.models.card import ModelCard, PixelModel
-from unixkd.teacher.folder import read_key
 from unixkd.teacher.store import AnswerStore
 from unixkd.teacher.teacher import Teacher
+from unixkd.training.precision import TEACHER_PRECISION
+from unixkd.training.resolved import Resolved
 
 
-def open_answers(
-    path: Path,
-    kept: AnswersConfig,
-    temperature: float,
-    teacher: PixelModel,
-    teacher_precision: str,
-    split: Split,
-    data_fingerprint: str,
-    announce: Callable[[str], None],
-) -> AnswerStore:
-    """The store of this teacher's answers on these images, which is made where there is none.
+def open_store(run: Resolved, path: str, note: Callable[[str], None]) -> AnswerStore | None:
+    """Open the store of this teacher's answers, or make it; None where no step of the run can use one.
 
     Args:
-        path: its folder
-        kept: how many logits of an answer are kept, in which precision
-        temperature: of the losses that use them
-        teacher: who answers
-        teacher_precision: it computes in
-        split: the training images and their views
-        data_fingerprint: of the images before augmentation
-        announce: is told the size before a store is made
+        run: with nothing left open
+        path: folder of the store
+        note: shows the user a line: the size of a store that is made, or why none is
 
     Raises:
-        UserError: views without end, no space, or answers of something else
+        UserError: losses that need more than logits, views without end, no space, or answers of something else
     """
+    config, split = run.config, run.data.train
+    if run.teacher is None or not any(term.loss.needs_teacher for term in run.objective):
+        return None
+    if any(isinstance(term.loss, FeatureLoss) for term in run.objective):
+        raise UserError("stored answers hold logits only: at and sp compare features, give no --answers.path")
+    epochs, batch_size = config.train.epochs, config.train.batch_size
+    if not any(pure_rows(run.method.at(epoch / epochs), batch_size) for epoch in range(epochs)):
+        note(
+            f"{run.method.name} mixes every image it keeps, so stored answers would never be read: no store is opened"
+        )
+        return None
     if split.num_views is None:
         raise UserError(
-            "answers to random resized crops cannot be stored, there is no end of them: give --data.views, "
-            "how many of each image to train on"
+            "random resized crops have no fixed number of views, so their answers cannot be stored: give "
+            "--data.views, how many of each image to train on"
         )
     return AnswerStore.open(
-        path,
-        store_key(teacher, data_fingerprint, split.views_key(), teacher_precision),
+        Path(path).expanduser(),
+        store_key(run.teacher, run.data.fingerprint, split.views_key(), config.train.teacher_precision),
         images=len(split),
         views=split.num_views,
-        classes=teacher.card.num_classes,
-        precision=kept.precision,
-        top_k=kept.top_k,
-        temperature=temperature,
-        announce=announce,
+        classes=run.teacher.card.num_classes,
+        precision=config.answers.precision,
+        top_k=config.answers.top_k,
+        temperature=config.loss.temperature,
+        announce=note,
     )
-
-
-def decided_precision(path: str | None) -> dict[str, str]:
-    """What a teacher computed in whose answers are stored there, as `train` names it; nothing where none are."""
-    key = {} if path is None else read_key(Path(path).expanduser())
-    return {"teacher_precision": key[TEACHER_PRECISION]} if TEACHER_PRECISION in key else {}
-
-
-TEACHER_PRECISION = "teacher precision"
-"""The part of a key that a probe may have decided."""
 
 
 _PLAIN = (bool, int, float, str)

@@ -22,10 +22,9 @@ from unixkd.method.method import Method
 from unixkd.names import file_name, label_of
 from unixkd.planning.expected import expected_cost, step_sizes
 from unixkd.training import stopping
-from unixkd.training.answers import decided_precision
-from unixkd.training.build import build_run, decide, pick_device
 from unixkd.training.display import Display, Event, Finished, Note
-from unixkd.training.precision import has_native_bf16, recall
+from unixkd.training.precision import OPTIONS, has_native_bf16, remembered, with_auto
+from unixkd.training.resolved import pick_device, resolve
 from unixkd.training.run import run
 from unixkd.training.run_folder import RunFolder
 from unixkd.training.stopping import Stopped, stoppable
@@ -49,12 +48,11 @@ def decide_once(base: RunConfig, out: Path, note: Callable[[str], None]) -> RunC
         note: shows the user what a probe found
     """
     for path in sorted(out.glob("runs/*/run.yaml")):
-        return replace(base, train=recall(base.train, RunFolder(path.parent).decided()))
+        return remembered(base, path.parent)
     device = pick_device(base.train)
     if not has_native_bf16(device):  # nothing to probe
-        native = dict.fromkeys(("precision", "teacher_precision"), "fp32")
-        return replace(base, train=recall(base.train, {**native, **decided_precision(base.answers.path)}))
-    return decide(base, build_run(base, device), device, {}, note)
+        return with_auto(remembered(base, None), dict.fromkeys(OPTIONS, "fp32"))
+    return resolve(base, device, None, note).config
 
 
 def plan_jobs(base: RunConfig, methods: Sequence[MethodConfig], seeds: Sequence[int], out: Path) -> list[Job]:

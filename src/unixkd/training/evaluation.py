@@ -39,7 +39,7 @@ def evaluate_student(run: Run) -> Predictions | None:
 
 def evaluate_teacher(run: Run) -> Predictions | None:
     """The teacher's answers on the evaluation split; its accuracy is shown before training starts."""
-    teacher = run.parts.teacher
+    teacher = run.resolved.teacher
     answers = None if teacher is None else answers_of(run, teacher, run.config.train.teacher_precision)
     if teacher is None or answers is None:
         return None
@@ -59,7 +59,7 @@ def evaluate_teacher(run: Run) -> Predictions | None:
 
 def answers_of(run: Run, network: PixelModel, precision: str) -> Predictions | None:
     """A network's answers on the evaluation split, each image asked about by one process."""
-    test, world = run.parts.data.test, run.world
+    test, world = run.resolved.data.test, run.world
     if test is None:
         return None
     size, dtype = run.config.train.eval_batch_size, DTYPES[precision]
@@ -67,13 +67,13 @@ def answers_of(run: Run, network: PixelModel, precision: str) -> Predictions | N
     over = len(range(0, len(test), size)) % world.size  # processes with a batch more than the rest
     if is_sharded(network) and 0 < over <= world.rank:
         # Theirs needs this process's part of the weights, so it takes part with a blank image.
-        predict(network, [Batch(torch.zeros(1, *run.parts.data.image_shape), None)], run.device, dtype)
+        predict(network, [Batch(torch.zeros(1, *run.resolved.data.image_shape), None)], run.device, dtype)
     return join_predictions(world.gather(found))
 
 
 def statistics_for_evaluation(run: Run) -> contextlib.AbstractContextManager[None]:
     """BatchNorm's statistics on clean images, where the epoch showed none; the last ones stay and are charged."""
-    train, split = run.config.train, run.parts.data.train
+    train, split = run.config.train, run.resolved.data.train
     count, epoch, last = min(train.bn_images, len(split)), run.epoch - 1, run.epoch == train.epochs
     clean = split.mixes is None and sees_clean_images(run.engine.distiller.method, epoch)
     if not count or clean or not has_statistics(run.student):

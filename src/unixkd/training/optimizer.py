@@ -13,7 +13,7 @@ from unixkd.errors import unknown_name
 from unixkd.method.from_config import named
 from unixkd.method.method import cosine
 from unixkd.models.card import PixelModel
-from unixkd.training.distributed.sharding import spreads
+from unixkd.training.distributed.sharding import is_sharded_role
 
 ONE_CYCLE_RISE, ONE_CYCLE_START, ONE_CYCLE_END = 0.3, 1 / 25, 1 / 25e4
 """Share of the run that rises; first and last learning rate over the peak (torch's defaults)."""
@@ -62,7 +62,7 @@ def build_optimizer(
     """The named optimiser over all parameters; its learning rate is a tensor where a graph may read it."""
     lr: float | Tensor = config.lr
     # torch's fused SGD knows no sharded tensors
-    fused = config.fused and not (config.optimizer == "sgd" and spreads(config, "student"))
+    fused = config.fused and not (config.optimizer == "sgd" and is_sharded_role(config, "student"))
     if device.type == "cuda" and fused:
         lr = torch.tensor(config.lr, device=device)
     return named("optimizer", config.optimizer, OPTIMIZERS)(

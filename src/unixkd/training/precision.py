@@ -7,14 +7,16 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from unixkd.config import Precision, TrainConfig
+from unixkd.config import Precision, RunConfig, TrainConfig, read_yaml
 from unixkd.errors import unknown_name
 from unixkd.method.network import Network
+from unixkd.teacher.folder import read_key
 
 DTYPES: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
 """What `Network` wants to hear, by the name the command line knows."""
@@ -33,14 +35,39 @@ class Choice:
     speedup: float | None = None
 
 
-def recall(config: TrainConfig, saved: Mapping[str, str]) -> TrainConfig:
-    """The configuration with "auto" precisions as an earlier run has decided them, by field name.
+TEACHER_PRECISION = "teacher precision"
+"""Name of the precision that answers were computed in, in the key of their store."""
+OPTIONS = ("precision", "teacher_precision")
+"""Options of `train` whose "auto" a run decides at its start; its run.yaml holds what was decided."""
 
-    >>> recall(TrainConfig(teacher_precision="fp32"), {"precision": "bf16", "teacher_precision": "bf16"}).precision
+
+def remembered(config: RunConfig, folder: Path | None) -> RunConfig:
+    """The configuration with "auto" precisions as the stored answers have them, or an earlier run in this folder.
+
+    Args:
+        config: as wanted; precisions that are not auto stay
+        folder: a run folder; None, or without a run: nothing was decided in it
+    """
+    decided: dict[str, str] = {}
+    if config.answers.path is not None:
+        key = read_key(Path(config.answers.path).expanduser())
+        decided = {"teacher_precision": key[TEACHER_PRECISION]} if TEACHER_PRECISION in key else {}
+    if folder is not None and (folder / "run.yaml").exists():
+        saved = read_yaml(folder / "run.yaml").get("train", {})
+        decided |= {name: saved[name] for name in OPTIONS if name in saved}
+    return with_auto(config, decided)
+
+
+def with_auto(config: RunConfig, decided: Mapping[str, str]) -> RunConfig:
+    """The configuration with these precisions, by name, in the place of "auto".
+
+    >>> from unixkd.config import ModelConfig
+    >>> config = RunConfig(ModelConfig("vgg8"), train=TrainConfig(teacher_precision="fp32"))
+    >>> with_auto(config, {"precision": "bf16", "teacher_precision": "bf16"}).train.precision
     'bf16'
     """
-    changes = {name: value for name, value in saved.items() if getattr(config, name) == "auto"}
-    return replace(config, **changes)  # type: ignore[arg-type]
+    changes = {name: value for name, value in decided.items() if getattr(config.train, name) == "auto"}
+    return replace(config, train=replace(config.train, **changes))  # type: ignore[arg-type]
 
 
 def settle(

@@ -49,10 +49,10 @@ def write_results(run: Run, weights: Mapping[str, Tensor] | None = None) -> dict
     with run.folder.writing():
         student = run.student
         if student.card.size is None:  # from now on it wants images as large as it was trained on
-            student = PixelModel(student.net, replace(student.card, size=run.parts.data.size))
+            student = PixelModel(student.net, replace(student.card, size=run.resolved.data.size))
         save_model(student, run.folder.path, weights)
-        if run.parts.method.selects and run.parts.data.train.lasting:
-            kept = selection(run.engine.tally, run.epoch, run.parts.data)
+        if run.resolved.method.selects and run.resolved.data.train.lasting:
+            kept = selection(run.engine.tally, run.epoch, run.resolved.data)
             run.folder.write_json("selection.json", asdict(kept))
         summary = asdict(summarise(run))
         run.folder.write_json("summary.json", summary)
@@ -63,14 +63,14 @@ def summarise(run: Run) -> Summary:
     """The run in figures; accuracies and costs are shares in [0, 1], FLOPs totals of the run."""
     last, train, total = run.last_record, run.config.train, run.total
     reference = Reference(
-        epochs=run.config.reference_epochs or train.epochs, images=len(run.parts.data.train)
+        epochs=run.config.reference_epochs or train.epochs, images=len(run.resolved.data.train)
     )
     return Summary(
         schema=SCHEMA,
-        method=run.config.label or run.parts.method.name,
+        method=run.config.label or run.resolved.method.name,
         seed=train.seed,
         epochs=train.epochs,
-        parameters=sum(p.numel() for p in run.parts.student.parameters()),
+        parameters=sum(p.numel() for p in run.resolved.student.parameters()),
         accuracy=Accuracy(
             last=last["accuracy"],
             best=run.best_accuracy,
@@ -92,7 +92,7 @@ def summarise(run: Run) -> Summary:
 def precision_of(run: Run) -> str:
     """Both networks' precision in few words."""
     student, teacher = run.config.train.precision, run.config.train.teacher_precision
-    if run.parts.teacher is None or student == teacher:
+    if run.resolved.teacher is None or student == teacher:
         return student
     return f"student {student}, teacher {teacher}"
 
@@ -159,7 +159,7 @@ def plan_of_run(run: Run) -> Planned | None:
     Exact where a method keeps a number of images that is known beforehand and the teacher's answers are not stored;
     else what is expected, from a store that is empty at first. None where no loss needs a teacher.
     """
-    config, parts, teacher = run.config, run.parts, run.engine.distiller.teacher
+    config, parts, teacher = run.config, run.resolved, run.engine.distiller.teacher
     if parts.teacher is None or teacher is None:
         return None
     train, split, stored = config.train, parts.data.train, teacher.store is not None

@@ -56,7 +56,7 @@ def collect(run: Run) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     share(run)
     optimizer, values = pack_optimizer(run.engine.optimizer)
-    trained = prefixed("optimizer", optimizer) | prefixed("student", run.parts.student.net.state_dict())
+    trained = prefixed("optimizer", optimizer) | prefixed("student", run.resolved.student.net.state_dict())
     tensors = gathered(trained, run.world)
     if run.engine.average is not None:
         tensors |= prefixed("average", run.engine.average.state_dict())
@@ -71,7 +71,7 @@ def collect(run: Run) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "processes": run.world.size,
         "ledger": total_ledger(run).state_dict(),
         "seconds": run.seconds,
-        "data": run.parts.data.fingerprint,
+        "data": run.resolved.data.fingerprint,
     }
     for rank, (own, numbers) in enumerate(run.world.gather(own_state(run))):
         tensors |= {of_process(rank, name): tensor for name, tensor in own.items()}
@@ -124,7 +124,7 @@ def check_space(run: Run) -> None:
     """
     tensors, _ = collect(run)
     moments = {"sgd": 1, "adamw": 2}[run.config.train.optimizer]
-    weights = sum(p.numel() * p.element_size() for p in run.parts.student.parameters())
+    weights = sum(p.numel() * p.element_size() for p in run.resolved.student.parameters())
     saved = sum(
         t.numel() * t.element_size() for name, t in tensors.items() if not name.startswith("optimizer.")
     )
@@ -140,7 +140,7 @@ def restore(run: Run) -> None:
     tensors, state, damaged = run.world.once(lambda: load_checkpoint(run.folder.checkpoints))
     for problem in damaged:
         run.note(f"passed over a damaged checkpoint: {problem}")
-    if state["data"] != run.parts.data.fingerprint:
+    if state["data"] != run.resolved.data.fingerprint:
         raise UserError(f"cannot resume {run.folder.path}: the training data has changed since")
     if (processes := state.get("processes", 1)) != run.world.size:
         raise UserError(
@@ -160,7 +160,7 @@ def restore(run: Run) -> None:
 def restore_engine(run: Run, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
     """Put back what a step changes."""
     engine, rank = run.engine, run.world.rank
-    load_parts(run.parts.student.net, group(tensors, "student"))
+    load_parts(run.resolved.student.net, group(tensors, "student"))
     if engine.average is not None:
         engine.average.load_state_dict(group(tensors, "average"))
     unpack_optimizer(engine.optimizer, group(tensors, "optimizer"), state["optimizer"])

@@ -7,7 +7,7 @@ What a run is made of is in `state.py`. A run is a pure function of its configur
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -20,16 +20,7 @@ from unixkd.errors import UserError
 from unixkd.planning.timing import synchronize
 from unixkd.run_files import Epoch, Images
 from unixkd.training import resume, stopping
-from unixkd.training.build import (
-    RunComponents,
-    build_run,
-    decide,
-    make_distiller,
-    make_stepper,
-    open_ledger,
-    pick_device,
-    spread,
-)
+from unixkd.training.build import build_stepper
 from unixkd.training.display import (
     Display,
     EpochDone,
@@ -42,17 +33,17 @@ from unixkd.training.display import (
 )
 from unixkd.training.distributed.sharding import check_sharding, gathered, own_part
 from unixkd.training.distributed.world import ALONE, Agreement, World, together
-from unixkd.training.evaluation import evaluate_student, evaluate_teacher, synchronise
+from unixkd.training.evaluation import evaluate_student, evaluate_teacher
 from unixkd.training.loggers import Loggers, check_installed, open_loggers
 from unixkd.training.memory import explained, keep_freed_memory
 from unixkd.training.predictions import Predictions
+from unixkd.training.resolved import pick_device, resolve
 from unixkd.training.results import plan_of_run, write_results
 from unixkd.training.run_folder import Mode, RunFolder
 from unixkd.training.state import Run, noting
-from unixkd.training.stepper import Stepper
 from unixkd.training.stopping import Stopped, stoppable
 
-STRIDE = 1_000_003
+SEED_STRIDE = 1_000_003
 """Between the seeds of processes."""
 
 
@@ -96,25 +87,18 @@ def run(
 def start(config: RunConfig, folder: RunFolder, mode: Mode, display: Display, world: World = ALONE) -> Run:
     """A run that is ready for its next step, new or where it was left."""
     begun = time.perf_counter()
-    device = prepare_process(config, world)
-    parts = world.leader_first(lambda: build_run(config, device))  # which checks the options too
-    if config.train.threads is not None:
-        torch.set_num_threads(config.train.threads)
-    if not world.leads:  # dropout, the same in all processes, would be less of it
-        torch.manual_seed(config.train.seed + STRIDE * world.rank)
     note = noting(display, folder.path.name)
-    saved = folder.decided() if mode == "resume" else {}
-    config = world.once(lambda: decide(config, parts, device, saved, note))
-    stepper = assemble(config, parts, device, note, world)
+    device = prepare_process(config, world)
+    resolved = resolve(config, device, folder.path if mode == "resume" else None, note, world)
+    if not world.leads:  # dropout, the same in all processes, would be less of it
+        torch.manual_seed(config.train.seed + SEED_STRIDE * world.rank)
     made = Run(
         name=folder.path.name,
-        config=config,
+        resolved=resolved,
         folder=folder,
         display=display,
         world=world,
-        device=device,
-        parts=parts,
-        stepper=stepper,
+        stepper=build_stepper(resolved, note, world),
         loggers=Loggers(note),
         agreement=Agreement(world),
     )
@@ -134,24 +118,10 @@ def prepare_process(config: RunConfig, world: World) -> torch.device:
     device = pick_device(config.train, world.local if world.size > 1 else None)
     if config.train.keep_memory and device.type == "cpu":
         keep_freed_memory(True)
+    if config.train.threads is not None:
+        torch.set_num_threads(config.train.threads)
     world.once(lambda: check_sharding(config, world))
     return device
-
-
-def assemble(
-    config: RunConfig,
-    parts: RunComponents,
-    device: torch.device,
-    note: Callable[[str], None],
-    world: World,
-) -> Stepper:
-    """Everything that takes a step, of a configuration with nothing left open."""
-    if config.train.sync_batchnorm:
-        synchronise(parts.student, world)
-    ledger = open_ledger(config, parts)
-    student = spread(config, parts, device, world)
-    distiller = world.leader_first(lambda: make_distiller(config, parts, note, student, ledger, world))
-    return make_stepper(config, parts, distiller, device, note, world)
 
 
 def open_folder(run: Run, mode: Mode) -> bool:
@@ -171,9 +141,9 @@ def open_folder(run: Run, mode: Mode) -> bool:
 
 def list_left_out(run: Run) -> None:
     """Show what is to be known of the data; leave a list of the training images that could not be read."""
-    for line in run.parts.data.notes:
+    for line in run.resolved.data.notes:
         run.note(line, shared=True)
-    if wrong := run.parts.data.left_out:
+    if wrong := run.resolved.data.left_out:
         run.folder.write_json("left_out.json", {"unreadable": list(wrong)})
         run.note(
             f"{len(wrong)} training images cannot be read and are left out: {run.folder.path}/left_out.json"
@@ -205,7 +175,7 @@ def epoch_steps(run: Run) -> Iterator[None]:
     """The steps that are left of an epoch; pauses after each, so that a caller can look on."""
     started, throttle, captured = time.perf_counter(), Throttle(), run.stepper.capture_seconds
     trained = run.seconds["train"]
-    run.parts.student.train()
+    run.resolved.student.train()
     if not run.done:
         run.engine.tally.start_epoch()
     seen = run.engine.tally.seen
@@ -280,7 +250,7 @@ def record_epoch(run: Run, predictions: Predictions | None) -> None:
         images=Images(**asdict(run.total.images)),
         cost=run.relative_cost(),
         seconds={key: round(run.seconds[key], 3) for key in ("train", "evaluate")},
-        selection=stats.selection() if run.parts.method.selects else None,
+        selection=stats.selection() if run.resolved.method.selects else None,
     )
     record = asdict(line)
     run.remember(record)
@@ -306,7 +276,7 @@ def check(run: Run) -> None:
     """
     resume.share(run)
     check_answers(run)
-    parts = [own_part(p.detach()) for p in run.parts.student.parameters()]
+    parts = [own_part(p.detach()) for p in run.resolved.student.parameters()]
     weights = torch.stack([part.isfinite().all() for part in parts]).all()
     if not all(run.world.gather(bool(run.engine.tally.finite() and weights))):
         raise not_finite(run)

@@ -19,6 +19,7 @@ from PIL import Image
 from unixkd.config import RunConfig, flatten, read_yaml, to_plain
 from unixkd.errors import UserError
 from unixkd.run_files import EXPORTED, write
+from unixkd.training import precision
 
 Mode = Literal["new", "resume", "overwrite"]
 """new: refuse a folder that holds a run; resume: go on from its checkpoint; overwrite: remove it first."""
@@ -28,8 +29,6 @@ FILES = (
     *("model.safetensors", "config.json"),
     *(f"export/{name}" for name in EXPORTED),  # of the student that is overwritten
 )
-DECIDED = ("train.precision", "train.teacher_precision")
-"""Options whose "auto" a run decides at its start; run.yaml holds what was decided."""
 NUM_THUMBNAILS = 16
 LOCK_SECONDS = 10
 """How long a folder is waited for: the loader processes of a killed run hold on to it for a moment."""
@@ -114,6 +113,7 @@ class RunFolder:
         saved = flatten(read_yaml(self.path / "run.yaml"))
         given = flatten(yaml.safe_load(yaml.safe_dump(to_plain(config))))  # tuples are lists there
         usual = flatten(to_plain(RunConfig(config.student, config.teacher)))
+        decided = {f"train.{name}" for name in precision.OPTIONS}
         groups = {key.rpartition(".")[0] for key in saved}
         for key in given.keys() - saved.keys():  # an option that is younger than the run
             if key.rpartition(".")[0] in groups:
@@ -121,17 +121,10 @@ class RunFolder:
         differences = [
             f"{key}: {saved.get(key)} then, {given.get(key)} now"
             for key in sorted(saved.keys() | given.keys())
-            if saved.get(key) != given.get(key) and not (key in DECIDED and given.get(key) == "auto")
+            if saved.get(key) != given.get(key) and not (key in decided and given.get(key) == "auto")
         ]
         if differences:
             raise UserError(f"cannot resume {self.path}, its configuration differs: {'; '.join(differences)}")
-
-    def decided(self) -> dict[str, str]:
-        """The fields of `train` that were "auto" once, as the saved configuration has them."""
-        if not (self.path / "run.yaml").exists():
-            return {}
-        saved = flatten(read_yaml(self.path / "run.yaml"))
-        return {key.removeprefix("train."): saved[key] for key in DECIDED if key in saved}
 
     def is_finished(self) -> bool:
         """Whether the run came to its end."""

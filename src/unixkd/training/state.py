@@ -12,12 +12,12 @@ from unixkd.config import RunConfig
 from unixkd.method.ledger import Ledger
 from unixkd.models.card import PixelModel
 from unixkd.run_files import RelativeCost
-from unixkd.training.build import RunComponents
 from unixkd.training.display import Display, Note
 from unixkd.training.distributed.world import Agreement, World
 from unixkd.training.engine import Engine
 from unixkd.training.loggers import Loggers
 from unixkd.training.predictions import Predictions
+from unixkd.training.resolved import Resolved
 from unixkd.training.run_folder import RunFolder
 from unixkd.training.stepper import Stepper
 
@@ -28,12 +28,10 @@ class Run:
 
     Args:
         name: shown with its events
-        config: with nothing left to decide
+        resolved: its configuration with nothing left open, and what it names
         folder: where it is kept
         display: gets its events
         world: the processes that train together
-        device: where steps run
-        parts: data, networks, method and losses
         stepper: takes the steps
         loggers: where its figures also go
         agreement: lets all processes stop after the same step
@@ -48,12 +46,10 @@ class Run:
     """
 
     name: str
-    config: RunConfig
+    resolved: Resolved
     folder: RunFolder
     display: Display
     world: World
-    device: torch.device
-    parts: RunComponents
     stepper: Stepper
     loggers: Loggers
     agreement: Agreement
@@ -65,6 +61,16 @@ class Run:
     answers: Predictions | None = None
     last_record: dict[str, Any] = field(default_factory=dict)
     best_accuracy: float | None = None
+
+    @property
+    def config(self) -> RunConfig:
+        """The configuration, with nothing left to decide."""
+        return self.resolved.config
+
+    @property
+    def device(self) -> torch.device:
+        """Where steps run."""
+        return self.resolved.device
 
     @property
     def engine(self) -> Engine:
@@ -80,14 +86,14 @@ class Run:
     def student(self) -> PixelModel:
         """The network that is evaluated and saved: the average of the weights where one is kept."""
         average = self.engine.average
-        network = self.parts.student if average is None else average.module
+        network = self.resolved.student if average is None else average.module
         assert isinstance(network, PixelModel)
         return network
 
     @property
     def reference_images(self) -> int:
         """Images that the plain KD trains on with which costs are compared."""
-        return (self.config.reference_epochs or self.config.train.epochs) * len(self.parts.data.train)
+        return (self.config.reference_epochs or self.config.train.epochs) * len(self.resolved.data.train)
 
     def remember(self, record: dict[str, Any]) -> None:
         """Keep of an epoch's line what the summary needs; all lines would add up in a long run."""
@@ -97,7 +103,7 @@ class Run:
 
     def relative_cost(self) -> RelativeCost | None:
         """Training cost so far over that of plain KD's whole run; None without a teacher to compare with."""
-        if self.parts.teacher is None:
+        if self.resolved.teacher is None:
             return None
         return RelativeCost(**self.total.relative_to_kd(self.reference_images))
 

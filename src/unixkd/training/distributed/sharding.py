@@ -1,4 +1,4 @@
-"""Networks whose weights are spread over the processes of a run: each holds a part of every tensor (FSDP2).
+"""Networks whose weights are sharded over the processes of a run: each holds a shard of every tensor (FSDP2).
 
 torch's `fully_shard` does the work: a unit of a network gathers its weights for its forward and its backward and lets
 them go after each; gradients, and the optimiser's state, are of a process's own part alone.
@@ -27,10 +27,10 @@ _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
-def spreads(train: TrainConfig, role: Literal["student", "teacher"]) -> bool:
-    """Whether a run spreads this network's weights over its processes.
+def is_sharded_role(train: TrainConfig, role: Literal["student", "teacher"]) -> bool:
+    """Whether a run shards this network's weights over its processes.
 
-    >>> [spreads(TrainConfig(sharding="student"), role) for role in ("student", "teacher")]
+    >>> [is_sharded_role(TrainConfig(sharding="student"), role) for role in ("student", "teacher")]
     [True, False]
     """
     return train.sharding == "both" or train.sharding == role
@@ -48,7 +48,7 @@ def check_sharding(config: RunConfig, world: World) -> None:
     option = f"--train.sharding {train.sharding}"
     if world.size == 1:
         raise UserError(
-            f"{option} spreads weights over several processes, and there is one: start with torchrun"
+            f"{option} shards weights over several processes, and there is one: start with torchrun"
         )
     if train.ema_decay is not None:
         raise UserError(f"{option} has no moving average of the weights: leave --train.ema_decay out")

@@ -1,0 +1,203 @@
+"""A run's configuration with nothing left open: what it names is built, what a machine decides is decided."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+
+from unixkd.config import ModelConfig, RunConfig, TrainConfig
+from unixkd.data.load import Data, load_data
+from unixkd.errors import UserError
+from unixkd.method.from_config import build_method, build_objective, named
+from unixkd.method.losses import FeatureLoss
+from unixkd.method.method import Method
+from unixkd.method.objective import Objective
+from unixkd.models.card import PixelModel
+from unixkd.models.loading import build_model, own_num_classes
+from unixkd.training.checks import (
+    check_data,
+    check_sizes,
+    check_small_batches,
+    check_synchronised,
+    check_train,
+)
+from unixkd.training.distributed.sharding import is_sharded_role
+from unixkd.training.distributed.world import ALONE, World
+from unixkd.training.precision import remembered, settle
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A configuration and everything it names, checked to fit together.
+
+    Args:
+        config: with both precisions decided (by `resolve`)
+        device: where steps run
+        data: training and evaluation images
+        student: the network that is trained
+        teacher: the network it learns from; None for training on labels alone
+        method: who is scored, kept and mixed
+        objective: the losses
+    """
+
+    config: RunConfig
+    device: torch.device
+    data: Data
+    student: PixelModel
+    teacher: PixelModel | None
+    method: Method
+    objective: Objective
+
+
+def resolve(
+    config: RunConfig,
+    device: torch.device,
+    folder: Path | None,
+    note: Callable[[str], None],
+    world: World = ALONE,
+) -> Resolved:
+    """Build what a configuration names and decide what it leaves open; every process has to call it.
+
+    Args:
+        config: what is wanted
+        device: where steps run
+        folder: of an earlier run whose decisions stay; None: there is none
+        note: shows the user what a probe found
+        world: the processes
+
+    Raises:
+        UserError: something is missing or does not fit
+    """
+    built = world.leader_first(lambda: build_run(config, device))
+    return replace(built, config=world.once(lambda: decide_precisions(built, folder, note)))
+
+
+def decide_precisions(built: Resolved, folder: Path | None, note: Callable[[str], None]) -> RunConfig:
+    """The configuration with each "auto" precision as it was decided earlier, else as a probe says."""
+    config = remembered(built.config, folder)
+    split, size = built.data.train, config.train.batch_size
+    train, notes = settle(
+        config.train,
+        built.student,
+        built.teacher,
+        lambda: next(split.train_batches(0, torch.arange(size), size)).pixels.to(built.device),
+        built.device,
+    )
+    for line in notes:
+        note(line)
+    return replace(config, train=train)
+
+
+def build_run(config: RunConfig, device: torch.device) -> Resolved:
+    """Data, networks, method and losses of a run; every mismatch is found here, before training.
+
+    Images in memory, batches of others and networks are put on the device, networks in channels_last unless configured;
+    those that are to be sharded stay on the CPU.
+
+    Raises:
+        UserError: something is missing or does not fit
+    """
+    check_train(config.train)
+    check_synchronised(config.train, device)
+    if config.reference_epochs is not None and config.reference_epochs < 1:
+        raise UserError(f"reference_epochs must be at least 1, got {config.reference_epochs}")
+    method = build_method(config.method)
+    objective = build_objective(config.loss, method, config.train.label_smoothing)
+    if config.teacher is None and method.teacher:
+        raise UserError(f"method {method.name} needs a teacher")
+    if config.train.compile and any(isinstance(term.loss, FeatureLoss) for term in objective):
+        raise UserError("at and sp read features inside the networks, which --train.compile does not allow")
+    if method.mixes_answers and config.answers.path is None:
+        raise UserError(
+            f"method {method.name} mixes stored answers: give --answers.path, where to store them"
+        )
+    data = load_data(config.data)
+    check_data(config, data, method, objective)
+    teacher = None if config.teacher is None else build_network(config.teacher, data, "teacher")
+    student = build_student(config, data, teacher)
+    check_small_batches(config, data, method, student)
+    check_sizes(config, data, method, student)
+    test = None if data.test is None else data.test.to(device)
+    data = replace(data, train=data.train.to(device), test=test)
+    if teacher is not None:
+        place(teacher, config.train, device, "teacher")
+    place(student, config.train, device, "student")
+    return Resolved(config, device, data, student, teacher, method, objective)
+
+
+def place(
+    network: nn.Module, train: TrainConfig, device: torch.device, role: Literal["student", "teacher"]
+) -> None:
+    """Put a network where it runs; one that is to be sharded stays on the CPU, as it may not fit whole."""
+    if not is_sharded_role(train, role):
+        network.to(device)
+        if train.channels_last:
+            network.to(memory_format=torch.channels_last)
+    if train.compile:
+        compile_network(network)
+
+
+def compile_network(network: nn.Module) -> None:
+    """Compile a network for every size of batch it meets.
+
+    Teacher and student are compiled as one forward, whose batches in training, scoring, evaluation and at an
+    epoch's end are more than the 8 kinds after which dynamo would go on uncompiled, without a word.
+    """
+    import torch._dynamo.config as dynamo  # takes a second: here only
+
+    dynamo.recompile_limit = dynamo.accumulated_recompile_limit
+    network.compile(dynamic=False)
+
+
+def build_network(
+    config: ModelConfig, data: Data, role: Literal["teacher", "student", "model"]
+) -> PixelModel:
+    """A network for the data's classes; for data without classes, with as many as its weights have."""
+    num_classes = own_num_classes(config, data.channels) if data.num_classes is None else data.num_classes
+    return build_model(
+        config,
+        num_classes=num_classes,
+        in_channels=data.channels,
+        mean=data.mean,
+        std=data.std,
+        class_names=data.class_names,
+        role=role,
+    )
+
+
+def build_student(config: RunConfig, data: Data, teacher: PixelModel | None) -> PixelModel:
+    """The student, with initial weights that depend on the seed alone; unlabelled, it takes the teacher's classes."""
+    if data.num_classes is None and teacher is not None:
+        data = replace(data, num_classes=teacher.card.num_classes, class_names=teacher.card.class_names)
+    torch.manual_seed(config.train.seed)
+    return build_network(config.student, data, "student")
+
+
+def pick_device(config: TrainConfig, number: int | None = None) -> torch.device:
+    """The configured device; of several GPUs the one with this number.
+
+    Raises:
+        UserError: it is not there
+    """
+    available: dict[str, Callable[[], bool]] = {
+        "auto": lambda: True,
+        "cpu": lambda: True,
+        "cuda": torch.cuda.is_available,
+        "mps": torch.backends.mps.is_available,
+    }
+    if not named("device", config.device, available)():
+        raise UserError(f"device {config.device} is not available here; give --train.device auto or cpu")
+    device = default_device() if config.device == "auto" else torch.device(config.device)
+    if device.type != "cuda" or number is None:
+        return device
+    return torch.device("cuda", number % torch.cuda.device_count())  # srun may show each process only its own
+
+
+def default_device() -> torch.device:
+    """The accelerator where there is one, else the CPU."""
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
