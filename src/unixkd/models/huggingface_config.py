@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from unixkd.errors import UserError, missing_extra
+from unixkd.errors import UserError, first_line, missing_extra
 
 PREFIX = "transformers:"
 # What names code, kernels to download, another precision or another output. Classes and channels are given anew.
@@ -116,8 +116,7 @@ def told(source: str) -> Iterator[None]:
     except UserError as error:
         raise UserError(str(error) if source in str(error) else f"'{source}': {error}") from error
     except Exception as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        raise UserError(f"'{source}': {lines[0].strip() if lines else type(error).__name__}") from error
+        raise UserError(f"'{source}': {first_line(error)}") from error
 
 
 @contextlib.contextmanager

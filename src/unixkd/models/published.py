@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from unixkd.errors import UserError, missing_extra, unknown_name
+from unixkd.errors import UserError, first_line, missing_extra, unknown_name
 from unixkd.models import huggingface
 from unixkd.models.card import Expectations
 from unixkd.models.huggingface_config import PREFIX as TRANSFORMERS
@@ -73,9 +73,8 @@ def pretrained(name: str) -> tuple[nn.Module, Expectations]:
         net = models.get_model(architecture, weights=models.get_model_weights(architecture).DEFAULT)
         return net, _torchvision_expectations(architecture)
     except (OSError, RuntimeError, ValueError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"cannot get the published weights of '{name}': {reason} "
+            f"cannot get the published weights of '{name}': {first_line(error)} "
             "(without a network, give a file of weights instead)"
         ) from error
 

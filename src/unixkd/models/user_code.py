@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from unixkd.errors import UserError, unknown_name
+from unixkd.errors import UserError, first_line, unknown_name
 from unixkd.names import check_code, parts_of
 
 
@@ -122,7 +122,7 @@ def _told_where(name: str, file: Path) -> Iterator[None]:
             if _is_same(frame.filename, file)
         ]
         where = f"{file}:{lines[-1]}" if lines else name
-        raise UserError(f"{where}: {type(error).__name__}: {str(error).partition(chr(10))[0]}") from error
+        raise UserError(f"{where}: {type(error).__name__}: {first_line(error)}") from error
 
 
 def _is_same(filename: str, file: Path) -> bool:

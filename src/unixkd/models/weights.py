@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unixkd.errors import UserError
+from unixkd.errors import UserError, first_line
 
 _log = logging.getLogger("unixkd")
 _WRAPPER_KEYS = ("model", "state_dict")
@@ -106,7 +106,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"'{path}' is damaged or no safetensors file: {_first_line(error)}") from error
+        raise UserError(f"'{path}' is damaged or no safetensors file: {first_line(error)}") from error
 
 
 def _read_torch(path: Path) -> object:
@@ -119,11 +119,7 @@ def _read_torch(path: Path) -> object:
             "refused; if you trust it, save its state_dict() alone with torch.save and give that file"
         ) from error
     except _DAMAGED as error:
-        raise UserError(f"'{path}' is damaged or no weights file: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"'{path}' is damaged or no weights file: {first_line(error)}") from error
 
 
 def _is_state(content: object) -> TypeGuard[Mapping[str, Tensor]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from unixkd.errors import UserError
+from unixkd.errors import UserError, first_line
 
 
 @dataclass(frozen=True)
@@ -368,7 +368,7 @@ def _config(file: Path) -> tuple[str, dict[str, Any]]:
     try:
         config = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise UserError(f"{file} is no readable YAML: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{file} is no readable YAML: {first_line(error)}") from error
     return text, config if isinstance(config, dict) else {}
 
 
