@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +18,7 @@ from unixkd.models.card import ModelCard, PixelModel
 from unixkd.models.registry import check_name, create_model
 from unixkd.models.weights import load_weights
 from unixkd.names import is_code
+from unixkd.run_files import aside, write
 
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "config.json"
@@ -43,8 +43,9 @@ def save_model(model: PixelModel, folder: str | Path, weights: Mapping[str, Tens
         for name, value in (model.net.state_dict() if weights is None else weights).items()
     }
     card = json.dumps({"schema": SCHEMA, **card_values(model.card)}, indent=2, ensure_ascii=False) + "\n"
-    _replace(folder / WEIGHTS_FILE, lambda path: save_file(state, path))
-    _replace(folder / CARD_FILE, lambda path: path.write_text(card, encoding="utf-8"))
+    with aside(folder / WEIGHTS_FILE) as path:
+        save_file(state, path)
+    write(folder / CARD_FILE, card)
 
 
 def card_values(card: ModelCard) -> dict[str, Any]:
@@ -194,12 +195,3 @@ def _are_numbers(value: object) -> bool:
 
 def _are_strings(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(v, str) for v in value)
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
