@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from unixkd.errors import UserError
 
 
 @contextmanager
@@ -29,6 +33,21 @@ def write(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     with aside(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The values of a JSON file.
+
+    Raises:
+        UserError: it cannot be read, or holds something else than an object
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds no JSON object")
+    return values
 
 
 def remove(path: Path) -> None:
