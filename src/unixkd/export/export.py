@@ -160,8 +160,13 @@ def open_torch(folder: Path, code: str | None = None) -> Classifier:
 
 def write_onnx(student: PixelModel, size: int, folder: Path) -> None:
     """An ONNX model with the card among its metadata; weights beyond 2 GB lie in a file beside it."""
-    names = {"input_names": [PIXELS], "output_names": [LOGITS]}
-    program = torch.onnx.export(trace(student, size), **names, dynamic_shapes=({0: "batch"},), verbose=False)
+    program = torch.onnx.export(
+        trace(student, size),
+        input_names=[PIXELS],
+        output_names=[LOGITS],
+        dynamic_shapes=({0: "batch"},),
+        verbose=False,
+    )
     assert program is not None  # it is with dynamo, the default
     for node in program.model.graph:
         node.metadata_props.clear()  # where in torch's graph each node comes from

@@ -96,8 +96,9 @@ class Facts:
     def number(self, key: str) -> float | None:
         """A number of the summary; None where it has none, or nan."""
         value = self.summary.get(key)
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        return value if is_number and math.isfinite(value) else None
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return None
+        return value if math.isfinite(value) else None
 
     @property
     def data(self) -> str | None:

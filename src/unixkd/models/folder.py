@@ -181,8 +181,10 @@ _CHECKS: dict[str, Check] = {
 
 
 def _checked_card(content: dict[str, Any]) -> ModelCard:
-    values = {key: content.get(key) for key in _CHECKS}
+    values: dict[str, Any] = {}
     for key, (is_valid, words) in _CHECKS.items():
-        if not is_valid(values[key]):
+        value = content.get(key)
+        if not is_valid(value):
             raise UserError(f"'{key}' must be {words}")
-    return ModelCard(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
+        values[key] = tuple(value) if isinstance(value, list) else value
+    return ModelCard(**values)

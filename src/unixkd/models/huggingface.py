@@ -49,7 +49,6 @@ def create(name: str, num_classes: int, in_channels: int) -> nn.Module:
     Raises:
         UserError: it cannot be had, is no image classifier's, or takes other channels
     """
-    check_name(name)
     return from_content(read(name).content, num_classes, in_channels, source=name)
 
 
@@ -59,7 +58,6 @@ def pretrained(name: str) -> tuple[nn.Module, Expectations]:
     Raises:
         UserError: weights or configuration cannot be had, or some are missing
     """
-    check_name(name)
     source = read(name)
     with naming(name), quiet():
         net, loading_info = transformers().AutoModelForImageClassification.from_pretrained(

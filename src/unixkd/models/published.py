@@ -37,13 +37,11 @@ def check_name(name: str) -> None:
 
 
 def create(name: str, num_classes: int, in_channels: int) -> nn.Module:
-    """Build `timm:NAME`, `torchvision:NAME` or `transformers:PATH_OR_ID` with random weights.
+    """Build a network of a known name (`check_name`) with random weights.
 
     Raises:
-        UsageError: for an unknown name
-        UserError: where the library is not installed, or the network takes other channels
+        UserError: the network takes other channels
     """
-    check_name(name)
     if name.startswith(TRANSFORMERS):
         return huggingface.create(name, num_classes, in_channels)
     library, _, architecture = name.partition(":")
@@ -55,13 +53,11 @@ def create(name: str, num_classes: int, in_channels: int) -> nn.Module:
 
 
 def pretrained(name: str) -> tuple[nn.Module, Expectations]:
-    """The network with its published weights, downloaded by its own library, and what they expect.
+    """The network of a known name with its published weights, downloaded by its own library, and what they expect.
 
     Raises:
-        UsageError: for an unknown name
         UserError: where the weights cannot be had
     """
-    check_name(name)
     if name.startswith(TRANSFORMERS):
         return huggingface.pretrained(name)
     library, _, architecture = name.partition(":")

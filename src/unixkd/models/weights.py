@@ -153,7 +153,8 @@ def _class_counts(
     alike = {name: value for name, value in state.items() if name not in reshaped}
     if _first_mismatch(alike, {name: value for name, value in wanted.items() if name not in reshaped}):
         return None
-    if any(state[name].shape[1:] != wanted[name].shape[1:] or wanted[name].ndim == 0 for name in reshaped):
+    pairs = [(state[name].shape, wanted[name].shape) for name in reshaped]
+    if any(min(len(a), len(b)) == 0 or a[1:] != b[1:] for a, b in pairs):
         return None
-    counts = {(len(state[name]), len(wanted[name])) for name in reshaped}
+    counts = {(a[0], b[0]) for a, b in pairs}
     return counts.pop() if len(counts) == 1 else None
