@@ -463,6 +463,7 @@ def write_run(folder: Path, data: dict[str, Any], result: str = "{}") -> Path:
 def test_data_are_named_without_their_paths(tmp_path):
     facts = read_facts(write_run(tmp_path, {"name": "folder:/home/me/photos"}))
     assert (facts.data, facts.hub_data, facts.split) == ("photos", None, "the test images")
+    assert read_facts(write_run(tmp_path, {"name": "wds:/home/me/shards"})).data == "shards"
     facts = read_facts(write_run(tmp_path, {"name": "hub:me/flowers", "holdout": 0.125}))
     assert (facts.data, facts.hub_data) == ("me/flowers", "me/flowers")
     assert facts.split == "12.5 % of the training images, held out from training"
