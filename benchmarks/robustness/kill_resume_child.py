@@ -14,10 +14,12 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+from unixkd import run_files
 from unixkd.config import AnswersConfig, DataConfig, MethodConfig, ModelConfig, RunConfig, TrainConfig
 from unixkd.teacher.journal import Journal
 from unixkd.teacher.store import AnswerStore
@@ -46,8 +48,9 @@ def half_tensors(original: Callable[..., None], tensors: Any, path: Path) -> Non
 
 def half_text(original: Callable[..., None], path: Path, text: str) -> None:
     """A file that is written whole or not at all is half written."""
-    path.with_name(f".{path.name}.{os.getpid()}.tmp").write_text(text[: len(text) // 2])
-    die()
+    with run_files.aside(path) as temporary:
+        temporary.write_text(text[: len(text) // 2])
+        die()
 
 
 def half_line(original: Callable[..., None], folder: Any, record: dict[str, Any]) -> None:
@@ -76,6 +79,22 @@ def torn_answers(
     die()
 
 
+@contextmanager
+def unnamed(original: Callable[..., AbstractContextManager[Path]], path: Path) -> Iterator[Path]:
+    """All is written beside its place."""
+    with original(path) as temporary:
+        yield temporary
+        die()
+
+
+@contextmanager
+def named(original: Callable[..., AbstractContextManager[Path]], path: Path) -> Iterator[Path]:
+    """All is written and in its place."""
+    with original(path) as temporary:
+        yield temporary
+    die()
+
+
 def before(original: Callable[..., None], *given: Any, **options: Any) -> None:
     """Nothing of it has happened yet."""
     die()
@@ -87,11 +106,11 @@ def after(original: Callable[..., None], *given: Any, **options: Any) -> None:
     die()
 
 
-MOMENTS: dict[str, tuple[Any, str, Callable[..., None]]] = {
+MOMENTS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "tensors half written": (checkpoint, "save_file", half_tensors),
     "before the disk has them": (checkpoint, "sync", before),
-    "before the checkpoint has its name": (Path, "rename", before),
-    "when it has": (Path, "rename", after),
+    "before the checkpoint has its name": (checkpoint, "aside", unnamed),
+    "when it has": (checkpoint, "aside", named),
     "an old one half removed": (shutil, "rmtree", half_removed),
     "before old journals go": (Journal, "prune", before),
     "before a new journal": (Journal, "begin", before),

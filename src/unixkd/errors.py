@@ -38,3 +38,13 @@ def missing_extra(package: str, extra: str, purpose: str) -> UserError:
     timm models need the package 'timm': pip install 'unixkd[timm]'
     """
     return UserError(f"{purpose} need the package '{package}': pip install 'unixkd[{extra}]'")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message that is not blank, or its type where it has none.
+
+    >>> first_line(OSError("\\nno such file\\na hint")), first_line(MemoryError())
+    ('no such file', 'MemoryError')
+    """
+    lines = [line.strip() for line in str(error).splitlines()]
+    return next(filter(None, lines), type(error).__name__)

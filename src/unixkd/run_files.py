@@ -5,12 +5,19 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import json
 import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 from msgspec import Meta
+
+from unixkd.errors import UserError
 
 SCHEMA = 1
 """Of summary.json; a change that an older reader would misunderstand raises it."""
@@ -308,14 +315,50 @@ class Selection:
     most_mixed: tuple[Picture, ...] = ()
 
 
-# Writing
+# Reading and writing
+
+
+@contextmanager
+def aside(path: Path) -> Iterator[Path]:
+    """A path beside `path`: the file or folder made there gets this name at the end, or is removed after an error.
+
+    Where it has to survive a power cut, call `sync` on what is written, and on the folder afterwards.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        remove(temporary)  # there is none any more where all went well
 
 
 def write(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
+    with aside(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The values of a JSON file.
+
+    Raises:
+        UserError: it cannot be read, or holds something else than an object
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"'{path}' cannot be read: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"'{path}' holds no JSON object")
+    return values
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def checksum(path: Path) -> str:

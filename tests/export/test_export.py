@@ -20,7 +20,15 @@ from unixkd.cli import main
 from unixkd.config import DataConfig, MethodConfig, flatten, read_yaml
 from unixkd.data import load_data
 from unixkd.errors import UserError
-from unixkd.export import FORMATS, Publication, compare, export_student, random_sample, real_sample
+from unixkd.export import (
+    FORMATS,
+    Publication,
+    compare,
+    export_student,
+    random_sample,
+    real_sample,
+    write_model_card,
+)
 from unixkd.export.export import TORCH_FILE, Format, write_torch
 from unixkd.export.model_card import read_facts
 from unixkd.export.verify import in_batches
@@ -243,22 +251,22 @@ def failing(student: PixelModel, size: int, folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("write", "told"),
+    ("write", "message"),
     [
         (
             changed,
-            "torch disagrees with the trained student and was deleted: largest difference of the logits 0.5 ",
+            "torch disagrees with the trained student and was deleted: largest difference of the logits 0.5, ",
         ),
         (broken, "torch could not be exported: "),
         (failing, "torch could not be exported: RuntimeError: cannot trace this"),
     ],
 )
-def test_an_artefact_that_fails_is_deleted_and_nothing_else_is(write, told, plain, monkeypatch, capsys):
+def test_an_artefact_that_fails_is_deleted_and_nothing_else_is(write, message, plain, monkeypatch, capsys):
     monkeypatch.setitem(FORMATS, "torch", Format(write, FORMATS["torch"].open))
     monkeypatch.setattr("huggingface_hub.HfApi", None)  # nothing is uploaded
     assert call("export", plain, "--formats", "torch,safetensors", "--push_to_hub", "me/x") == 1
     captured = capsys.readouterr()
-    assert captured.err.startswith(f"unixkd: error: {told}")
+    assert captured.err.startswith(f"unixkd: error: {message}")
     assert captured.err.count("\n") == 1
     out = plain / "export"
     assert names_in(out) == {"README.md", "config.json", "model.safetensors"}
@@ -435,15 +443,14 @@ def test_a_run_on_labels_says_so(tmp_path):
     run(alone(epochs=1), tmp_path / "run")
     facts = read_facts(tmp_path / "run")
     assert facts.teacher is None
-    assert facts.command().startswith(
+    assert facts.command.startswith(
         "unixkd train --model resnet8 --data digits --data.limit 100 --train.epochs 1 "
     )
     assert facts.number("cost.relative_to_kd.backward_1x") is None
-    from unixkd.export.model_card import introduction, title
-
-    card = load_student(tmp_path / "run").card
-    assert title(card, facts) == "resnet8"
-    assert introduction(card, facts, 7).endswith("It was trained on labels by unixkd.")
+    assert call("export", tmp_path / "run", "--formats", "safetensors") == 0
+    text = (tmp_path / "run" / "export" / "README.md").read_text()
+    assert "# resnet8\n" in text
+    assert "10 classes of `digits`. It was trained on labels by unixkd.\n" in text
 
 
 def write_run(folder: Path, data: dict[str, Any], result: str = "{}") -> Path:
@@ -456,6 +463,7 @@ def write_run(folder: Path, data: dict[str, Any], result: str = "{}") -> Path:
 def test_data_are_named_without_their_paths(tmp_path):
     facts = read_facts(write_run(tmp_path, {"name": "folder:/home/me/photos"}))
     assert (facts.data, facts.hub_data, facts.split) == ("photos", None, "the test images")
+    assert read_facts(write_run(tmp_path, {"name": "wds:/home/me/shards"})).data == "shards"
     facts = read_facts(write_run(tmp_path, {"name": "hub:me/flowers", "holdout": 0.125}))
     assert (facts.data, facts.hub_data) == ("me/flowers", "me/flowers")
     assert facts.split == "12.5 % of the training images, held out from training"
@@ -473,7 +481,9 @@ def test_a_damaged_summary_is_named(text, tmp_path):
 def test_what_is_no_number_is_left_out(value, tmp_path):
     facts = read_facts(write_run(tmp_path, {}, f'{{"accuracy": {{"last": {value}}}}}'))
     assert facts.number("accuracy.last") is None
-    assert export.model_card.front_matter(small().card, facts, Publication()).get("metrics") is None
+    text = write_model_card(tmp_path, small(), facts, [], Publication(), "nothing", 8).read_text()
+    assert "metrics" not in text
+    assert "## Accuracy" not in text
 
 
 # The Hub

@@ -154,7 +154,7 @@ def test_mistakes_are_named(tmp_path):
         DistillationModule(student, teacher).unpack((1, 2, 3))
     with pytest.raises(UserError, match="chooses each epoch's images before they are loaded"):
         DistillationModule(student, teacher, stale())
-    with pytest.raises(UserError, match="none of a DistillationModule"):
+    with pytest.raises(UserError, match="not one of a DistillationModule"):
         DistillationModule(student, teacher).on_load_checkpoint({"state_dict": {}})
     with pytest.raises(UserError, match="validation needs labels"):
         DistillationModule(student, teacher).validation_step(images()[0], 0)

@@ -33,8 +33,8 @@ def export(options: Namespace) -> None:
     for artefact in made:
         say(artefact_line(artefact, sample))
     if made:
-        said = Publication(options.licence, options.data_licence, options.push_to_hub)
-        say(str(write_model_card(out, student, facts, made, said, sample.origin, size)))
+        publication = Publication(options.licence, options.data_licence, options.push_to_hub)
+        say(str(write_model_card(out, student, facts, made, publication, sample.origin, size)))
     if failed:
         raise UserError("\n".join(failed))
     if options.push_to_hub:
@@ -71,8 +71,5 @@ def find_sample(options: Namespace, folder: Path, card: ModelCard, size: int) ->
 
 def artefact_line(artefact: Artefact, sample: Sample) -> str:
     """Where an artefact is, how large, and how far it agrees with the student."""
-    agreement = artefact.agreement
-    return (
-        f"{' '.join(map(str, artefact.files))}: {artefact.size / 1e6:.2f} MB, largest difference of the logits "
-        f"{agreement.largest:.2g}, the same class on {agreement.same_class} of {agreement.images} {sample.origin}"
-    )
+    files = " ".join(map(str, artefact.files))
+    return f"{files}: {artefact.size / 1e6:.2f} MB, {artefact.agreement.describe(sample.origin)}"

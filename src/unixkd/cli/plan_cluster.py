@@ -11,7 +11,7 @@ from rich import box
 from rich.table import Table
 
 from unixkd.cli.screen import console, pair_line, say
-from unixkd.errors import UserError
+from unixkd.errors import UserError, first_line
 from unixkd.method.batch import Batch
 from unixkd.method.ledger import Ledger
 from unixkd.method.method import Method
@@ -28,7 +28,7 @@ from unixkd.planning.cluster import (
 )
 from unixkd.planning.timing import time_steps
 from unixkd.teacher.format import Contents, format_bytes
-from unixkd.training.memory import first_line, ran_out
+from unixkd.training.memory import ran_out
 
 TIMED_ROWS = 32
 """Images that are timed at once on a CPU, where more take as much longer."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from unixkd.run_files import aside
 
 
 def cache_dir() -> Path:
@@ -40,13 +42,7 @@ def cached_array(name: str, make: Callable[[], NDArray[Any]], folder: str = "dec
 
 
 def _keep(path: Path, array: NDArray[Any]) -> None:
-    temporary = None
-    try:
+    with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-            temporary = Path(file.name)
+        with aside(path) as temporary, temporary.open("wb") as file:
             np.save(file, array)
-        temporary.replace(path)
-    except OSError:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import torch
 from torch.export import ExportedProgram
 
 from unixkd.errors import UserError, missing_extra
-from unixkd.export.verify import ATOL, RTOL, Agreement, Answering, Sample, compare
+from unixkd.export.verify import ATOL, RTOL, Agreement, Classifier, Sample, compare
 from unixkd.models.card import PixelModel
 from unixkd.models.folder import card_values, load_model, save_model
-from unixkd.run_files import EXPORTED
+from unixkd.run_files import EXPORTED, remove
+
+TORCH_FILE, ONNX_FILE = "model.pt2", "model.onnx"
+PIXELS, LOGITS = "pixels", "logits"
+"""Names of an ONNX model's input and output."""
 
 
 @dataclass(frozen=True)
@@ -50,15 +53,16 @@ def prepare(run: Path, out: Path, overwrite: bool) -> None:
     """
     if out.resolve() == run.resolve() or (out / "run.yaml").exists():
         raise UserError(f"{out} holds a run: give another --out")
-    held = [name for name in EXPORTED if (out / name).exists()]
-    if held and not overwrite:
-        raise UserError(f"{out} already holds {held[0]}: give --overwrite or another --out")
+    earlier = [name for name in EXPORTED if (out / name).exists()]
+    if earlier and not overwrite:
+        raise UserError(f"{out} already holds {earlier[0]}: give --overwrite or another --out")
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-        for name in held:
-            (out / name).unlink()
-        for left in out.glob(".export-*.tmp"):  # of a killed one
-            shutil.rmtree(left)
+        for path in (
+            *(out / name for name in earlier),
+            *out.glob(".export-*.tmp"),
+        ):  # .tmp: a killed export's
+            remove(path)
 
 
 def export_student(
@@ -87,47 +91,29 @@ def export_student(
     made: list[Artefact] = []
     failed: list[str] = []
     for name in dict.fromkeys(formats):
-        with writing(out), aside(out) as folder:
+        with writing(out), TemporaryDirectory(prefix=".export-", suffix=".tmp", dir=out) as temporary:
+            folder = Path(temporary)
             try:
                 FORMATS[name].write(student, size, folder)
                 agreement = compare(student, FORMATS[name].open(folder, code), sample.batches)
-            except (
-                Exception
-            ) as error:  # torch's tracers, its ONNX translators and runtimes have no common one
+            except Exception as error:  # torch's tracers, ONNX translators and runtimes share no base class
                 reason = " ".join(str(error).split())[:300]
                 failed.append(f"{name} could not be exported: {type(error).__name__}: {reason}")
                 continue
-            if not agreement.within:
-                failed.append(disagreement(name, agreement, sample.origin))
-                continue
-            files = tuple(file.replace(out / file.name) for file in sorted(folder.iterdir()))
-            made.append(Artefact(name, files, agreement))
+            if agreement.within:
+                files = tuple(file.replace(out / file.name) for file in sorted(folder.iterdir()))
+                made.append(Artefact(name, files, agreement))
+            else:
+                failed.append(
+                    f"{name} disagrees with the trained student and was deleted: {agreement.describe(sample.origin)} "
+                    f"(a logit may differ by {ATOL:g}, and by {RTOL:g} of the largest of its image)"
+                )
     return made, failed
-
-
-def disagreement(name: str, agreement: Agreement, origin: str) -> str:
-    """What is wrong with an exported student that says something else than the trained one."""
-    return (
-        f"{name} disagrees with the trained student and was deleted: largest difference of the logits "
-        f"{agreement.largest:.3g} (allowed: {ATOL:g}, and {RTOL:g} of an image's largest logit), the same class on "
-        f"{agreement.same_class} of {agreement.images} {origin}"
-    )
-
-
-@contextmanager
-def aside(out: Path) -> Iterator[Path]:
-    """A folder within the output folder, gone afterwards with what is still in it."""
-    folder = out / f".export-{os.getpid()}.tmp"
-    folder.mkdir()
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder)
 
 
 @contextmanager
 def writing(out: Path) -> Iterator[None]:
-    """Within, an error of the system is one that says where.
+    """Within, an error of the system becomes one that names the folder.
 
     Raises:
         UserError: something cannot be written
@@ -138,31 +124,8 @@ def writing(out: Path) -> Iterator[None]:
         raise UserError(f"cannot write to {out}: {error}") from None
 
 
-TORCH_FILE, ONNX_FILE = "model.pt2", "model.onnx"
-
-
-PIXELS, LOGITS = "pixels", "logits"
-"""Names of an ONNX model's input and output."""
-
-
-class Format(NamedTuple):
-    """How a student is written (student, side of the images, folder) and what is written opened again.
-
-    `open` gets the code of a network of the user's own (`FILE.py:NAME`), which only weights without a program need.
-    """
-
-    write: Callable[[PixelModel, int, Path], None]
-    open: Callable[..., Answering]
-    needs: tuple[str, ...] = ()
-
-
-def write_safetensors(student: PixelModel, size: int, folder: Path) -> None:
-    """The pair that `load_student` reads, which takes images of any size."""
-    save_model(student, folder)
-
-
 def trace(student: PixelModel, size: int) -> ExportedProgram:
-    """The student in eval mode with its preprocessing as one graph, for any number of images of one size.
+    """The student with its preprocessing as one graph, for any number of images of one size.
 
     Args:
         student: on the CPU, in eval mode
@@ -175,12 +138,17 @@ def trace(student: PixelModel, size: int) -> ExportedProgram:
     return program
 
 
+def write_safetensors(student: PixelModel, size: int, folder: Path) -> None:
+    """The pair of files that `load_student` reads; it takes images of any size."""
+    save_model(student, folder)
+
+
 def write_torch(student: PixelModel, size: int, folder: Path) -> None:
     """`torch.export`'s own file."""
     torch.export.save(trace(student, size), folder / TORCH_FILE)
 
 
-def open_torch(folder: Path, code: str | None = None) -> Answering:
+def open_torch(folder: Path, code: str | None = None) -> Classifier:
     """What `write_torch` wrote."""
     log = logging.getLogger("torch.export")
     log.disabled = True  # of a damaged file it logs a traceback and then raises it
@@ -204,17 +172,28 @@ def write_onnx(student: PixelModel, size: int, folder: Path) -> None:
         node.metadata_props.clear()  # where in torch's graph each node comes from
     card = card_values(student.card)
     program.model.metadata_props["card"] = json.dumps(card, ensure_ascii=False)
-    if student.card.class_names is not None:
+    if card["class_names"] is not None:
         program.model.metadata_props["class_names"] = json.dumps(card["class_names"], ensure_ascii=False)
     program.save(folder / ONNX_FILE)
 
 
-def open_onnx(folder: Path, code: str | None = None) -> Answering:
+def open_onnx(folder: Path, code: str | None = None) -> Classifier:
     """What `write_onnx` wrote, in ONNX Runtime on the CPU."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(folder / ONNX_FILE, providers=["CPUExecutionProvider"])
     return lambda pixels: torch.from_numpy(session.run([LOGITS], {PIXELS: pixels.numpy()})[0])
+
+
+class Format(NamedTuple):
+    """How a student is written (student, side of the images, folder) and how the file is opened again.
+
+    `open` gets the code of a network of the user's own (`FILE.py:NAME`), which only weights without a program need.
+    """
+
+    write: Callable[[PixelModel, int, Path], None]
+    open: Callable[..., Classifier]
+    needs: tuple[str, ...] = ()
 
 
 FORMATS = {

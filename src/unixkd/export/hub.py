@@ -11,7 +11,7 @@ from unixkd.run_files import EXPORTED
 
 
 def check_repository(name: str, dry_run: bool) -> None:
-    """Raise where a repository's name is none, or huggingface_hub is not installed, which a dry run does not need."""
+    """Raise where this is no repository's name, or huggingface_hub is not installed, which a dry run does not need."""
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]{0,95}", name, re.ASCII):
         raise UsageError(f"--push_to_hub takes OWNER/NAME, not '{name}'")
     if not dry_run and find_spec("huggingface_hub") is None:
@@ -19,7 +19,7 @@ def check_repository(name: str, dry_run: bool) -> None:
 
 
 def uploaded(folder: Path) -> list[Path]:
-    """The files that are uploaded: what an export wrote into the folder, nothing else that lies there."""
+    """What is uploaded: the files that an export writes, nothing else that lies in the folder."""
     return [folder / name for name in EXPORTED if (folder / name).is_file()]
 
 
@@ -31,10 +31,10 @@ def upload_plan(folder: Path, name: str, private: bool) -> str:
 
 
 def push(folder: Path, name: str, private: bool) -> str:
-    """Make the repository OWNER/NAME where there is none, and upload an export in one commit; its address.
+    """Upload an export in one commit to OWNER/NAME, which is made where there is none; the commit's address.
 
     Raises:
-        UserError: the Hub cannot be reached, does not know the user or refuses; the files here stay
+        UserError: the Hub cannot be reached, does not know the user or refuses; the files stay
     """
     from httpx import HTTPError
     from huggingface_hub import HfApi

@@ -16,8 +16,20 @@ from unixkd.data.views import to_pixels
 from unixkd.errors import UserError
 from unixkd.models.card import ModelCard
 
+Classifier = Callable[[Tensor], Tensor]
+"""Pixels in [0, 1] `[N, C, H, W]` -> logits `[N, classes]`."""
 ATOL = RTOL = 1e-4
 """A logit may differ by 1e-4, and by 1e-4 of the largest of its image: what another order of fp32 sums does."""
+IMAGES = 72
+"""Compared in batches of 1, 7 and 64."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Batches of pixels in [0, 1] `[N, C, H, W]`, the first of one image, and in words what they show."""
+
+    batches: tuple[Tensor, ...]
+    origin: str
 
 
 @dataclass(frozen=True)
@@ -36,42 +48,37 @@ class Agreement:
     largest: float
     within: bool
 
+    def describe(self, origin: str) -> str:
+        """The agreement in words, on images of this origin."""
+        return (
+            f"largest difference of the logits {self.largest:.2g}, the same class on {self.same_class} of "
+            f"{self.images} {origin}"
+        )
 
-def compare(trained: Answering, exported: Answering, batches: Iterable[Tensor]) -> Agreement:
+
+def compare(trained: Classifier, exported: Classifier, batches: Iterable[Tensor]) -> Agreement:
     """Compare the logits of both on every batch of pixels `[N, C, H, W]`.
 
     Raises:
-        RuntimeError: the exported student answers in another shape
+        RuntimeError: the exported student gives another shape
     """
     images, same_class, largest, within = 0, 0, 0.0, True
     for pixels in batches:
         with torch.no_grad():
-            wanted, given = trained(pixels), exported(pixels)
-        if given.shape != wanted.shape:
-            raise RuntimeError(f"logits of shape {tuple(given.shape)} instead of {tuple(wanted.shape)}")
-        difference = (given - wanted).abs()
-        allowed = ATOL + RTOL * wanted.abs().amax(1, keepdim=True)
+            expected, logits = trained(pixels), exported(pixels)
+        if logits.shape != expected.shape:
+            raise RuntimeError(f"logits of shape {tuple(logits.shape)} instead of {tuple(expected.shape)}")
+        difference = (logits - expected).abs()
+        allowed = ATOL + RTOL * expected.abs().amax(1, keepdim=True)
         images += len(pixels)
-        same_class += int((given.argmax(1) == wanted.argmax(1)).sum())
+        same_class += int((logits.argmax(1) == expected.argmax(1)).sum())
         largest = torch.tensor([largest, difference.max()]).max().item()  # max() of Python loses a nan
-        within = within and bool((difference <= allowed).all()) and bool(wanted.isfinite().all())
+        within = within and bool((difference <= allowed).all()) and bool(expected.isfinite().all())
     return Agreement(images, same_class, largest, within)
 
 
-IMAGES = 72
-"""Compared in batches of 1, 7 and 64."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Batches of pixels in [0, 1] `[N, C, H, W]`, the first of one image, and in words what they show."""
-
-    batches: tuple[Tensor, ...]
-    origin: str
-
-
 def real_sample(config: DataConfig, card: ModelCard, size: int) -> Sample:
-    """Images of a data set, spread evenly over those it is evaluated on, or over its training images without these.
+    """Images of a data set, spread evenly over its evaluation images, or over its training images without these.
 
     Args:
         config: the data
@@ -98,16 +105,11 @@ def real_sample(config: DataConfig, card: ModelCard, size: int) -> Sample:
 def random_sample(card: ModelCard, size: int) -> Sample:
     """Random pixels, for want of images."""
     generator = torch.Generator().manual_seed(0)
-    return Sample(
-        in_batches(torch.rand(IMAGES, card.in_channels, size, size, generator=generator)), "random pixels"
-    )
+    pixels = torch.rand(IMAGES, card.in_channels, size, size, generator=generator)
+    return Sample(in_batches(pixels), "random pixels")
 
 
 def in_batches(pixels: Tensor) -> tuple[Tensor, ...]:
     """One image, an odd number of them, the rest."""
-    parts = (pixels[:1], pixels[1:8], pixels[8:])
-    return tuple(part.contiguous() for part in parts if len(part))
-
-
-Answering = Callable[[Tensor], Tensor]
-"""Pixels in [0, 1] `[N, C, H, W]` -> logits `[N, classes]`."""
+    batches = (pixels[:1], pixels[1:8], pixels[8:])
+    return tuple(batch.contiguous() for batch in batches if len(batch))

@@ -6,6 +6,7 @@ Each module needs the package it is named after; import the one you use.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from torch import nn
 
@@ -13,8 +14,19 @@ from unixkd.distiller import Distiller
 from unixkd.method.ledger import Ledger
 
 
+def build_distiller(*args: Any, **options: Any) -> Distiller:
+    """The `Distiller` of these arguments, for a loop that chooses the batches itself.
+
+    Raises:
+        UserError: as `Distiller` does; the method chooses each epoch's images, or changes over a run
+    """
+    distiller = Distiller(*args, **options)
+    distiller.check_method()
+    return distiller
+
+
 def train_through(distiller: Distiller, wrapper: nn.Module, rank: int = 0) -> None:
-    """Let the distiller train its student through what a loop has wrapped it in since: DDP, torch.compile.
+    """Let a distiller train its student through what a loop has wrapped it in: DDP, torch.compile.
 
     >>> student, teacher = nn.Linear(1, 2), nn.Linear(1, 2)
     >>> distiller = Distiller(student, teacher)
@@ -27,7 +39,7 @@ def train_through(distiller: Distiller, wrapper: nn.Module, rank: int = 0) -> No
 
 
 def costs(ledger: Ledger) -> dict[str, float]:
-    """What a logger shows of a ledger: images through each forward, and the cost relative to plain KD's.
+    """A ledger for a logger: images through each forward, and the cost relative to plain KD's.
 
     >>> costs(Ledger(student_flops=1, teacher_flops=8))["cost_backward_1x"]
     0.0

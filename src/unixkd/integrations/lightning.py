@@ -8,9 +8,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unixkd.distiller import Distiller
 from unixkd.errors import UserError, missing_extra
-from unixkd.integrations import costs
+from unixkd.integrations import build_distiller, costs
 from unixkd.method.method import Method
 from unixkd.method.named_inputs import as_inputs
 from unixkd.method.objective import Objective
@@ -22,17 +21,15 @@ except ImportError as error:
 
 
 class DistillationModule(L.LightningModule):
-    """A student and how it is distilled; `trainer.fit(module, loader)` trains it.
+    """A student and its distillation; `trainer.fit(module, loader)` trains it.
 
-    Batches are a tensor of images, a mapping as transformers' networks take it, or a pair of one of these and labels;
-    override `unpack` for others. Logged are `train_loss`, each of its parts, and in validation `val_loss`
+    A batch is a tensor of images, a mapping as transformers' networks take it, or a pair of one of these and labels;
+    override `unpack` for others. Training logs `train_loss` and each of its parts, validation `val_loss`
     (cross-entropy) and `val_accuracy`.
 
     Args:
-        student: what is trained, and all that a checkpoint holds
-        teacher: is frozen, follows the student to its device and precision, and is no part of this module
-        method: default `unix()`
-        objective: default KD at temperature 4
+        student, teacher, method, objective: as of `unixkd.Distiller`; a checkpoint holds the student alone, the
+            teacher follows it to its device and precision
         optimizer: makes the optimiser from the parameters, such as `partial(torch.optim.AdamW, lr=1e-3)`; None: a
             subclass overrides `configure_optimizers`
         **options: further arguments of `unixkd.Distiller`; `rank` is set here
@@ -55,11 +52,10 @@ class DistillationModule(L.LightningModule):
         self.student = student
         self.optimizer = optimizer
         # The teacher is in the distiller, which is no nn.Module: no checkpoint, no optimiser and no DDP finds it.
-        self.distiller = Distiller(student, teacher, method, objective, **options)
-        self.distiller.check_method()
+        self.distiller = build_distiller(student, teacher, method, objective, **options)
 
     def configure_optimizers(self) -> Any:
-        """What the factory makes of the student's parameters."""
+        """The optimiser of the student's parameters."""
         if self.optimizer is None:
             raise UserError(
                 "DistillationModule has no optimiser: give optimizer= or override configure_optimizers"
@@ -67,7 +63,7 @@ class DistillationModule(L.LightningModule):
         return self.optimizer(self.student.parameters())
 
     def unpack(self, batch: Any) -> dict[str, Any]:
-        """A batch as arguments of `Distiller.step`: inputs, labels, and where a method asks index and view."""
+        """A batch as arguments of `Distiller.step`: inputs, labels, and index and view for a store of answers."""
         if isinstance(batch, Tensor | Mapping):
             return {"inputs": batch}
         if isinstance(batch, tuple | list) and len(batch) in (1, 2):
@@ -77,12 +73,12 @@ class DistillationModule(L.LightningModule):
         )
 
     def on_fit_start(self) -> None:
-        """Take the teacher along, and let each process draw for itself."""
+        """Move the teacher to the student's device, and let each process draw for itself."""
         self.distiller.rank = self.global_rank
         if self.distiller.teacher is not None:
             self.distiller.teacher.network.module.to(self.device, self.dtype)
-        # from_pretrained gives networks in eval mode, and Lightning leaves modes alone; so do we where only some
-        # parts are in eval mode, for these were frozen on purpose.
+        # from_pretrained returns networks in eval mode, and Lightning leaves them so. Where only some modules are in
+        # eval mode, they were frozen on purpose.
         if not any(module.training for module in self.student.modules()):
             self.student.train()
 
@@ -95,7 +91,7 @@ class DistillationModule(L.LightningModule):
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """The student alone on labelled inputs."""
-        logits, labels = self._answer(batch)
+        logits, labels = self._predict(batch)
         if labels is None:
             raise UserError("validation needs labels, and the batch has none")
         values = {
@@ -106,35 +102,33 @@ class DistillationModule(L.LightningModule):
 
     def predict_step(self, batch: Any, batch_idx: int = 0) -> Tensor:
         """The student's logits `[N, classes]`."""
-        return self._answer(batch)[0]
+        return self._predict(batch)[0]
 
-    def _answer(self, batch: Any) -> tuple[Tensor, Tensor | None]:
-        """The student's logits on a batch, and its labels."""
-        given = self.unpack(batch)
-        inputs, labels = as_inputs(given["inputs"])
-        return self.distiller.student.bare()(inputs).logits, given.get("labels", labels)
+    def _predict(self, batch: Any) -> tuple[Tensor, Tensor | None]:
+        """The student's logits on a batch, and the batch's labels."""
+        arguments = self.unpack(batch)
+        inputs, labels = as_inputs(arguments["inputs"])
+        return self.distiller.student.bare()(inputs).logits, arguments.get("labels", labels)
 
-    def forward(self, *inputs: Any, **named: Any) -> Any:
-        """The student, as it is."""
-        return self.student(*inputs, **named)
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The student's own forward."""
+        return self.student(*args, **kwargs)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Steps and ledger, so that a resumed run draws and counts on."""
+        """Add the distiller's steps and ledger, for a resumed run to go on from."""
         checkpoint["distiller"] = self.distiller.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on where the checkpoint stood."""
         if "distiller" not in checkpoint:
-            raise UserError(
-                "this checkpoint is none of a DistillationModule: it does not say how far its run was"
-            )
+            raise UserError("this checkpoint is not one of a DistillationModule: it has no 'distiller'")
         self.distiller.load_state_dict(checkpoint["distiller"])
 
 
 class LedgerCallback(L.Callback):
-    """Shows what distillation costs: to the loggers after each epoch, on the terminal at the end.
+    """Shows what distillation costs: in the logs after each epoch, on the terminal at the end.
 
-    Works with any module that has a `Distiller` as its `distiller`, one of your own too.
+    It works with any module that has a `Distiller` as its `distiller`, also one of your own.
     """
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

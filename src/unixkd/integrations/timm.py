@@ -9,9 +9,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from unixkd.distiller import Distiller
 from unixkd.errors import UserError, missing_extra
-from unixkd.integrations import train_through
+from unixkd.integrations import build_distiller, train_through
 from unixkd.method.ledger import Ledger
 from unixkd.method.losses import CrossEntropy
 from unixkd.method.method import Method
@@ -25,17 +24,12 @@ except ImportError as error:
 
 
 class DistillationTask(TrainingTask):
-    """A task of timm: `task(input, target)` gives a dictionary with the loss, the rest is timm's.
+    """A task of timm: `task(input, target)` gives a dictionary with the loss, all else is timm's.
 
     Args:
-        student_model: what is trained, evaluated, averaged and saved
-        teacher_model: is frozen and moves with the task, is in no checkpoint; where both networks have timm's
-            `pretrained_cfg`, it gets the images normalised as it wants them
-        method: default `unix()`
-        objective: default KD at temperature 4
-        device: of the task, as in timm
-        dtype: of the task, as in timm
-        verbose: as in timm
+        student_model, teacher_model, method, objective: as of `unixkd.Distiller`; checkpoints hold the student alone.
+            Where both networks have timm's `pretrained_cfg`, the teacher gets images normalised as it wants them
+        device, dtype, verbose: as in timm
         **options: further arguments of `unixkd.Distiller`; `rank` is set here
 
     Raises:
@@ -64,8 +58,7 @@ class DistillationTask(TrainingTask):
         self.teacher = None if teacher_model is None else renormalised(teacher_model, student_model)
         if self.teacher is not None:
             self.teacher.to(self.device, self.dtype)
-        self.distiller = Distiller(student_model, self.teacher, method, objective, **options)
-        self.distiller.check_method()
+        self.distiller = build_distiller(student_model, self.teacher, method, objective, **options)
 
     @property
     def ledger(self) -> Ledger:
@@ -80,20 +73,19 @@ class DistillationTask(TrainingTask):
             target: class numbers `[N]`
 
         Returns:
-            `loss`; `output`, the student's logits on the k rows trained on `[k, classes]`, not in the batch's order;
-            each part of the loss unweighted, cross-entropy as `task_loss`, others as `kd_loss` and so on
+            `loss`; `output`, logits of the k rows trained on `[k, classes]`, not in the batch's order; each part of
+            the loss unweighted, cross-entropy as `task_loss`, others as `kd_loss` and so on
         """
         if target.is_floating_point():
             raise UserError(
                 "targets must be class numbers: switch timm's mixup and cutmix off, the method mixes"
             )
         result = self.distiller.step(input, target)
-        names = {
-            term.name: "task_loss" if isinstance(term.loss, CrossEntropy) else f"{term.name}_loss"
-            for term in self.distiller.objective
-        }
-        parts = {names[name]: value for name, value in result.parts.items()}
-        return {"loss": result.loss, "output": result.outputs.logits, **parts}
+        outputs = {"loss": result.loss, "output": result.outputs.logits}
+        for term in self.distiller.objective:
+            name = "task" if isinstance(term.loss, CrossEntropy) else term.name
+            outputs[f"{name}_loss"] = result.parts[term.name]
+        return outputs
 
     def prepare_distributed(self, device_ids: list[Any] | None = None, **ddp_kwargs: Any) -> DistillationTask:
         """Wrap the student in DDP, and let each process draw for itself."""
@@ -104,14 +96,14 @@ class DistillationTask(TrainingTask):
         return self
 
     def compile(self, backend: str = "inductor", mode: str | None = None, **compile_kwargs: Any) -> nn.Module:
-        """Compile the forwards of both networks in place: nothing is wrapped, so names and checkpoints stay."""
+        """Compile both networks' forwards in place: no wrapper changes the names in checkpoints."""
         for network in (self.trainable_module, self.teacher):
             if network is not None:
                 network.compile(backend=backend, mode=mode, **compile_kwargs)
         return self.trainable_module
 
     def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
-        """Steps and ledger, so that a resumed run draws and counts on."""
+        """The distiller's steps and ledger, for a resumed run to go on from."""
         return {} if ema else {"distiller": self.distiller.state_dict()}
 
     def load_task_state(
@@ -133,7 +125,7 @@ class DistillationTask(TrainingTask):
 
 
 class Renormalised(nn.Module):
-    """A network behind the change from one normalisation to another: x · scale + shift, by channel."""
+    """A network for images of another normalisation: it gets x · scale + shift, by channel."""
 
     scale: Tensor
     shift: Tensor
@@ -145,17 +137,17 @@ class Renormalised(nn.Module):
         self.register_buffer("shift", shift.view(-1, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Any:
-        """Logits on images normalised for the other network."""
+        """The network's output for images `[N, C, H, W]` of the other normalisation."""
         return self.network(images * self.scale + self.shift)
 
 
 def renormalised(teacher: nn.Module, student: nn.Module) -> nn.Module:
-    """The teacher for images normalised for the student, by what timm says both want."""
-    mine, theirs = (getattr(unwrap(network), "pretrained_cfg", {}) for network in (student, teacher))
-    if any(name not in cfg for name in ("mean", "std") for cfg in (mine, theirs)):
+    """The teacher for images normalised for the student, by both networks' `pretrained_cfg`."""
+    configs = [getattr(unwrap(network), "pretrained_cfg", {}) for network in (student, teacher)]
+    if not all(config.keys() >= {"mean", "std"} for config in configs):
         return teacher
     mean, std, teacher_mean, teacher_std = (
-        torch.tensor(cfg[name]) for cfg in (mine, theirs) for name in ("mean", "std")
+        torch.tensor(config[name]) for config in configs for name in ("mean", "std")
     )
     if torch.equal(mean, teacher_mean) and torch.equal(std, teacher_std):
         return teacher

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unixkd.distiller import Distiller
 from unixkd.errors import UserError, missing_extra
-from unixkd.integrations import costs, train_through
+from unixkd.integrations import build_distiller, costs, train_through
 from unixkd.method.ledger import Ledger
 from unixkd.method.method import Method
 from unixkd.method.named_inputs import TEACHERS
 from unixkd.method.objective import Objective
+from unixkd.run_files import read_json, write
 
 try:
     from transformers import Trainer
@@ -26,25 +26,22 @@ except ImportError as error:
     raise missing_extra("transformers", "transformers", "Trainers that distil") from error
 
 STATE_NAME = "distiller.json"
-"""The file beside saved weights that says how far the draws are and what was spent."""
+"""The file beside saved weights with the distiller's steps and ledger."""
 
 _AMP = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class DistillationTrainer(Trainer):
-    """A Trainer that distils; before a Trainer of your own it is a mixin, `class Mine(DistillationTrainer, MyTrainer)`.
+    """A Trainer that distils, or a mixin for your own: `class Mine(DistillationTrainer, MyTrainer)`.
 
     Training goes through a `Distiller`; evaluation, prediction and saving are the Trainer's own. Logs get the parts of
-    the loss and what was spent so far. The loss is a mean over a batch's kept rows; accumulated batches count alike.
+    the loss and the cost so far. The loss is a mean over a batch's kept rows; accumulated batches count alike.
 
     Args:
-        *args: of the Trainer
-        teacher: is frozen, moved to the Trainer's device, and never saved
-        method: default `unix()`
-        objective: default KD at temperature 4
+        *args, **kwargs: of the Trainer
+        teacher, method, objective: as of `unixkd.Distiller`; the teacher moves to the Trainer's device and is not saved
         distiller_options: further arguments of `unixkd.Distiller`; default: the Trainer's seed, and its mixed precision
             for the teacher too
-        **kwargs: of the Trainer
 
     Raises:
         UserError: as `Distiller` does; a loss that the objective would replace; a checkpoint of an ordinary Trainer
@@ -64,24 +61,26 @@ class DistillationTrainer(Trainer):
             raise UserError(
                 "compute_loss_func and label_smoothing_factor would have no effect: put your losses into objective"
             )
-        # The Trainer divides by the number of accumulated batches, unless the student's own loss is divided by what
-        # these hold together; ours is each batch's mean.
+        # So that the Trainer divides the loss, each batch's mean, by the number of accumulated batches.
         self.model_accepts_loss_kwargs = False
         if teacher is not None:
             teacher.to(self.args.device)
-        options = {"seed": self.args.seed, "teacher_dtype": _AMP.get(str(self.accelerator.mixed_precision))}
-        self._distilled_by = (teacher, method, objective, options | (distiller_options or {}))
-        self._resumed: dict[str, Any] | None = None
+        self._teacher = teacher
+        self._options = {
+            "method": method,
+            "objective": objective,
+            "seed": self.args.seed,
+            "teacher_dtype": _AMP.get(str(self.accelerator.mixed_precision)),
+            **(distiller_options or {}),
+        }
+        self._state_to_load: dict[str, Any] | None = None
         self._parts: Counter[str] = Counter()
-        self._unlogged = 0
-        self._begin()
+        self._unlogged_steps = 0
+        self._build_distiller()
 
-    def _begin(self) -> None:
-        """A distiller for the student that there is now."""
-        teacher, method, objective, options = self._distilled_by
+    def _build_distiller(self) -> None:
         self._student = self.model
-        self.distiller = Distiller(self.model, teacher, method, objective, **options)
-        self.distiller.check_method()
+        self.distiller = build_distiller(self.model, self._teacher, **self._options)
 
     @property
     def ledger(self) -> Ledger:
@@ -93,7 +92,7 @@ class DistillationTrainer(Trainer):
         if resume_from_checkpoint is True:
             resume_from_checkpoint = get_last_checkpoint(self.args.output_dir) or True
         if isinstance(resume_from_checkpoint, str):
-            self._resumed = read_state(Path(resume_from_checkpoint))
+            self._state_to_load = read_state(Path(resume_from_checkpoint))
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def compute_loss(
@@ -113,76 +112,71 @@ class DistillationTrainer(Trainer):
         """
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        self._follow(model)
+        if self._student is not self.model:  # made anew by model_init: another run
+            self._build_distiller()
+        if self._state_to_load is not None:
+            self.distiller.load_state_dict(self._state_to_load)
+            self._state_to_load = None
+        train_through(self.distiller, model, self.args.process_index)
         result = self.distiller.step(inputs)
         self._parts.update(result.parts)
-        self._unlogged += 1
+        self._unlogged_steps += 1
         outputs = {"loss": result.loss, "logits": result.outputs.logits}
         return (result.loss, outputs) if return_outputs else result.loss
 
-    def _follow(self, model: nn.Module) -> None:
-        """Let the distiller know what the Trainer has done to the student."""
-        if self._student is not self.model:  # made anew by model_init: another run
-            self._begin()
-        if self._resumed is not None:
-            self.distiller.load_state_dict(self._resumed)
-            self._resumed = None
-        train_through(self.distiller, model, self.args.process_index)
-
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """The Trainer's own, without the inputs that are the teacher's alone."""
-        own = {name: tensor for name, tensor in inputs.items() if not name.startswith(TEACHERS)}
-        return super().prediction_step(model, own, *args, **kwargs)
+        inputs = {name: tensor for name, tensor in inputs.items() if not name.startswith(TEACHERS)}
+        return super().prediction_step(model, inputs, *args, **kwargs)
 
     def _set_signature_columns_if_needed(self) -> None:
-        """Columns that are no argument of the student are dropped from the data; those of the teacher stay."""
-        fresh, teacher = self._signature_columns is None, self._distilled_by[0]
+        """The Trainer drops columns of the data that are no argument of the student; keep those of the teacher."""
+        is_first_call = self._signature_columns is None
         super()._set_signature_columns_if_needed()
-        if fresh and teacher is not None:
-            arguments = inspect.signature(teacher.forward).parameters
+        if is_first_call and self._teacher is not None:
+            arguments = inspect.signature(self._teacher.forward).parameters
             self._signature_columns += [TEACHERS + name for name in arguments]
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """The Trainer's logs of training, with parts of the loss since the last ones and what was spent until now."""
-        if "loss" in logs and self._unlogged:
-            logs |= {f"loss_{name}": float(value) / self._unlogged for name, value in self._parts.items()}
+        """Log with the training loss its parts, as means since the last log, and the cost so far."""
+        if "loss" in logs and self._unlogged_steps:
+            logs |= {
+                f"loss_{name}": float(value) / self._unlogged_steps for name, value in self._parts.items()
+            }
             self._parts.clear()
-            self._unlogged = 0
+            self._unlogged_steps = 0
         if "loss" in logs or "train_loss" in logs:
             logs |= costs(self.ledger)
         super().log(logs, *args, **kwargs)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """The Trainer warns of weights that a checkpoint lacks, and goes on with others; a resumed run must not."""
+        """Raise where a checkpoint lacks weights: the Trainer only warns, and goes on with random ones."""
         super()._issue_warnings_after_load(load_result)
-        missing = set(load_result.missing_keys) - set(
-            getattr(self.model, "_keys_to_ignore_on_save", None) or ()
-        )
-        if missing:
+        not_saved = getattr(self.model, "_keys_to_ignore_on_save", None) or ()
+        if missing := set(load_result.missing_keys) - set(not_saved):
             raise UserError(
                 f"the checkpoint lacks {len(missing)} of the student's weights, such as {min(missing)}: it is of "
                 "another network, or transformers has saved it under names that its Trainer does not read"
             )
 
     def save_model(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
-        """Save the student, and beside it how far the draws are and what was spent."""
+        """Save the student, and beside it the distiller's steps and ledger."""
         super().save_model(output_dir, *args, **kwargs)
         if self.args.should_save:
-            path = Path(output_dir or self.args.output_dir) / STATE_NAME
-            path.write_text(json.dumps(self.distiller.state_dict()))
+            write(
+                Path(output_dir or self.args.output_dir) / STATE_NAME, json.dumps(self.distiller.state_dict())
+            )
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """What a checkpoint's folder says of the distiller.
+    """The distiller's state in a checkpoint's folder.
 
     Raises:
         UserError: the file is missing or cannot be read
     """
     try:
-        state: dict[str, Any] = json.loads((checkpoint / STATE_NAME).read_text())
-    except (OSError, ValueError) as error:
+        return read_json(checkpoint / STATE_NAME)
+    except UserError as error:
         raise UserError(
-            f"{checkpoint / STATE_NAME} cannot be read: only checkpoints of a DistillationTrainer can be resumed; "
-            "load others as the student's weights"
-        ) from error
-    return state
+            f"{error}; only checkpoints of a DistillationTrainer can be resumed: load others as the student's weights"
+        ) from None

@@ -20,10 +20,10 @@ from unixkd.models.huggingface_config import (
     checked,
     image_size,
     make_config,
+    naming,
     num_channels,
     quiet,
     read,
-    told,
     transformers,
 )
 from unixkd.names import check_folder
@@ -49,7 +49,6 @@ def create(name: str, num_classes: int, in_channels: int) -> nn.Module:
     Raises:
         UserError: it cannot be had, is no image classifier's, or takes other channels
     """
-    check_name(name)
     return from_content(read(name).content, num_classes, in_channels, source=name)
 
 
@@ -59,27 +58,35 @@ def pretrained(name: str) -> tuple[nn.Module, Expectations]:
     Raises:
         UserError: weights or configuration cannot be had, or some are missing
     """
-    check_name(name)
     source = read(name)
-    with told(name), quiet():
-        net, found = transformers().AutoModelForImageClassification.from_pretrained(
+    with naming(name), quiet():
+        net, loading_info = transformers().AutoModelForImageClassification.from_pretrained(
             name.removeprefix(PREFIX),
             config=make_config(source.content, len(source.labels), source.channels),
             dtype=torch.float32,
             trust_remote_code=False,
             output_loading_info=True,
         )
-    if missing := sorted(found["missing_keys"]):
+    if missing := sorted(loading_info["missing_keys"]):
         raise UserError(f"'{name}' has no weights of '{missing[0]}': it is no trained image classifier")
-    net.name_or_path = (
-        ""  # where a network lies is not part of it: stored answers tell networks by such settings
-    )
-    return net, _expectations(name, source)
+    net.name_or_path = ""  # or the key of stored answers would depend on the folder
+    return net, expectations(name, source)
 
 
-def expectations(name: str) -> Expectations:
-    """What the weights under a name expect of their images."""
-    return _expectations(name, read(name))
+def expectations(name: str, source: Source | None = None) -> Expectations:
+    """What the weights under a name expect of their images; `source` is its configuration, read if left out.
+
+    Raises:
+        UserError: they cannot be had, or images are prepared in a way that is not imitated here
+    """
+    source = source or read(name)
+    with naming(name), quiet():
+        settings = read_processor(name.removeprefix(PREFIX))
+        mean, std = normalisation(settings, source.channels)
+        size = side(settings)
+    has_names = any(label != f"LABEL_{number}" for number, label in enumerate(source.labels))
+    labels = source.labels if has_names else None
+    return Expectations(len(source.labels), source.channels, mean, std, size, labels)
 
 
 def is_of_transformers(net: nn.Module) -> bool:
@@ -103,10 +110,10 @@ def from_content(
     source: str,
     max_parameters: int | None = None,
 ) -> nn.Module:
-    """Build what `content_of` has kept, with random weights; nothing is downloaded, nobody's code is run.
+    """Build a network of a configuration, with random weights; nothing is downloaded, nobody's code is run.
 
     Args:
-        content: the configuration, by whomever
+        content: the configuration, which need not be trusted
         num_classes: width of the logits
         in_channels: channels of the images
         source: where it comes from, for messages
@@ -115,7 +122,7 @@ def from_content(
     Raises:
         UserError: it is no image classifier's of transformers, or one of other channels, or too large
     """
-    with told(source), quiet():
+    with naming(source), quiet():
         config = make_config(checked(content), num_classes, in_channels)
         skeleton = _skeleton(config)
         parameters = sum(parameter.numel() for parameter in skeleton.parameters())
@@ -136,14 +143,6 @@ def fixed_size(net: nn.Module) -> int | None:
         skeleton = _skeleton(net.config)
     sizes = (2 * size, _SMALL_SIZE)
     return None if all(_takes(skeleton, num_channels(net.config), other) for other in sizes) else size
-
-
-def _expectations(name: str, source: Source) -> Expectations:
-    with told(name), quiet():
-        mean, std, size = read_preprocessing(name.removeprefix(PREFIX), source.channels)
-    named = any(label != f"LABEL_{number}" for number, label in enumerate(source.labels))
-    labels = source.labels if named else None
-    return Expectations(len(source.labels), source.channels, mean, std, size, labels)
 
 
 def _build(config: Any) -> nn.Module:
@@ -167,60 +166,49 @@ def _takes(skeleton: nn.Module, channels: int, size: int) -> bool:
     return True
 
 
-Preprocessing = tuple[tuple[float, ...] | None, tuple[float, ...] | None, int | None]
+def read_processor(path: str) -> dict[str, Any]:
+    """Settings of the image processor under a path or ID; none where it has no preprocessor_config.json.
 
-
-def read_preprocessing(path: str, channels: int) -> Preprocessing:
-    """Mean, standard deviation and size under a path or ID; all None where it has no preprocessor_config.json.
-
-    The processor itself is not made: only its settings are read.
-
-    Raises:
-        UserError: it does what is not imitated here
+    The processor itself is not made.
     """
     from transformers.image_processing_base import ImageProcessingMixin
 
     try:
-        content, _ = ImageProcessingMixin.get_image_processor_dict(path)
+        settings: dict[str, Any] = ImageProcessingMixin.get_image_processor_dict(path)[0]
     except OSError as error:
         if "Can't load image processor" not in str(error):  # a network that fails, say
             raise
-        return None, None, None
-    mean, std = normalisation(content, channels)
-    return mean, std, side(content)
+        return {}
+    return settings
 
 
 def normalisation(
-    content: Mapping[str, Any], channels: int
+    settings: Mapping[str, Any], channels: int
 ) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
-    """Mean and standard deviation of pixels in [0, 1] that do what the processor does to 0 … 255.
+    """Mean and standard deviation of pixels in [0, 1] that do what a processor does to 0 … 255; None: not known.
+
+    Raises:
+        UserError: it does what is not imitated here
 
     >>> normalisation({"image_mean": [0.5], "image_std": [0.25]}, 1)
     ((0.5,), (0.25,))
     >>> normalisation({"rescale_factor": 1 / 127.5, "rescale_offset": True, "do_normalize": False}, 1)  # -1 … 1
     ((0.5,), (0.5,))
     """
-    if content.get("do_flip_channel_order"):
+    if settings.get("do_flip_channel_order"):
         raise UserError("its preprocessor_config.json swaps red and blue, which is not done here")
-    rescales, normalises = content.get("do_rescale", True), content.get("do_normalize", True)
-    scale = 255 * (content.get("rescale_factor") or 1 / 255) if rescales else 255.0
-    offset = 1.0 if rescales and content.get("rescale_offset") else 0.0
-    mean, std = (_per_channel(content.get(key), channels) for key in ("image_mean", "image_std"))
-    divides_again = bool(content.get("include_top"))  # EfficientNet
-    if (normalises or divides_again) and (mean is None or std is None):
+    rescales, normalises = settings.get("do_rescale", True), bool(settings.get("do_normalize", True))
+    scale = 255 * (settings.get("rescale_factor") or 1 / 255) if rescales else 255.0
+    offset = 1.0 if rescales and settings.get("rescale_offset") else 0.0
+    mean, std = (_per_channel(settings.get(key), channels) for key in ("image_mean", "image_std"))
+    divisions = normalises + bool(settings.get("include_top"))  # EfficientNet's divides by std once more
+    if divisions and (mean is None or std is None):
         return None, None
-    zeros, ones = (0.0,) * channels, (1.0,) * channels
-    shift, first, second = (
-        mean if normalises else zeros,
-        std if normalises else ones,
-        std if divides_again else ones,
-    )
-    assert shift is not None
-    assert first is not None
-    assert second is not None
+    shift = mean if normalises and mean else (0.0,) * channels
+    divisor = std or (1.0,) * channels
     return (
         tuple((value + offset) / scale for value in shift),
-        tuple(a * b / scale for a, b in zip(first, second, strict=True)),
+        tuple(value**divisions / scale for value in divisor),
     )
 
 
@@ -230,19 +218,22 @@ def _per_channel(values: Any, channels: int) -> tuple[float, ...] | None:
     return None if values is None else (float(values),) * channels
 
 
-def side(content: Mapping[str, Any]) -> int | None:
-    """Side in pixels of the images that the processor gives, which have to be square; None: as they come.
+def side(settings: Mapping[str, Any]) -> int | None:
+    """Side in pixels of the images that a processor gives, which have to be square; None: as they come.
+
+    Raises:
+        UserError: they are not square
 
     >>> side({"size": {"shortest_edge": 256}, "do_center_crop": True, "crop_size": {"height": 224, "width": 224}})
     224
     """
-    cropped = content.get("do_center_crop") and content.get("crop_size")
-    size = cropped or (content.get("do_resize", True) and content.get("size"))
+    size = settings.get("do_center_crop") and settings.get("crop_size")
+    size = size or (settings.get("do_resize", True) and settings.get("size"))
     if not size:
         return None
-    sides = {size} if isinstance(size, int) else {size.get(key) for key in ("height", "width")} - {None}
-    if not sides and isinstance(size, Mapping):
-        sides = {size.get("shortest_edge")}
-    if len(sides) != 1 or not isinstance(only := sides.pop(), int):
+    if isinstance(size, int):
+        return size
+    edges = [size[key] for key in ("height", "width") if key in size] or [size.get("shortest_edge")]
+    if len(set(edges)) > 1 or not isinstance(edges[0], int):
         raise UserError(f"its preprocessor_config.json makes images of {size}, which are not square")
-    return only
+    return edges[0]

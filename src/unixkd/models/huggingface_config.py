@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from unixkd.errors import UserError, missing_extra
+from unixkd.errors import UserError, first_line, missing_extra
 
 PREFIX = "transformers:"
 # What names code, kernels to download, another precision or another output. Classes and channels are given anew.
@@ -57,7 +57,7 @@ def read(name: str) -> Source:
     Raises:
         UserError: it cannot be had, or is not that of an image classifier
     """
-    with told(name), quiet():
+    with naming(name), quiet():
         content, _ = transformers().PreTrainedConfig.get_config_dict(name.removeprefix(PREFIX))
         labels = content.get("id2label")
         labels = {int(key): str(value) for key, value in labels.items()} if isinstance(labels, dict) else {}
@@ -109,20 +109,19 @@ def num_channels(config: Any) -> int:
 
 
 @contextlib.contextmanager
-def told(source: str) -> Iterator[None]:
-    """Whatever the library raises within is one line that names the source."""
+def naming(source: str) -> Iterator[None]:
+    """Within, whatever the library raises becomes one line that names the source."""
     try:
         yield
     except UserError as error:
         raise UserError(str(error) if source in str(error) else f"'{source}': {error}") from error
     except Exception as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        raise UserError(f"'{source}': {lines[0].strip() if lines else type(error).__name__}") from error
+        raise UserError(f"'{source}': {first_line(error)}") from error
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """The library's own lines and progress bars are left out within; what goes wrong is raised."""
+    """Within, the library prints no lines and no progress bars; errors are raised all the same."""
     logging = transformers().utils.logging
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

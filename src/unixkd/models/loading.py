@@ -13,27 +13,14 @@ from torch import nn
 from unixkd.config import ModelConfig
 from unixkd.errors import UsageError, UserError
 from unixkd.models import huggingface, published
-from unixkd.models.card import ModelCard, PixelModel
-from unixkd.models.folder import (
-    CARD_FILE,
-    WEIGHTS_FILE,
-    is_run_folder,
-    load_model,
-    load_student,
-    make_network,
-    read_card,
-    save_model,
-)
+from unixkd.models.card import Expectations, ModelCard, PixelModel
+from unixkd.models.folder import CARD_FILE, WEIGHTS_FILE, is_run_folder, make_network, read_card
 from unixkd.models.registry import check_name, create_model, model_names
 from unixkd.models.repdistiller import as_weights, is_checkpoint
 from unixkd.models.weights import copy_weights, load_weights, read_weights
 from unixkd.names import is_code
 
-__all__ = ["build_model", "load_model", "load_student", "load_weights", "save_model"]
-
-
 _log = logging.getLogger("unixkd")
-
 
 Role = Literal["teacher", "student", "model"]
 
@@ -68,13 +55,11 @@ def build_model(
         UsageError: for an unknown name
         UserError: for weights that cannot be had or do not fit the data
     """
+    _check_source(config, role)
+    is_folder = _is_folder(config.name)
+    config = config if is_folder else as_weights(config)
     names = None if class_names is None else tuple(class_names)
     data = ModelCard(config.name, num_classes, in_channels, tuple(mean), tuple(std), None, names)
-    is_folder = _names_a_folder(config.name, role)
-    _check_source(config, role, is_folder)
-    if not is_folder:
-        config = as_weights(config)
-        data = replace(data, name=config.name)
     if is_folder:
         net, card = _from_folder(config, data, role)
     elif config.pretrained:
@@ -84,7 +69,7 @@ def build_model(
         card = replace(data, size=published.fixed_size(net))
         if config.weights is not None:
             load_weights(net, config.weights, strict_head=role != "student")
-            card = _as_published(card, own_num_classes(config, in_channels))
+            card = _with_published_preprocessing(card, own_num_classes(config, in_channels))
     card = replace(
         card,
         mean=card.mean if config.mean is None else tuple(config.mean),
@@ -94,15 +79,42 @@ def build_model(
     return PixelModel(net, card, None if config.weights is None else Path(config.weights).name)
 
 
-def _names_a_folder(name: str, role: Role) -> bool:
+def _may_be_path(name: str) -> bool:
+    """Whether a name may be a folder or file: a family name wins over a folder of that name."""
+    return not (name in model_names() or name.startswith(published.PREFIXES) or is_code(name))
+
+
+def _is_folder(name: str) -> bool:
+    return _may_be_path(name) and is_run_folder(name)
+
+
+def _check_source(config: ModelConfig, role: Role) -> None:
+    """Refuse an unknown name, contradictory sources of weights, and a teacher without any."""
+    name = config.name
     if not name:
         raise UsageError(f"name the {role}: --{role}.name")
-    if name in model_names() or name.startswith(published.PREFIXES) or is_code(name):
-        return False
-    if is_run_folder(name):
-        return True
-    if is_checkpoint(name):
-        return False
+    is_folder = _is_folder(name)
+    has_weights = is_folder or (_may_be_path(name) and is_checkpoint(name))
+    if not has_weights:
+        if _may_be_path(name):
+            _check_no_path(name)
+        check_name(name)
+    if config.pretrained and config.weights is not None:
+        raise UserError(f"give --{role}.weights or --{role}.pretrained, not both")
+    if config.code is not None and not is_folder:
+        raise UserError(f"--{role}.code is for a run folder; '{name}' is none")
+    if has_weights and config.weights is not None:
+        raise UserError(f"'{name}' has its own weights: drop --{role}.weights")
+    is_published = name.startswith(published.PREFIXES)
+    if config.pretrained and not is_published:
+        raise UserError(f"'{name}' has no published weights to download: drop --{role}.pretrained")
+    if role == "teacher" and not (has_weights or config.pretrained or config.weights is not None):
+        other = f"--{role}.pretrained true" if is_published else "name a run folder"
+        raise UserError(f"teacher '{name}' would have random weights: give --{role}.weights FILE or {other}")
+
+
+def _check_no_path(name: str) -> None:
+    """Raise where a name that is no network's means a folder."""
     if Path(name).is_dir():
         raise UserError(
             f"'{name}' is no run folder: it does not hold {WEIGHTS_FILE} and {CARD_FILE}, nor a checkpoint as "
@@ -110,38 +122,15 @@ def _names_a_folder(name: str, role: Role) -> bool:
         )
     if "/" in name or "\\" in name:
         raise UserError(f"there is no run folder '{name}'")
-    return False
-
-
-def _check_source(config: ModelConfig, role: Role, is_folder: bool) -> None:
-    """Refuse contradictory sources of weights, and a teacher without any."""
-    name = config.name
-    has_own = is_folder or (name not in model_names() and is_checkpoint(name))
-    if not has_own:
-        check_name(name)
-    if config.pretrained and config.weights is not None:
-        raise UserError(f"give --{role}.weights or --{role}.pretrained, not both")
-    if config.code is not None and not is_folder:
-        raise UserError(f"--{role}.code is for a run folder; '{name}' is none")
-    if has_own and config.weights is not None:
-        raise UserError(f"'{name}' has its own weights: drop --{role}.weights")
-    is_published = name.startswith(published.PREFIXES)
-    if config.pretrained and not is_published:
-        raise UserError(f"'{name}' has no published weights to download: drop --{role}.pretrained")
-    if role == "teacher" and not (has_own or config.pretrained or config.weights is not None):
-        other = f"--{role}.pretrained true" if is_published else "name a run folder"
-        raise UserError(f"teacher '{name}' would have random weights: give --{role}.weights FILE or {other}")
 
 
 def _from_folder(config: ModelConfig, data: ModelCard, role: Role) -> tuple[nn.Module, ModelCard]:
-    folder = Path(config.name)
-    card = read_card(folder)
-    check_channels(str(folder), card.in_channels, data.in_channels)
+    folder, card = Path(config.name), read_card(config.name)
+    _check_fit(str(folder), card, data, role)
     names = data.class_names
     if role != "student":
-        check_classes(str(folder), card.num_classes, data.num_classes, role)
-        check_class_names(str(folder), card.class_names, data.class_names)
-        names = data.class_names or card.class_names
+        _check_class_names(str(folder), card.class_names, names)
+        names = names or card.class_names
     net = make_network(folder, card, config.code, data.num_classes)
     load_weights(net, folder / WEIGHTS_FILE, strict_head=role != "student")
     return net, replace(card, name=config.code or card.name, num_classes=data.num_classes, class_names=names)
@@ -149,69 +138,65 @@ def _from_folder(config: ModelConfig, data: ModelCard, role: Role) -> tuple[nn.M
 
 def _from_published(name: str, data: ModelCard, role: Role) -> tuple[nn.Module, ModelCard]:
     net, source = published.pretrained(name)
-    check_channels(name, source.channels, data.in_channels)
+    _check_fit(name, source, data, role)
     if role != "student":
-        check_classes(name, source.num_classes, data.num_classes, role)
-        check_published_names(name, source.class_names, data.class_names)
+        _check_class_names(name, source.class_names, data.class_names, may_be_renamed=True)
+        data = replace(data, class_names=data.class_names or source.class_names)
     elif source.num_classes != data.num_classes:
-        own, net = net, create_model(name, data.num_classes, data.in_channels)
-        copy_weights(own.state_dict(), net, source=name, strict_head=False)
-    card = _as_published(data, source.num_classes)
-    if role != "student" and card.class_names is None:
-        card = replace(card, class_names=source.class_names)
+        weights, net = net.state_dict(), create_model(name, data.num_classes, data.in_channels)
+        copy_weights(weights, net, source=name, strict_head=False)
+    card = _with_published_preprocessing(data, source.num_classes)
     return net, replace(card, size=card.size or published.fixed_size(net))
 
 
-def _as_published(card: ModelCard, num_classes: int) -> ModelCard:
-    """The card with the preprocessing of the published weights, where weights have as many classes as these."""
+def _with_published_preprocessing(card: ModelCard, num_classes: int) -> ModelCard:
+    """The card with the published weights' preprocessing, if the weights have as many classes as these."""
     source = published.expectations(card.name)
-    if source is None or num_classes != source.num_classes or card.in_channels != source.channels:
+    if source is None or num_classes != source.num_classes or card.in_channels != source.in_channels:
         return card
+    card = replace(card, size=source.size or card.size)
     if source.mean is None or source.std is None:
         _log.warning(
             "'%s' does not say how its images were normalised: they are as the data's, or as --teacher.mean and "
             "--teacher.std say",
             card.name,
         )
-        return replace(card, size=source.size or card.size)
-    return replace(card, mean=source.mean, std=source.std, size=source.size or card.size)
+        return card
+    return replace(card, mean=source.mean, std=source.std)
 
 
-def check_channels(source: str, own: int, data: int) -> None:
-    """Raise where a network takes other channels than the data have."""
-    if own != data:
-        raise UserError(f"'{source}' was trained on {own}-channel images, the data have {data} channels")
-
-
-def check_classes(source: str, own: int, data: int, role: str) -> None:
-    """Raise where a network has another number of classes than the data."""
-    if own != data:
+def _check_fit(source: str, card: ModelCard | Expectations, data: ModelCard, role: Role) -> None:
+    """Raise where a network takes other channels than the data have, or is no student and has other classes."""
+    if card.in_channels != data.in_channels:
         raise UserError(
-            f"{role} '{source}' has {own} classes, the data have {data}: take one trained on these classes"
+            f"'{source}' was trained on {card.in_channels}-channel images, the data have {data.in_channels} channels"
+        )
+    if role != "student" and card.num_classes != data.num_classes:
+        raise UserError(
+            f"{role} '{source}' has {card.num_classes} classes, the data have {data.num_classes}: take one trained "
+            "on these classes"
         )
 
 
-def check_published_names(source: str, own: tuple[str, ...] | None, data: tuple[str, ...] | None) -> None:
-    """Other names are only a warning (a data set may have its own), the same names in another order are not."""
-    if own is None or data is None or own == data:
-        return
-    if any(name in own and own.index(name) != number for number, name in enumerate(data)):
-        check_class_names(source, own, data)
-    number = next(number for number, pair in enumerate(zip(own, data, strict=True)) if pair[0] != pair[1])
-    _log.warning(
-        "'%s' knows the classes by other names (class %d is '%s' there, '%s' in the data): taken to be in this order",
-        *(source, number, own[number], data[number]),
-    )
+Names = tuple[str, ...] | None
 
 
-def check_class_names(source: str, own: tuple[str, ...] | None, data: tuple[str, ...] | None) -> None:
-    """Raise where a network knows the classes by other names, or in another order; None: not known."""
-    if own is None or data is None or own == data:
+def _check_class_names(source: str, names: Names, data_names: Names, may_be_renamed: bool = False) -> None:
+    """Raise where a network knows the classes by other names, or in another order; None: not known.
+
+    Other names alone are a warning where they `may_be_renamed`: a data set may have its own for published weights.
+    """
+    if names is None or data_names is None or names == data_names:
         return
-    pairs = enumerate(zip(own, data, strict=True))
+    pairs = enumerate(zip(names, data_names, strict=True))
     differences = [f"class {i} is '{a}' there, '{b}' in the data" for i, (a, b) in pairs if a != b]
+    is_moved = any(name in names and names.index(name) != i for i, name in enumerate(data_names))
+    if may_be_renamed and not is_moved:
+        words = "'%s' knows the classes by other names (%s): taken to be in this order"
+        _log.warning(words, source, differences[0])
+        return
     more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
-    order = "in another order" if sorted(own) == sorted(data) else "by other names"
+    order = "in another order" if sorted(names) == sorted(data_names) else "by other names"
     raise UserError(
         f"'{source}' knows the classes {order}: {'; '.join(differences[:3])}{more}. "
         "Its logits would mean other classes: use the data it was trained on, or rename the classes"
@@ -225,13 +210,13 @@ def own_num_classes(config: ModelConfig, in_channels: int) -> int:
         UserError: the network has no weights, or the file's are of another architecture
     """
     if is_run_folder(config.name):
-        return read_card(Path(config.name)).num_classes
+        return read_card(config.name).num_classes
     config = as_weights(config)
     if config.pretrained:
-        wanted = published.expectations(config.name)
-        if wanted is None:
+        source = published.expectations(config.name)
+        if source is None:
             raise UserError(f"'{config.name}' has no published weights to download")
-        return wanted.num_classes
+        return source.num_classes
     if config.weights is None:
         raise UserError(
             f"'{config.name}': the data has no classes and the network no weights to tell them by"

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from unixkd.errors import UserError, missing_extra, unknown_name
+from unixkd.errors import UserError, first_line, missing_extra, unknown_name
 from unixkd.models import huggingface
 from unixkd.models.card import Expectations
 from unixkd.models.huggingface_config import PREFIX as TRANSFORMERS
@@ -25,22 +25,23 @@ def check_name(name: str) -> None:
         UserError: where the library is not installed
     """
     if name.startswith(TRANSFORMERS):
-        return huggingface.check_name(name)
+        huggingface.check_name(name)
+        return
     library, _, architecture = name.partition(":")
-    known = _timm_names(architecture) if library == "timm" else _torchvision_names()
+    if library == "timm":  # names with the tag of their weights where one is asked for (`resnet18.a1_in1k`)
+        known = set(_timm().list_models(pretrained="." in architecture))
+    else:
+        known = set(_torchvision().list_models(module=_torchvision())) - _WITH_AUXILIARY_HEADS
     if architecture not in known:
         raise unknown_name("model", name, [f"{library}:{other}" for other in known])
-    return None
 
 
 def create(name: str, num_classes: int, in_channels: int) -> nn.Module:
-    """Build `timm:NAME`, `torchvision:NAME` or `transformers:PATH_OR_ID` with random weights.
+    """Build a network of a known name (`check_name`) with random weights.
 
     Raises:
-        UsageError: for an unknown name
-        UserError: where the library is not installed, or the network takes other channels
+        UserError: the network takes other channels
     """
-    check_name(name)
     if name.startswith(TRANSFORMERS):
         return huggingface.create(name, num_classes, in_channels)
     library, _, architecture = name.partition(":")
@@ -48,19 +49,15 @@ def create(name: str, num_classes: int, in_channels: int) -> nn.Module:
         return _timm().create_model(architecture, num_classes=num_classes, in_chans=in_channels)
     if in_channels != 3:
         raise UserError(f"'{name}' takes 3-channel images, not {in_channels}; timm models take any")
-    from torchvision import models
-
-    return models.get_model(architecture, weights=None, num_classes=num_classes)
+    return _torchvision().get_model(architecture, weights=None, num_classes=num_classes)
 
 
 def pretrained(name: str) -> tuple[nn.Module, Expectations]:
-    """The network with its published weights, downloaded by its own library, and what they expect.
+    """The network of a known name with its published weights, downloaded by its own library, and what they expect.
 
     Raises:
-        UsageError: for an unknown name
         UserError: where the weights cannot be had
     """
-    check_name(name)
     if name.startswith(TRANSFORMERS):
         return huggingface.pretrained(name)
     library, _, architecture = name.partition(":")
@@ -68,27 +65,24 @@ def pretrained(name: str) -> tuple[nn.Module, Expectations]:
         if library == "timm":
             net = _timm().create_model(architecture, pretrained=True)
             return net, _timm_expectations(net)
-        from torchvision import models
-
-        net = models.get_model(architecture, weights=models.get_model_weights(architecture).DEFAULT)
-        return net, _torchvision_expectations(architecture)
+        weights = _torchvision().get_model_weights(architecture).DEFAULT
+        return _torchvision().get_model(architecture, weights=weights), _torchvision_expectations(weights)
     except (OSError, RuntimeError, ValueError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"cannot get the published weights of '{name}': {reason} "
+            f"cannot get the published weights of '{name}': {first_line(error)} "
             "(without a network, give a file of weights instead)"
         ) from error
 
 
 def expectations(name: str) -> Expectations | None:
     """What the published weights under a name of a library expect; None for other networks."""
+    library, _, architecture = name.partition(":")
     if name.startswith(TRANSFORMERS):
         return huggingface.expectations(name)
-    library, _, architecture = name.partition(":")
-    if library == "torchvision":
-        return _torchvision_expectations(architecture)
     if library == "timm":
         return _timm_expectations(_timm().create_model(architecture))
+    if library == "torchvision":
+        return _torchvision_expectations(_torchvision().get_model_weights(architecture).DEFAULT)
     return None
 
 
@@ -111,15 +105,10 @@ def _timm() -> ModuleType:
     return timm
 
 
-def _timm_names(architecture: str) -> set[str]:
-    """Names without the tag of their weights, or with it where one is asked for (`resnet18.a1_in1k`)."""
-    return set(_timm().list_models(pretrained="." in architecture))
-
-
-def _torchvision_names() -> set[str]:
+def _torchvision() -> ModuleType:
     from torchvision import models
 
-    return set(models.list_models(module=models)) - _WITH_AUXILIARY_HEADS
+    return models
 
 
 def _timm_expectations(net: Any) -> Expectations:
@@ -130,10 +119,7 @@ def _timm_expectations(net: Any) -> Expectations:
     return Expectations(net.num_classes, len(mean), mean, std, config["input_size"][-1])
 
 
-def _torchvision_expectations(architecture: str) -> Expectations:
-    from torchvision import models
-
-    weights = models.get_model_weights(architecture).DEFAULT
-    wanted = weights.transforms()
-    mean, std = tuple(wanted.mean), tuple(wanted.std)
-    return Expectations(len(weights.meta["categories"]), len(mean), mean, std, wanted.crop_size[0])
+def _torchvision_expectations(weights: Any) -> Expectations:
+    transforms = weights.transforms()
+    mean, std = tuple(transforms.mean), tuple(transforms.std)
+    return Expectations(len(weights.meta["categories"]), len(mean), mean, std, transforms.crop_size[0])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from unixkd.errors import UserError
 from unixkd.models.registry import model_names
 
 _log = logging.getLogger("unixkd")
-_ALSO = {"mobile_half": "MobileNetV2"}
+_OTHER_NAMES = {"mobile_half": "MobileNetV2"}
 """Their name of a network -> ours."""
 _NUMBERED = re.compile(r"(?:ckpt_epoch_|student_)(\d+)(?:\.pth)?")
 _LAST = re.compile(r".+_last\.pth|student_latest")
@@ -25,8 +24,7 @@ def is_checkpoint(path: str | Path) -> bool:
 
     mdistiller's `latest`, `best` and `epoch_N` hold the teacher too; `student_latest` and so on are taken.
     """
-    path = Path(path)
-    return bool(_files(path) if path.is_dir() else path.is_file() and _is_known(path.name))
+    return bool(_checkpoints(Path(path)))
 
 
 def as_weights(config: ModelConfig) -> ModelConfig:
@@ -43,8 +41,7 @@ def as_weights(config: ModelConfig) -> ModelConfig:
     """
     if not config.name or config.name in model_names() or not is_checkpoint(config.name):
         return config
-    path = Path(config.name)
-    file = _chosen(path) if path.is_dir() else path
+    file = _last_checkpoint(Path(config.name))
     name = _architecture(file)
     if _BEST.fullmatch(file.name):
         _log.warning(
@@ -55,24 +52,23 @@ def as_weights(config: ModelConfig) -> ModelConfig:
     return replace(config, name=name, weights=str(file))
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_file() and _is_known(path.name))
+def _checkpoints(path: Path) -> list[Path]:
+    """The file itself or the files of a folder that are named as checkpoints."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    patterns = (_NUMBERED, _LAST, _BEST)
+    return [file for file in files if file.is_file() and any(p.fullmatch(file.name) for p in patterns)]
 
 
-def _is_known(filename: str) -> bool:
-    return any(pattern.fullmatch(filename) for pattern in (_NUMBERED, _LAST, _BEST))
-
-
-def _chosen(folder: Path) -> Path:
+def _last_checkpoint(path: Path) -> Path:
     """The last epoch's file, else the best one's."""
-    files = _files(folder)
+    files = _checkpoints(path)
     last = [path for path in files if _LAST.fullmatch(path.name)]
     numbered = {path: int(match[1]) for path in files if (match := _NUMBERED.fullmatch(path.name))}
     latest = [path for path, number in numbered.items() if number == max(numbered.values())]
     chosen = last or latest or files
     if len(chosen) > 1:
         raise UserError(
-            f"'{folder}' holds several networks ({', '.join(path.name for path in chosen)}): name one of the files"
+            f"'{path}' holds several networks ({', '.join(path.name for path in chosen)}): name one of the files"
         )
     return chosen[0]
 
@@ -81,27 +77,25 @@ def _architecture(file: Path) -> str:
     """The network that the folder or the file is named after."""
     folder = file.absolute().parent.name
     # RepDistiller calls a student's folder S:STUDENT_T:TEACHER_…
-    found = {name for text in (folder.removeprefix("S:"), file.name) if (name := _longest(text)) is not None}
-    if len(found) == 1:
-        return found.pop()
-    wrong = (
-        f"names {' and '.join(sorted(found))}"
-        if found
-        else f"does not begin with one of {', '.join(model_names())}"
-    )
+    texts = (folder.removeprefix("S:"), file.name)
+    names = sorted({name for text in texts if (name := _longest_name(text))})
+    if len(names) == 1:
+        return names[0]
+    problem = f"does not begin with one of {', '.join(model_names())}"
+    if names:
+        problem = f"names {' and '.join(names)}"
     raise UserError(
-        f"'{file}': which network is it? '{folder}' {wrong}; give --teacher ARCHITECTURE --teacher.weights {file} "
+        f"'{file}': which network is it? '{folder}' {problem}; give --teacher ARCHITECTURE --teacher.weights {file} "
         "(and so for student and model)"
     )
 
 
-def _longest(text: str) -> str | None:
-    """The longest known name that a text begins with, as a whole word.
+def _longest_name(text: str) -> str | None:
+    """Our name of the network that a text begins with as a whole word, the longest if there are several.
 
-    >>> _longest("resnet32x4_vanilla"), _longest("wrn_40_2_cifar100_lr_0.05"), _longest("resnet8x2_vanilla")
-    ('resnet32x4', 'wrn_40_2', None)
+    >>> _longest_name("resnet32x4_vanilla"), _longest_name("mobile_half_1"), _longest_name("resnet8x2_vanilla")
+    ('resnet32x4', 'MobileNetV2', None)
     """
-    names: Iterable[str] = (*model_names(), *_ALSO)
-    known = [name for name in names if re.match(re.escape(name) + r"(?![0-9A-Za-z])", text)]
-    longest = max(known, key=len, default=None)
-    return None if longest is None else _ALSO.get(longest, longest)
+    names = {name: name for name in model_names()} | _OTHER_NAMES
+    matches = [name for name in names if re.match(re.escape(name) + r"(?![0-9A-Za-z])", text)]
+    return names[max(matches, key=len)] if matches else None

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from unixkd.errors import UserError, unknown_name
+from unixkd.errors import UserError, first_line, unknown_name
 from unixkd.names import check_code, parts_of
 
 
@@ -34,10 +34,12 @@ def create(name: str, num_classes: int, in_channels: int) -> nn.Module:
     """
     check_code(name)
     file, attribute = parts_of(name)
-    with _told_where(name, file), _neighbours(file):
-        make = getattr(_module(file), attribute, None)
+    with _locating_errors(name, file), _importable_neighbours(file):
+        module = _module(file)
+        make = getattr(module, attribute, None)
         if not callable(make):
-            raise unknown_name("network", name, [f"{file}:{known}" for known in _callables(_module(file))])
+            defined = [key for key, value in vars(module).items() if _is_defined_in(module, value)]
+            raise unknown_name("network", name, [f"{file}:{key}" for key in defined])
         net = make(**_arguments(name, make, num_classes, in_channels))
     if not isinstance(net, nn.Module):
         raise UserError(f"{name} gives a {type(net).__name__}, not a torch.nn.Module")
@@ -57,9 +59,8 @@ def _module(file: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[unique] = module  # dataclasses look their module up while it is being run
     try:
-        with torch.random.fork_rng(
-            devices=[]
-        ):  # initial weights are the same, whether it was run before or not
+        # So that initial weights are the same, whether the file was run before or not.
+        with torch.random.fork_rng(devices=[]):
             spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[unique]
@@ -67,27 +68,22 @@ def _module(file: Path) -> ModuleType:
     return module
 
 
-def _callables(module: ModuleType) -> list[str]:
-    own = vars(module).items()
-    return [
-        name for name, value in own if callable(value) and getattr(value, "__module__", "") == module.__name__
-    ]
+def _is_defined_in(module: ModuleType, value: object) -> bool:
+    return callable(value) and getattr(value, "__module__", "") == module.__name__
 
 
 def _arguments(name: str, make: Callable[..., Any], num_classes: int, in_channels: int) -> dict[str, int]:
-    """What to call it with.
+    """The arguments that a class or function takes: number of classes, and of channels where it has them.
 
     Raises:
-        UserError: it cannot be called so
+        UserError: it takes others
     """
     both = {"num_classes": num_classes, "in_channels": in_channels}
     signature = inspect.signature(make)
     for arguments in (both, {"num_classes": num_classes}):
-        try:
+        with suppress(TypeError):
             signature.bind(**arguments)
-        except TypeError:
-            continue
-        return arguments
+            return arguments
     raise UserError(
         f"{name} has the signature {signature}, but is called as NAME(num_classes={num_classes}, "
         f"in_channels={in_channels}) or NAME(num_classes={num_classes}): give other parameters a default"
@@ -95,8 +91,8 @@ def _arguments(name: str, make: Callable[..., Any], num_classes: int, in_channel
 
 
 @contextmanager
-def _neighbours(file: Path) -> Iterator[None]:
-    """Files beside it can be imported, as they can by a script."""
+def _importable_neighbours(file: Path) -> Iterator[None]:
+    """Within, the code can import files beside its own, as a script can."""
     folder = str(file.resolve().parent)
     sys.path.insert(0, folder)
     try:
@@ -107,8 +103,8 @@ def _neighbours(file: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _told_where(name: str, file: Path) -> Iterator[None]:
-    """An error of the user's code is one line that says where in the file it was raised."""
+def _locating_errors(name: str, file: Path) -> Iterator[None]:
+    """Within, an error of the user's code becomes one line that says where in the file it was raised."""
     try:
         yield
     except UserError:
@@ -116,14 +112,7 @@ def _told_where(name: str, file: Path) -> Iterator[None]:
     except SyntaxError as error:
         raise UserError(f"{error.filename}:{error.lineno}: {error.msg}") from error
     except Exception as error:
-        lines = [
-            frame.lineno
-            for frame in traceback.extract_tb(error.__traceback__)
-            if _is_same(frame.filename, file)
-        ]
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == file.resolve()]
         where = f"{file}:{lines[-1]}" if lines else name
-        raise UserError(f"{where}: {type(error).__name__}: {str(error).partition(chr(10))[0]}") from error
-
-
-def _is_same(filename: str, file: Path) -> bool:
-    return Path(filename).resolve() == file.resolve()
+        raise UserError(f"{where}: {type(error).__name__}: {first_line(error)}") from error

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unixkd.errors import UserError
+from unixkd.errors import UserError, first_line
 
 _log = logging.getLogger("unixkd")
 _WRAPPER_KEYS = ("model", "state_dict")
@@ -62,9 +62,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         raise UserError(f"no weights file at '{path}'")
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     if isinstance(content, Mapping):
-        content = next(
-            (content[key] for key in _WRAPPER_KEYS if isinstance(content.get(key), Mapping)), content
-        )
+        wrapped = (content[key] for key in _WRAPPER_KEYS if isinstance(content.get(key), Mapping))
+        content = next(wrapped, content)
     if not _is_state(content):
         raise UserError(
             f"'{path}' holds no weights: expected named tensors, at the top, under 'model' or 'state_dict'"
@@ -81,22 +80,22 @@ def copy_weights(state: Mapping[str, Tensor], net: nn.Module, *, source: str, st
         source: where they come from, for messages
         strict_head: False: a classifier of another class count is left as it is
     """
-    own = net.state_dict()
-    wrong = _wrong_shapes(state, own)
-    counts = _class_counts(state, own, wrong)
-    mismatch = _first_mismatch(state, own)
-    if mismatch and not (counts and not strict_head):
-        if counts:
+    wanted = net.state_dict()
+    reshaped = [name for name in wanted if name in state and state[name].shape != wanted[name].shape]
+    mismatch = _first_mismatch(state, wanted)
+    if mismatch:
+        counts = _class_counts(state, wanted, reshaped)
+        if counts is None:
+            raise UserError(f"'{source}' holds weights of another architecture: {mismatch}")
+        if strict_head:
             raise UserError(
                 f"'{source}' holds weights for {counts[0]} classes, {counts[1]} are needed ({mismatch})"
             )
-        raise UserError(f"'{source}' holds weights of another architecture: {mismatch}")
-    if counts:
         _log.warning(
             "'%s' holds weights for %d classes: the classifier (%s) starts afresh with %d",
-            *(source, counts[0], ", ".join(wrong), counts[1]),
+            *(source, counts[0], ", ".join(reshaped), counts[1]),
         )
-    net.load_state_dict({**own, **{name: value for name, value in state.items() if name not in wrong}})
+    net.load_state_dict({**wanted, **{name: value for name, value in state.items() if name not in reshaped}})
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -106,7 +105,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"'{path}' is damaged or no safetensors file: {_first_line(error)}") from error
+        raise UserError(f"'{path}' is damaged or no safetensors file: {first_line(error)}") from error
 
 
 def _read_torch(path: Path) -> object:
@@ -119,11 +118,7 @@ def _read_torch(path: Path) -> object:
             "refused; if you trust it, save its state_dict() alone with torch.save and give that file"
         ) from error
     except _DAMAGED as error:
-        raise UserError(f"'{path}' is damaged or no weights file: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"'{path}' is damaged or no weights file: {first_line(error)}") from error
 
 
 def _is_state(content: object) -> TypeGuard[Mapping[str, Tensor]]:
@@ -140,37 +135,26 @@ def _strip_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
-def _wrong_shapes(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
-    return [name for name, value in own.items() if name in state and state[name].shape != value.shape]
+def _first_mismatch(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str | None:
+    for name, value in wanted.items():
+        if name in state and state[name].shape != value.shape:
+            return f"'{name}' is {tuple(state[name].shape)} there and {tuple(value.shape)} here"
+        # Old checkpoints do not count batches, and nothing here needs the count.
+        if name not in state and not name.endswith("num_batches_tracked"):
+            return f"it has no '{name}' {tuple(value.shape)}"
+    unexpected = next((name for name in state if name not in wanted), None)
+    return None if unexpected is None else f"'{unexpected}' is not in this network"
 
 
 def _class_counts(
-    state: Mapping[str, Tensor], own: Mapping[str, Tensor], wrong: list[str]
+    state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], reshaped: list[str]
 ) -> tuple[int, int] | None:
     """Class counts (file, network) where nothing differs but the first dimension of the classifier."""
-    if not wrong or _missing(state, own) or _unexpected(state, own):
+    alike = {name: value for name, value in state.items() if name not in reshaped}
+    if _first_mismatch(alike, {name: value for name, value in wanted.items() if name not in reshaped}):
         return None
-    if any(state[name].shape[1:] != own[name].shape[1:] or own[name].ndim == 0 for name in wrong):
+    pairs = [(state[name].shape, wanted[name].shape) for name in reshaped]
+    if any(min(len(a), len(b)) == 0 or a[1:] != b[1:] for a, b in pairs):
         return None
-    counts = {(len(state[name]), len(own[name])) for name in wrong}
+    counts = {(a[0], b[0]) for a, b in pairs}
     return counts.pop() if len(counts) == 1 else None
-
-
-def _first_mismatch(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str | None:
-    missing = _missing(state, own)
-    for name, value in own.items():
-        if name in missing:
-            return f"it has no '{name}' {tuple(value.shape)}"
-        if name in state and state[name].shape != value.shape:
-            return f"'{name}' is {tuple(state[name].shape)} there and {tuple(value.shape)} here"
-    unexpected = _unexpected(state, own)
-    return f"'{unexpected[0]}' is not in this network" if unexpected else None
-
-
-def _missing(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
-    # Old checkpoints do not count batches, and nothing here needs the count.
-    return [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
-
-
-def _unexpected(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
-    return [name for name in state if name not in own]

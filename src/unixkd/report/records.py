@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import msgspec
 import yaml
 
-from unixkd.errors import UserError
+from unixkd.errors import UserError, first_line
 from unixkd.run_files import SCHEMA, Epoch, Planned, RelativeCost, Selection, Summary
 
 R = TypeVar("R")
@@ -161,7 +161,7 @@ def _config(file: Path) -> tuple[str, dict[str, Any]]:
     try:
         config = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise UserError(f"{file} is no readable YAML: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{file} is no readable YAML: {first_line(error)}") from error
     return text, config if isinstance(config, dict) else {}
 
 

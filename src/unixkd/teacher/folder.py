@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import time
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from unixkd.errors import UserError
+from unixkd.run_files import aside, sync
 from unixkd.teacher.format import CHECKS, LOGITS, SCHEMA, TOP_SCHEMA, Contents
 
 _INDEX = "answers.json"
@@ -51,18 +51,15 @@ def open_folder(
 def _create(place: Path, contents: Contents, announce: Callable[[str], None]) -> None:
     announce(f"stored teacher answers: {contents} at {place}")
     needed = sum(contents.sizes.values())
-    temporary = place.with_name(f".{place.name}.{uuid.uuid4().hex}.tmp")
     try:
         if _free_bytes(place) < needed:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        temporary.mkdir(parents=True)
-        for name, size in contents.sizes.items():
-            _reserve(temporary / name, size)
-        with (temporary / _INDEX).open("w") as file:
-            json.dump(contents.index, file, indent=2)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(place)
+        with aside(place) as temporary:
+            temporary.mkdir(parents=True)
+            for name, size in contents.sizes.items():
+                _reserve(temporary / name, size)
+            (temporary / _INDEX).write_text(json.dumps(contents.index, indent=2))
+            sync(temporary / _INDEX)
     except OSError as error:
         if (place / _INDEX).exists():
             return  # another process has made it meanwhile
@@ -73,8 +70,6 @@ def _create(place: Path, contents: Contents, announce: Callable[[str], None]) ->
             f"{_free_bytes(place):,} are free; keep fewer views (--data.views) or logits (--answers.top_k), "
             "or give another folder"
         ) from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _reserve(file: Path, size: int) -> None:

@@ -7,7 +7,6 @@ into place; older ones are removed only then. A kill at any moment leaves the pr
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from unixkd.errors import UserError
-from unixkd.run_files import checksum, sync
+from unixkd.run_files import aside, checksum, sync
 from unixkd.training.distributed.sharding import part_of
 
 FILES = ("state.safetensors", "state.json")
@@ -51,8 +50,6 @@ def save_checkpoint(folder: Path, name: str, tensors: dict[str, Tensor], state: 
     try:
         return write_checkpoint(folder, name, tensors, state)
     except (OSError, SafetensorError) as error:
-        for temporary in unfinished(folder):
-            shutil.rmtree(temporary, ignore_errors=True)
         kept = checkpoints(folder)
         raise UserError(
             f"cannot save a checkpoint in {folder}: {error}; "
@@ -63,18 +60,17 @@ def save_checkpoint(folder: Path, name: str, tensors: dict[str, Tensor], state: 
 def write_checkpoint(folder: Path, name: str, tensors: dict[str, Tensor], state: dict[str, Any]) -> Path:
     """As `save_checkpoint`, with the system's own errors."""
     final = folder / name
-    temporary = folder / f".{final.name}.{os.getpid()}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     # Copied, as safetensors refuses tensors that share memory (tied weights).
     copies = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
-    save_file(copies, temporary / FILES[0])
-    (temporary / FILES[1]).write_text(json.dumps(state))
-    (temporary / "manifest.json").write_text(json.dumps({name: checksum(temporary / name) for name in FILES}))
-    for path in (*temporary.iterdir(), temporary):
-        sync(path)
-    shutil.rmtree(final, ignore_errors=True)
-    temporary.rename(final)
+    with aside(final) as temporary:
+        temporary.mkdir(parents=True)
+        save_file(copies, temporary / FILES[0])
+        (temporary / FILES[1]).write_text(json.dumps(state))
+        manifest = {name: checksum(temporary / name) for name in FILES}
+        (temporary / "manifest.json").write_text(json.dumps(manifest))
+        for path in (*temporary.iterdir(), temporary):
+            sync(path)
+        shutil.rmtree(final, ignore_errors=True)
     sync(folder)
     for old in checkpoints(folder)[:-2]:
         shutil.rmtree(old)
@@ -96,11 +92,6 @@ def check_space(folder: Path, size: int) -> None:
             f"{there} has {free / 1e6:,.0f} MB free, but the checkpoints of this run need {need / 1e6:,.0f} MB: make "
             "room, or give an --out on another disk"
         )
-
-
-def unfinished(folder: Path) -> list[Path]:
-    """What a killed process has left of checkpoints it was writing."""
-    return list(folder.glob(".epoch-*.tmp"))
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], list[str]]:

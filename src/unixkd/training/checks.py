@@ -10,7 +10,7 @@ import torch
 
 from unixkd.config import RunConfig, TrainConfig
 from unixkd.data.load import Data
-from unixkd.errors import UserError
+from unixkd.errors import UserError, first_line
 from unixkd.method.epoch_choice import num_chosen
 from unixkd.method.ledger import forward_flops
 from unixkd.method.method import Method
@@ -113,7 +113,7 @@ def check_sizes(config: RunConfig, data: Data, method: Method, student: PixelMod
     except RuntimeError as error:
         raise UserError(
             f"{student.card.name} cannot take images of {smallest[0]} pixels, which method.size or scoring_size "
-            f"asks for: {str(error).partition(chr(10))[0]}"
+            f"asks for: {first_line(error)}"
         ) from None
 
 

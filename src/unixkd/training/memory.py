@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import torch
 
 from unixkd.config import TrainConfig
-from unixkd.errors import UserError
+from unixkd.errors import UserError, first_line
 
 LEAST_ROWS = 4
 """Of a micro-batch: batches are cut evenly, so that from 3 on no part is of one row where the batch is not."""
@@ -57,11 +57,6 @@ def ran_out(error: Exception) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return any(words in str(error) for words in _ON_THE_HOST)
-
-
-def first_line(error: Exception) -> str:
-    """An error's first line, or its type where it has none."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -2, -3, -4  # of malloc.h

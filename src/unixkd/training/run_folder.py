@@ -18,7 +18,7 @@ from PIL import Image
 
 from unixkd.config import RunConfig, flatten, read_yaml, to_plain
 from unixkd.errors import UserError
-from unixkd.run_files import EXPORTED, write
+from unixkd.run_files import EXPORTED, remove, write
 from unixkd.training import precision
 
 Mode = Literal["new", "resume", "overwrite"]
@@ -106,7 +106,7 @@ class RunFolder:
     def tidy(self) -> None:
         """Remove what a killed process has left half written."""
         for path in (*self.path.glob(".*.tmp"), *self.checkpoints.glob(".*.tmp")):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            remove(path)
 
     def check_same(self, config: RunConfig) -> None:
         """Raise where the saved configuration differs in anything; "auto" is whatever it was decided to be."""

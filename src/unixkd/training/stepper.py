@@ -13,6 +13,7 @@ from torch import Tensor
 from unixkd.config import TrainConfig
 from unixkd.data.sampling import num_steps, own_batch_size, share_out
 from unixkd.data.split import MemorySplit, Split
+from unixkd.errors import first_line
 from unixkd.method.batch import Draws
 from unixkd.method.draws import epoch_draws
 from unixkd.method.method import Method, StepCounts, pure_rows
@@ -208,7 +209,7 @@ class Stepper:
                 self.captured.load(tables, done)
                 return self.captured
             except RuntimeError as error:
-                reason = str(error).partition("\n")[0] or type(error).__name__
+                reason = first_line(error)
         self.refused = True
         self.note(f"steps run one by one, not as a CUDA graph: {reason}")
         return None

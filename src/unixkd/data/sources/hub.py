@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from unixkd.data.source import Encoded, Source, check_filled, check_labels, normalization
 from unixkd.data.sources.folder import TEST_NAMES, inspect
-from unixkd.errors import UserError, missing_extra, unknown_name
+from unixkd.errors import UserError, first_line, missing_extra, unknown_name
 
 _IMAGE_NAMES = ("image", "img", "picture", "pixel_values")
 _LABEL_NAMES = ("label", "labels", "fine_label", "class", "target")
@@ -101,8 +101,7 @@ def load_parts(library: ModuleType, origin: str, *args: Any, **options: Any) -> 
 
 def reason_of(error: Exception) -> str:
     """The first line of what went wrong first."""
-    cause = error.__cause__ or error
-    return (str(cause).strip() or type(cause).__name__).splitlines()[0]
+    return first_line(error.__cause__ or error)
 
 
 def _source(

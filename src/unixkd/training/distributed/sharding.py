@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from unixkd.config import RunConfig, TrainConfig
-from unixkd.errors import UserError
+from unixkd.errors import UserError, first_line
 from unixkd.training.distributed.world import World
 
 LARGE = 1 / 8
@@ -94,7 +94,7 @@ def shard(network: nn.Module, world: World, device: torch.device) -> None:
             fully_shard(unit, mesh=mesh, reshard_after_forward=True)
     except (ValueError, NotImplementedError) as error:
         raise UserError(
-            f"torch cannot shard this network ({str(error).partition(chr(10))[0]}): leave --train.sharding out"
+            f"torch cannot shard this network ({first_line(error)}): leave --train.sharding out"
         ) from error
 
 
