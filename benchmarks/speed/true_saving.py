@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from unixkd.config import DataConfig
+from unixkd.planning.expected import Workload
 from unixkd.planning.methods import make_plan
 from unixkd.training.state import Run
 
@@ -55,6 +56,7 @@ def planned(trainer: Run, rounds: int) -> float:
         copy.deepcopy(parts.student).train(),
         [parts.method],
         batch,
+        Workload(size, size),
         rounds=rounds,
         student_dtype=distiller.student.dtype,
         teacher_dtype=distiller.teacher.network.dtype,

@@ -33,8 +33,8 @@ def export(options: Namespace) -> None:
     for artefact in made:
         say(artefact_line(artefact, sample))
     if made:
-        said = Publication(options.licence, options.data_licence, options.push_to_hub)
-        say(str(write_model_card(out, student, facts, made, said, sample.origin, size)))
+        publication = Publication(options.licence, options.data_licence, options.push_to_hub)
+        say(str(write_model_card(out, student, facts, made, publication, sample.origin, size)))
     if failed:
         raise UserError("\n".join(failed))
     if options.push_to_hub:
@@ -55,7 +55,7 @@ def check_options(options: Namespace) -> None:
 
 
 def find_sample(options: Namespace, folder: Path, card: ModelCard, size: int) -> Sample:
-    """Images of the data named, else of the run's own, else random pixels, and said so."""
+    """Images of the data named, else of the run's own, else random pixels, with a warning."""
     try:
         return real_sample(evaluated_data(options.data, folder), card, size)
     except UserError as error:

@@ -127,17 +127,66 @@ def plan_options(parser: ArgumentParser) -> None:
     parser.add_argument("--batch_size", type=PositiveInt, default=64, help="images per step, N")
     parser.add_argument("--train.epochs", type=PositiveInt, default=240, help="epochs of plain KD (--epochs)")
     parser.add_argument("--runs", type=PositiveInt, default=1, help="runs that share stored answers")
+    parser.add_argument("--budget", type=str, help="rank strategies within this share of KD's cost, e.g. 50%")
     parser.add_argument(
-        "--budget", type=str, help="rank ways to distil within this share of KD's cost, e.g. 50%%"
-    )
-    parser.add_argument(
-        "--match-kd", action="store_true", help="rank ways to distil that are as accurate as plain KD"
+        "--match-kd", action="store_true", help="rank strategies that are as accurate as plain KD"
     )
     parser.add_argument(
         "--rounds", type=NonNegativeInt, default=5, help="timed steps of each method; 0: no timing"
     )
-    paper_options(parser)
+    cluster_options(parser)
     parser.set_defaults({"method.name": "", "data.name": ""})  # all methods; the data of the teacher
+
+
+CLUSTER_OPTIONS = ("gpus", "nodes", "images", "classes", "bandwidth", "tflops")
+"""Each of them asks `plan` for an estimate on paper."""
+
+
+def cluster_options(parser: ArgumentParser) -> None:
+    """Options of `plan` for GPUs and images that are not at hand."""
+    parser.add_argument("--gpus", type=PositiveInt, help="on paper: processes of a node, one per GPU")
+    parser.add_argument("--nodes", type=PositiveInt, help="on paper: number of nodes")
+    parser.add_argument(
+        "--images", type=str, help="on paper: images of the training set, e.g. 1e9, or imagenet; none is read"
+    )
+    parser.add_argument(
+        "--classes", type=PositiveInt, help="classes of these images where no data are named (default: 1000)"
+    )
+    parser.add_argument(
+        "--bandwidth",
+        type=PositiveFloat,
+        help="GB/s of the slowest link between two GPUs, each way (default: 20 within a node, 1.25 between nodes)",
+    )
+    parser.add_argument(
+        "--tflops",
+        type=PositiveFloat,
+        help="TFLOPs per second that a GPU reaches in training; nothing is timed here",
+    )
+
+
+def options_on_paper(options: Namespace) -> list[str]:
+    """The names of the options that ask `plan` for an estimate on paper."""
+    return [name for name in CLUSTER_OPTIONS if options[name] is not None]
+
+
+def number_of_images(text: str) -> int:
+    """A number of images, as people write it.
+
+    Raises:
+        UsageError: it is none
+
+    >>> number_of_images("imagenet"), number_of_images("1e9"), number_of_images("50_000")
+    (1281167, 1000000000, 50000)
+    """
+    if text.strip().lower() == "imagenet":
+        return IMAGENET_IMAGES
+    try:
+        number = float(text)
+        if number >= 1 and number == int(number):
+            return int(number)
+    except (ValueError, OverflowError):
+        pass
+    raise UsageError(f"--images is a number of images such as 1281167 or 1e9, or imagenet, not '{text}'")
 
 
 def report_options(parser: ArgumentParser) -> None:
@@ -213,25 +262,45 @@ def check_names(options: Namespace) -> None:
             raise UsageError(f"'{name}' is a file: name the class in it too, as in {name}:Net")
         if name and name not in models() and not re.search(r"[:/\\]", name) and not Path(name).exists():
             raise unknown_name("model", name, models())
-    if parse_target(values.get("budget"), values.get("match_kd", False)) and values["method"].name:
-        raise UsageError("a target ranks ways with methods of their own: leave --method or the target out")
-    asks_for_paper(options)
+    if "gpus" in values:
+        check_plan(options)
     method = [values["method"].name] if "method" in values else []
     variants = parse_variants(values.get("methods", [])).values()
     for name in [*method, *(variant.name for variant in variants)]:
         if name and name not in methods():
             raise unknown_name("method", name, methods())
     name = values["data"].name if "data" in values else ""
-    prefix, colon, _ = name.partition(":")
-    if name and prefix + colon not in [entry.rstrip("PATHID") for entry in DATA] and not Path(name).exists():
-        raise unknown_name("data", prefix + colon, DATA)
+    if name and data_kind(name) not in map(data_kind, DATA) and not Path(name).exists():
+        raise unknown_name("data", data_kind(name), DATA)
+
+
+def data_kind(name: str) -> str:
+    """The name of data without the path or ID.
+
+    >>> data_kind("folder:photos"), data_kind("digits")
+    ('folder:', 'digits')
+    """
+    return "".join(name.partition(":")[:2])
+
+
+def check_plan(options: Namespace) -> None:
+    """Raise where options of `plan` exclude each other, or are no number of images or no target."""
+    if options.images is not None:
+        number_of_images(options.images)
+    if parse_target(options.budget, options.match_kd) is None:
+        return
+    if options.method.name:
+        raise UsageError(
+            "a target ranks strategies with methods of their own: leave --method or the target out"
+        )
+    if on_paper := options_on_paper(options):
+        raise UsageError(
+            f"--budget and --match-kd rank strategies for this machine: leave --{on_paper[0]} or the target out"
+        )
 
 
 _RUN = ("data", "train", "log")
-
-
 _PAIR = ("teacher", "student")
-
 
 COMMANDS = {
     "demo": Command(
@@ -260,7 +329,7 @@ COMMANDS = {
         recipes.recipe,
     ),
     "plan": Command(
-        "what methods will cost, which way to distil fits a target",
+        "what methods will cost, which strategy fits a target",
         (*_PAIR, "method", "data"),
         plan_options,
         recipes.planned_recipe,
@@ -270,64 +339,3 @@ COMMANDS = {
         "a trained model as safetensors, torch.export, ONNX, verified", ("data",), export_options
     ),
 }
-
-
-PAPER = (*("gpus", "nodes", "images", "classes", "bandwidth", "tflops"),)
-
-
-def paper_options(parser: ArgumentParser) -> None:
-    """Add them; each alone asks for a plan on paper."""
-    parser.add_argument("--gpus", type=PositiveInt, help="on paper: processes of a node, one per GPU")
-    parser.add_argument("--nodes", type=PositiveInt, help="on paper: number of nodes")
-    parser.add_argument(
-        "--images", type=str, help="on paper: images of the training set, e.g. 1e9, or imagenet; none is read"
-    )
-    parser.add_argument(
-        "--classes", type=PositiveInt, help="classes of these images where no data are named (default: 1000)"
-    )
-    parser.add_argument(
-        "--bandwidth",
-        type=PositiveFloat,
-        help="GB/s of the slowest link between two GPUs, each way (default: 20 within a node, 1.25 between nodes)",
-    )
-    parser.add_argument(
-        "--tflops",
-        type=PositiveFloat,
-        help="TFLOPs per second that a GPU reaches in training; nothing is timed here",
-    )
-
-
-def asks_for_paper(options: Namespace) -> bool:
-    """Whether any of the options asks for a plan on paper.
-
-    Raises:
-        UsageError: a target is given too, or the number of images is none
-    """
-    given = [name for name in PAPER if options.get(name) is not None] if "gpus" in options else []
-    if given and (options.budget is not None or options.match_kd):
-        raise UsageError(
-            f"--budget and --match-kd rank ways for this machine: leave --{given[0]} or the target out"
-        )
-    if "images" in given:
-        parse_images(options.images)
-    return bool(given)
-
-
-def parse_images(text: str) -> int:
-    """A number of images, as people write it.
-
-    Raises:
-        UsageError: it is none
-
-    >>> parse_images("imagenet"), parse_images("1e9"), parse_images("50_000")
-    (1281167, 1000000000, 50000)
-    """
-    if text.strip().lower() == "imagenet":
-        return IMAGENET_IMAGES
-    try:
-        number = float(text)
-        if number >= 1 and number == int(number):
-            return int(number)
-    except (ValueError, OverflowError):
-        pass
-    raise UsageError(f"--images is a number of images such as 1281167 or 1e9, or imagenet, not '{text}'")
