@@ -124,7 +124,9 @@ def make_parser(name: str) -> ArgumentParser:
         )
     for group in command.groups:
         parser.add_class_arguments(GROUPS[group], group)
-    command.options(parser)
+    for option, keywords in command.options:
+        parser.add_argument(option, **keywords)
+    parser.set_defaults(command.defaults)
     return parser
 
 
