@@ -20,9 +20,9 @@ from unixkd.planning.catalogue import (
     Evidence,
     MatchKD,
     Strategy,
+    find_strategy,
     parse_target,
     strategies,
-    strategy,
 )
 from unixkd.planning.expected import distinct_answers
 
@@ -67,7 +67,7 @@ def test_evidence_from_few_images_does_not_count_for_many():
     assert (many.evidence, many.elsewhere, many.matches) == (None, measured, None)
     assert many.for_images(500) == unix
     (listed,) = (each for each in strategies(1001) if each.name == "unix")
-    assert (listed.evidence, listed.elsewhere) == (None, strategy("unix").evidence)
+    assert (listed.evidence, listed.elsewhere) == (None, find_strategy("unix").evidence)
 
 
 def test_epochs_and_views_of_a_strategy():
@@ -165,7 +165,7 @@ def test_every_strategy_with_evidence_was_a_contender():
 
 @pytest.mark.parametrize("name", CONTENDERS)
 def test_evidence_is_what_the_confirmation_found_with_the_worse_pair(name):
-    evidence = strategy(name).evidence
+    evidence = find_strategy(name).evidence
     against_kd = []
     for pair in ("vgg13-vgg8", "wrn_40_2-wrn_16_1"):
         runs = load(Path(__file__).parents[2] / "benchmarks" / "results" / "pareto" / pair / "confirm")

@@ -204,8 +204,8 @@ def test_more_rows_than_are_timed_take_as_much_longer(monkeypatch, capsys):
     """On a CPU 32 of 40 images are timed, and taken to be linear."""
     sizes = []
 
-    def timed(teacher, student, steps, batch, rounds):
-        sizes.append(len(batch))
+    def timed(pair, steps, rounds):
+        sizes.append(len(pair.batch))
         return {step: [3.2] for step in steps}
 
     monkeypatch.setattr("unixkd.cli.plan_cluster.time_steps", timed)

@@ -31,7 +31,7 @@ from unixkd.models import ModelCard, PixelModel, create_model
 from unixkd.planning import methods as planning_methods
 from unixkd.planning.expected import Workload
 from unixkd.planning.methods import make_plan
-from unixkd.planning.timing import interleaved, step_of
+from unixkd.planning.timing import Pair, interleaved, step_of
 
 ALL = [kd(), unix(), unix_random(), random(), hard(), mixup(), student_alone()]
 
@@ -45,14 +45,13 @@ def batch(images: int = 16, size: int = 8) -> Batch:
 
 
 def plan_of(teacher: str, student: str, methods, images: int = 16, rounds: int = 0):
-    return make_plan(model(teacher), model(student), methods, batch(16), Workload(images, 16), rounds=rounds)
+    return make_plan(Pair(model(teacher), model(student), batch()), methods, Workload(images, 16), rounds)
 
 
 def test_the_published_pair_by_hand():
     """wrn_40_2 → wrn_16_2 at 32 pixels: F_t/F_s = 327.61 / 101.12 (fewer for 10 classes: 11,520 MACs less)."""
-    plan = make_plan(
-        model("wrn_40_2"), model("wrn_16_2"), [kd(), unix()], batch(64, 32), Workload(64), rounds=0
-    )
+    pair = Pair(model("wrn_40_2"), model("wrn_16_2"), batch(64, 32))
+    plan = make_plan(pair, [kd(), unix()], Workload(64), rounds=0)
     assert plan.teacher_flops == pytest.approx(2 * (327.61e6 - 11520), rel=1e-4)
     assert plan.student_flops == pytest.approx(2 * (101.12e6 - 11520), rel=1e-4)
     assert plan.ratio == plan.teacher_flops / plan.student_flops
@@ -116,7 +115,7 @@ def test_between_the_two_break_even_points_one_convention_warns():
 def test_steps_are_timed_against_plain_kd_even_where_it_is_not_asked_for():
     teacher, student = model("resnet14"), model("resnet8").train()
     before = [p.clone() for p in student.parameters()]
-    plan = make_plan(teacher, student, [unix(), student_alone()], batch(), Workload(16, 16), rounds=2)
+    plan = make_plan(Pair(teacher, student, batch()), [unix(), student_alone()], Workload(16, 16), rounds=2)
     assert [p.method.name for p in plan.methods] == ["unix", "student-alone"]
     assert all(p.seconds > 0 and p.relative_seconds > 0 for p in plan.methods)
     assert all(torch.equal(a, b) for a, b in zip(before, student.parameters(), strict=True))
@@ -200,7 +199,7 @@ def test_plan_of_the_imagenet_recipe_needs_neither_data_nor_weights(capsys, tmp_
     monkeypatch.chdir(tmp_path)
     seen: list[int] = []
     original = planning_methods.make_plan
-    monkeypatch.setattr(cli_plan, "make_plan", lambda *a, **k: seen.append(a[-1].images) or original(*a, **k))
+    monkeypatch.setattr(cli_plan, "make_plan", lambda *a, **k: seen.append(a[2].images) or original(*a, **k))
     assert call("plan", *recipe, "--method", "kd") == 0
     assert seen == [1_281_167]
     text = capsys.readouterr().out

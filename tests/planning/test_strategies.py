@@ -17,7 +17,7 @@ from unixkd.method.from_config import build_method
 from unixkd.method.ledger import Ledger
 from unixkd.models import ModelCard, PixelModel, create_model
 from unixkd.planning import strategies as planning_strategies
-from unixkd.planning.catalogue import Strategy, strategies, strategy
+from unixkd.planning.catalogue import Strategy, find_strategy, strategies
 from unixkd.planning.expected import Workload
 from unixkd.planning.strategies import (
     TeacherForwards,
@@ -27,7 +27,7 @@ from unixkd.planning.strategies import (
     strategy_steps,
     teacher_forwards,
 )
-from unixkd.planning.timing import TEACHER_FORWARD, step_of, time_steps
+from unixkd.planning.timing import TEACHER_FORWARD, Pair, step_of, time_steps
 from unixkd.training.run import run
 
 EPOCHS = 4
@@ -73,11 +73,11 @@ FEW_STEP = Strategy("u", MethodConfig("unix", curve="step", scoring_size=0.5), v
 @pytest.mark.parametrize(
     "planned",
     [
-        strategy("kd"),
-        strategy("kd, 50% of the epochs"),
-        strategy("kd, few views"),
-        strategy("unix"),
-        strategy("random"),
+        find_strategy("kd"),
+        find_strategy("kd, 50% of the epochs"),
+        find_strategy("kd, few views"),
+        find_strategy("unix"),
+        find_strategy("random"),
         SMALL_FIRST,
     ],
     ids=lambda planned: planned.name,
@@ -93,10 +93,10 @@ def test_what_is_not_left_to_chance_is_predicted_exactly(planned, runs, teacher,
 @pytest.mark.parametrize(
     "planned",
     [
-        strategy("kd, stored answers"),
-        strategy(MIXED),
-        strategy("random-epoch, few views"),
-        strategy("infobatch, few views"),
+        find_strategy("kd, stored answers"),
+        find_strategy(MIXED),
+        find_strategy("random-epoch, few views"),
+        find_strategy("infobatch, few views"),
         FEW_STEP,
     ],
     ids=lambda planned: planned.name,
@@ -129,7 +129,7 @@ def test_views_without_end_cannot_be_stored_unless_few():
 def test_seconds_by_hand(monkeypatch):
     """A step takes 3 s, 2 s with its answers at hand, the teacher's forward 1 s; 100 images are 3.125 batches."""
 
-    def seconds(teacher, student, steps, batch, rounds):
+    def seconds(pair, steps, rounds):
         return {step: [2.0 if step.stored else 3.0] * rounds for step in steps} | {
             TEACHER_FORWARD: [1.0] * rounds
         }
@@ -137,11 +137,12 @@ def test_seconds_by_hand(monkeypatch):
     monkeypatch.setattr(planning_strategies, "time_steps", seconds)
     batch = Batch(torch.rand(BATCH, 1, 8, 8), torch.zeros(BATCH, dtype=torch.int64))
     plans = [
-        strategy("kd"),
-        strategy("kd, 50% of the epochs"),
+        find_strategy("kd"),
+        find_strategy("kd, 50% of the epochs"),
         Strategy("f", MethodConfig("kd"), 0.25, stored=True),
     ]
-    results = estimate_strategies(plans, model("resnet14"), model("resnet8"), batch, WORKLOAD, rounds=2)
+    pair = Pair(model("resnet14"), model("resnet8"), batch)
+    results = estimate_strategies(plans, pair, WORKLOAD, rounds=2)
     # 4 epochs of 3.125 steps; the few views' one is asked about in the first of 4 epochs
     assert [each.seconds for each in results] == pytest.approx([37.5, 18.75, 25.0 + 3.125])
     assert [each.relative_seconds for each in results] == pytest.approx([1.0, 0.5, 0.75])
@@ -149,7 +150,7 @@ def test_seconds_by_hand(monkeypatch):
 
 def test_steps_that_take_the_same_time_are_timed_once():
     plain, stale, few = (
-        strategy_steps(strategy(name), WORKLOAD, (8, 8))
+        strategy_steps(find_strategy(name), WORKLOAD, (8, 8))
         for name in ("kd", "stale, few views", "kd, few views")
     )
     assert stale[0][0] == few[0][0] != plain[0][0]
@@ -172,7 +173,7 @@ def test_a_step_with_stored_answers_forwards_mixed_rows_only():
     for stored, rows in ((True, 8), (False, 24)):
         seen.clear()
         steps = [TEACHER_FORWARD, step_of(method, (8, 8), stored=stored)]
-        time_steps(teacher, student, steps, batch, rounds=1)
+        time_steps(Pair(teacher, student, batch), steps, rounds=1)
         answers = [32] * stored
         assert sorted(seen) == sorted([*answers, 32, 32, rows, rows])  # the answers, then two rounds of both
     assert all(p.grad is None for p in student.parameters())
@@ -220,7 +221,7 @@ def test_fewer_epochs_are_compared_with_those_planned():
     from unixkd.cli.plan_ranking import command_words
 
     options = main.parse("plan", [*PAIR[1:], "--recipe", "cifar100/vgg13-vgg8"])
-    words = command_words(options, strategy("kd, 75% of the epochs"), options.data, WORKLOAD)
+    words = command_words(options, find_strategy("kd, 75% of the epochs"), options.data, WORKLOAD)
     parsed = main.parse("distill", words[2:])
     assert (parsed.train.epochs, parsed.reference_epochs) == (3, 4)
     assert parsed.train.schedule == "multistep"  # the recipe's

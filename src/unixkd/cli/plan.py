@@ -28,7 +28,7 @@ from unixkd.names import IMAGENET_IMAGES
 from unixkd.planning.catalogue import parse_target
 from unixkd.planning.expected import Workload
 from unixkd.planning.methods import MethodPlan, Plan, make_plan
-from unixkd.planning.timing import random_batch
+from unixkd.planning.timing import Pair
 from unixkd.training.build import default_device
 
 
@@ -64,17 +64,16 @@ def plan(options: Namespace) -> None:
     target = parse_target(options.budget, options.match_kd)
     data = planned_data(options)
     shape = planned_shape(options, data)
-    teacher, student = planned_networks(options, shape)
+    networks = planned_networks(options, shape)
     if options_on_paper(options):
-        plan_cluster(options, teacher, student, planned_methods(options.method), shape.images, shape.size)
+        plan_cluster(options, *networks, planned_methods(options.method), shape.images, shape.size)
         return
-    batch = random_batch(student, options.batch_size, shape.size)
+    pair = Pair.on_random_pixels(*networks, options.batch_size, shape.size)
     workload = planned_workload(options, data, shape)
     if target is not None:
-        rank_strategies(options, target, data, workload, teacher, student, batch)
+        rank_strategies(options, target, data, workload, pair)
         return
-    methods = planned_methods(options.method)
-    result = make_plan(teacher, student, methods, batch, workload, rounds=options.rounds)
+    result = make_plan(pair, planned_methods(options.method), workload, options.rounds)
     print_plan(result, options.teacher.name, options.student.name)
 
 

@@ -10,13 +10,12 @@ from rich.table import Table
 
 from unixkd.cli.screen import console, new_table, pair_line, say
 from unixkd.errors import UserError
-from unixkd.method.ledger import Ledger
 from unixkd.method.method import Method
 from unixkd.method.unix import kd
 from unixkd.models.card import PixelModel
 from unixkd.names import count, format_bytes, three_digits
 from unixkd.planning.cluster import BETWEEN, WITHIN, ClusterEstimate, ClusterPlan, asked_share, estimate
-from unixkd.planning.timing import random_batch, step_of, time_steps
+from unixkd.planning.timing import Pair, step_of, time_steps
 from unixkd.teacher.format import Contents
 from unixkd.training.memory import first_line, ran_out
 
@@ -45,13 +44,16 @@ def plan_cluster(
         size: side of the images in pixels
     """
     plan, methods = cluster_plan(options, student, images), [kd(), *methods]
-    ledger = Ledger.of(student, teacher, (student.card.in_channels, size, size))
-    compute = compute_seconds(options, teacher, student, methods, plan, size)
+    on_cpu = next(student.parameters()).device.type == "cpu"
+    rounds = 0 if options.tflops else options.rounds
+    rows = 1 if not rounds else min(plan.rows, TIMED_ROWS) if on_cpu else plan.rows
+    pair = Pair.on_random_pixels(teacher, student, rows, size)
+    ledger, compute = pair.ledger, compute_seconds(pair, methods, plan, rounds)
     rate = None if options.tflops is None else 1e12 * options.tflops
     plain, *runs = (
         estimate(m, plan, ledger, compute=s, rate=rate) for m, s in zip(methods, compute, strict=True)
     )
-    gpu = options.tflops is not None or next(student.parameters()).device.type != "cpu"
+    gpu = options.tflops is not None or not on_cpu
     classes = teacher.card.num_classes
     say(pair_line((ledger.teacher_flops, ledger.student_flops), options.teacher.name, options.student.name))
     say(about(options, plan, size, classes))
@@ -83,21 +85,14 @@ def cluster_plan(options: Namespace, student: PixelModel, images: int) -> Cluste
 
 
 def compute_seconds(
-    options: Namespace,
-    teacher: PixelModel,
-    student: PixelModel,
-    methods: Sequence[Method],
-    plan: ClusterPlan,
-    size: int,
+    pair: Pair, methods: Sequence[Method], plan: ClusterPlan, rounds: int
 ) -> list[float | None]:
-    """Seconds of a process's step by method, timed here on random pixels; None where nothing is to be timed."""
-    if options.tflops is not None or not options.rounds:
+    """Seconds of a process's step by method, timed on the pair's images; None where nothing is to be timed."""
+    if not rounds:
         return [None] * len(methods)
-    on_cpu = next(student.parameters()).device.type == "cpu"
-    rows = min(plan.rows, TIMED_ROWS) if on_cpu else plan.rows
-    steps = [step_of(method.at(0.5), (size, size)) for method in methods]
+    steps, rows = [step_of(method.at(0.5), pair.size) for method in methods], len(pair.batch)
     try:
-        seconds = time_steps(teacher, student, steps, random_batch(student, rows, size), options.rounds)
+        seconds = time_steps(pair, steps, rounds)
     except (MemoryError, RuntimeError) as error:
         if not ran_out(error):
             raise

@@ -11,13 +11,11 @@ from rich.table import Table
 from unixkd.cli.screen import console, new_table, pair_line, say
 from unixkd.config import AnswersConfig, DataConfig, RunConfig, TrainConfig, flatten, to_plain
 from unixkd.errors import UsageError
-from unixkd.method.batch import Batch
-from unixkd.method.ledger import forward_flops
-from unixkd.models.card import PixelModel
 from unixkd.names import run_words
 from unixkd.planning.catalogue import Budget, Evidence, Group, MatchKD, Strategy, strategies
 from unixkd.planning.expected import Workload
 from unixkd.planning.strategies import StrategyEstimate, estimate_strategies
+from unixkd.planning.timing import Pair
 from unixkd.teacher.format import Contents
 
 ANSWERS = "answers"
@@ -29,22 +27,18 @@ def rank_strategies(
     target: Budget | MatchKD,
     data: DataConfig,
     workload: Workload,
-    teacher: PixelModel,
-    student: PixelModel,
-    batch: Batch,
+    pair: Pair,
 ) -> None:
     """Rank the strategies, say what each relies on, print the command of the first that reaches the target."""
     if options.data.mixes is not None:
         raise UsageError("plan ranks fixed mixes among the other strategies: leave --data.mixes out")
     known = strategies(workload.images)
     estimates = {
-        each.strategy.name: each
-        for each in estimate_strategies(known, teacher, student, batch, workload, options.rounds)
+        each.strategy.name: each for each in estimate_strategies(known, pair, workload, options.rounds)
     }
     cost = {name: each.relative["backward_2x"] for name, each in estimates.items()}
     groups = target.groups([each.strategy for each in estimates.values()], cost)
-    shape = (batch.pixels.shape[1], batch.pixels.shape[2], batch.pixels.shape[3])
-    flops = (forward_flops(teacher, shape), forward_flops(student, shape))
+    flops = (pair.ledger.teacher_flops, pair.ledger.student_flops)
     say(pair_line(flops, options.teacher.name, options.student.name))
     say(about(workload))
     console.print(ranking(groups, estimates))
@@ -56,7 +50,7 @@ def rank_strategies(
         say(f"\nNo strategy is within the budget; the cheapest is {cheapest}.", style="yellow")
         return
     say(f"\nThe first: {best.name}{', of unknown accuracy' if best.matches is None else ''}.")
-    for line in requirements(best, workload, teacher.card.num_classes):
+    for line in requirements(best, workload, pair.teacher.card.num_classes):
         say(line)
     say("  " + shlex.join(command_words(options, best, data, workload)))
 
@@ -96,11 +90,11 @@ def cells(estimate: StrategyEstimate) -> list[str]:
     ]
 
 
-def accuracy(each: Strategy) -> str:
+def accuracy(strategy: Strategy) -> str:
     """What is known of a strategy's accuracy, in few words."""
-    if each.exact:
-        return "the same run" if each.stored else "itself"
-    return "not measured" if each.evidence is None else points(each.evidence)
+    if strategy.exact:
+        return "the same run" if strategy.stored else "itself"
+    return "not measured" if strategy.evidence is None else points(strategy.evidence)
 
 
 def points(evidence: Evidence) -> str:
@@ -137,11 +131,11 @@ def notes(known: list[Strategy], estimates: dict[str, StrategyEstimate], images:
     return lines + [f"  {each.name:<{width}}  {each.relies_on}" for each in shown if each.relies_on]
 
 
-def requirements(each: Strategy, workload: Workload, classes: int) -> list[str]:
+def requirements(strategy: Strategy, workload: Workload, classes: int) -> list[str]:
     """The disk space that stored answers take, and how further runs make use of them."""
     lines = []
-    if each.stored:
-        views = each.views(workload.epochs, workload.views) or workload.views
+    if strategy.stored:
+        views = strategy.views(workload.epochs, workload.views) or workload.views
         assert views is not None
         lines.append(f"Its answers take {Contents({}, workload.images, views, classes, 'fp16')}.")
     if workload.runs > 1:
@@ -149,24 +143,24 @@ def requirements(each: Strategy, workload: Workload, classes: int) -> list[str]:
     return lines
 
 
-def command_words(options: Namespace, each: Strategy, data: DataConfig, workload: Workload) -> list[str]:
+def command_words(options: Namespace, strategy: Strategy, data: DataConfig, workload: Workload) -> list[str]:
     """The words of `unixkd distill ...` that run a strategy as planned.
 
     Args:
         options: of `plan`
-        each: the strategy
+        strategy: the strategy
         data: planned for
         workload: planned for
     """
-    epochs, views = each.epochs(workload.epochs), each.views(workload.epochs, workload.views)
+    epochs, views = strategy.epochs(workload.epochs), strategy.views(workload.epochs, workload.views)
     if views is not None:
-        data = replace(data, mixes=views) if each.mixed else replace(data, views=views)
+        data = replace(data, mixes=views) if strategy.mixed else replace(data, views=views)
     config = RunConfig(
         options.student,
         options.teacher,
-        each.method,
+        strategy.method,
         data=data,
-        answers=AnswersConfig(ANSWERS if each.stored else None),
+        answers=AnswersConfig(ANSWERS if strategy.stored else None),
         train=TrainConfig(epochs, workload.batch_size),
         reference_epochs=None if epochs == workload.epochs else workload.epochs,
     )

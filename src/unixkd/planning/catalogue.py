@@ -96,8 +96,8 @@ class Strategy:
             planned: epochs
             available: views that an image has; None: without end
 
-        >>> few = strategy("kd, few views")
-        >>> few.views(128, 162), few.views(128, 9), strategy("kd").views(128, 162)
+        >>> few = find_strategy("kd, few views")
+        >>> few.views(128, 162), few.views(128, 9), find_strategy("kd").views(128, 162)
         (18, None, None)
         """
         if self.views_share is None:
@@ -216,7 +216,7 @@ def strategies(images: int = 0) -> list[Strategy]:
     return [each.for_images(images) for each in _STRATEGIES]
 
 
-def strategy(name: str) -> Strategy:
+def find_strategy(name: str) -> Strategy:
     """The strategy of that name."""
     return next(each for each in _STRATEGIES if each.name == name)
 

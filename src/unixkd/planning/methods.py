@@ -6,16 +6,11 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
-
-from unixkd.method.batch import Batch
-from unixkd.method.ledger import CONVENTIONS, Ledger, break_even_ratio
+from unixkd.method.ledger import CONVENTIONS, break_even_ratio
 from unixkd.method.method import Method
-from unixkd.method.resizing import image_size
 from unixkd.method.unix import kd
-from unixkd.models.card import PixelModel
 from unixkd.planning.expected import Workload, expected_cost
-from unixkd.planning.timing import Step, step_of, time_steps
+from unixkd.planning.timing import Pair, step_of, time_steps
 
 TIMING_NOISE = 0.03
 """A step counts as slower than plain KD's only beyond this share."""
@@ -68,40 +63,22 @@ class Plan:
         return lines
 
 
-def make_plan(
-    teacher: PixelModel,
-    student: PixelModel,
-    methods: Sequence[Method],
-    batch: Batch,
-    workload: Workload,
-    *,
-    rounds: int = 5,
-    student_dtype: torch.dtype | None = None,
-    teacher_dtype: torch.dtype | None = None,
-) -> Plan:
+def make_plan(pair: Pair, methods: Sequence[Method], workload: Workload, rounds: int = 5) -> Plan:
     """Predict the cost of every method and time its real step, halfway through the run if it changes.
 
     Args:
-        teacher: the teacher
-        student: the student, in train mode
+        pair: teacher, student and a batch to time on
         methods: what to plan for
-        batch: images to time on; its size is the configured batch size
         workload: what they are planned for
         rounds: timed rounds; in each, every method takes one step, so that drift hits all alike; 0: no timing
-        student_dtype: precision of the student's timed forwards by autocast, see `Distiller`
-        teacher_dtype: precision of the teacher's
     """
-    size = image_size(batch.pixels)
-    ledger = Ledger.of(student, teacher, (batch.pixels.shape[1], *size))
-    steps = [step_of(method.at(0.5), size) for method in (kd(), *methods)]
-    seconds: dict[Step, list[float]] = {}
-    if rounds:
-        seconds = time_steps(teacher, student, steps, batch, rounds, (student_dtype, teacher_dtype))
+    steps = [step_of(method.at(0.5), pair.size) for method in (kd(), *methods)]
+    seconds = time_steps(pair, steps, rounds) if rounds else {}
     plans = []
     for method, step in zip(methods, steps[1:], strict=True):
         plan = MethodPlan(
             method,
-            expected_cost(method, ledger, workload.sizes, workload.epochs),
+            expected_cost(method, pair.ledger, workload.sizes, workload.epochs),
             {name: break_even_ratio(method, backward) for name, backward in CONVENTIONS.items()},
         )
         if rounds:
@@ -113,4 +90,4 @@ def make_plan(
                 relative_seconds=share * statistics.median(against_kd),
             )
         plans.append(plan)
-    return Plan(ledger.teacher_flops, ledger.student_flops, plans)
+    return Plan(pair.ledger.teacher_flops, pair.ledger.student_flops, plans)

@@ -7,16 +7,14 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from unixkd.method.batch import Batch
 from unixkd.method.from_config import build_method
 from unixkd.method.ledger import Ledger
 from unixkd.method.method import sees_clean_images
 from unixkd.method.network import has_statistics
-from unixkd.method.resizing import Size, image_size, shrunk_share
-from unixkd.models.card import PixelModel
-from unixkd.planning.catalogue import Strategy, strategy
+from unixkd.method.resizing import Size, shrunk_share
+from unixkd.planning.catalogue import Strategy, find_strategy
 from unixkd.planning.expected import Workload, answerable, distinct_answers, expected_cost, phases, visited
-from unixkd.planning.timing import TEACHER_FORWARD, Step, step_of, time_steps
+from unixkd.planning.timing import TEACHER_FORWARD, Pair, Step, step_of, time_steps
 
 
 @dataclass(frozen=True)
@@ -52,50 +50,42 @@ class StrategyEstimate:
 
 
 def estimate_strategies(
-    strategies: Sequence[Strategy],
-    teacher: PixelModel,
-    student: PixelModel,
-    batch: Batch,
-    workload: Workload,
-    rounds: int,
+    strategies: Sequence[Strategy], pair: Pair, workload: Workload, rounds: int
 ) -> list[StrategyEstimate]:
     """Predict the cost of each strategy that is possible, and its seconds from steps timed here.
 
     Args:
         strategies: to predict
-        teacher: the teacher
-        student: the student, in train mode
-        batch: images to time on; its size is the configured batch size
+        pair: teacher, student and a batch to time on
         workload: what they are planned for
         rounds: timed rounds; 0: no timing
     """
-    ledger = Ledger.of(student, teacher, (batch.pixels.shape[1], *image_size(batch.pixels)))
-    estimates = []
-    for each in strategies:
-        if is_possible(each, workload):
-            forwards = teacher_forwards(each, workload)
-            cost = run_cost(each, forwards, ledger, workload, has_statistics(student))
-            estimates.append(StrategyEstimate(each, cost, forwards))
-    return with_seconds(estimates, teacher, student, batch, workload, rounds) if rounds else estimates
+    estimates, refreshes = [], has_statistics(pair.student)
+    for strategy in strategies:
+        if is_possible(strategy, workload):
+            forwards = teacher_forwards(strategy, workload)
+            cost = run_cost(strategy, forwards, pair.ledger, workload, refreshes)
+            estimates.append(StrategyEstimate(strategy, cost, forwards))
+    return with_seconds(estimates, pair, workload, rounds) if rounds else estimates
 
 
-def is_possible(each: Strategy, workload: Workload) -> bool:
+def is_possible(strategy: Strategy, workload: Workload) -> bool:
     """False where answers to an endless number of views would have to be stored."""
-    return not each.stored or workload.views is not None or each.views_share is not None
+    return not strategy.stored or workload.views is not None or strategy.views_share is not None
 
 
-def teacher_forwards(each: Strategy, workload: Workload) -> TeacherForwards:
+def teacher_forwards(strategy: Strategy, workload: Workload) -> TeacherForwards:
     """Teacher forwards per image on unmixed images: needed, and left after the stored answers."""
-    method, epochs = build_method(each.method), each.epochs(workload.epochs)
+    method, epochs = build_method(strategy.method), strategy.epochs(workload.epochs)
     shown, trained = [], []
     for epoch in range(epochs):
         progress = epoch / epochs
         shown.append(visited(method, progress))
         trained.append(shown[-1] * answerable(method.at(progress), workload.sizes))
     needed = math.fsum(trained)
-    if not each.stored:
+    if not strategy.stored:
         return TeacherForwards(needed, needed)
-    limit = each.views(workload.epochs, workload.views)
+    limit = strategy.views(workload.epochs, workload.views)
     views, in_turn = (workload.views, workload.in_turn) if limit is None else (limit, True)
     assert views is not None
     chances = shown if workload.ahead else trained
@@ -105,22 +95,22 @@ def teacher_forwards(each: Strategy, workload: Workload) -> TeacherForwards:
 
 
 def run_cost(
-    each: Strategy, forwards: TeacherForwards, ledger: Ledger, workload: Workload, refreshes: bool
+    strategy: Strategy, forwards: TeacherForwards, ledger: Ledger, workload: Workload, refreshes: bool
 ) -> dict[str, float]:
     """A run's cost over that of plain KD for the planned epochs, by convention name.
 
     Args:
-        each: the strategy
+        strategy: the strategy
         forwards: of the teacher on unmixed images
         ledger: an empty one with both networks' forward FLOPs
         workload: what is planned for
         refreshes: whether the student has statistics that may have to be estimated anew
     """
-    method, epochs = build_method(each.method), each.epochs(workload.epochs)
+    method, epochs = build_method(strategy.method), strategy.epochs(workload.epochs)
     last = method.at((epochs - 1) / epochs)
     if ledger.image_size is not None:
         last = replace(last, size=shrunk_share(ledger.image_size[0], last.size))
-    clean = not each.mixed and sees_clean_images(last, epochs - 1)
+    clean = not strategy.mixed and sees_clean_images(last, epochs - 1)
     refreshed = min(workload.bn_images, workload.images) if refreshes and not clean else 0
     cost = expected_cost(
         method,
@@ -134,46 +124,40 @@ def run_cost(
 
 
 def with_seconds(
-    estimates: Sequence[StrategyEstimate],
-    teacher: PixelModel,
-    student: PixelModel,
-    batch: Batch,
-    workload: Workload,
-    rounds: int,
+    estimates: Sequence[StrategyEstimate], pair: Pair, workload: Workload, rounds: int
 ) -> list[StrategyEstimate]:
     """The estimates with seconds: every step that a strategy takes and the teacher's forward are timed."""
-    size, plain = image_size(batch.pixels), strategy("kd")
-    steps = {
-        each.name: strategy_steps(each, workload, size) for each in (plain, *(e.strategy for e in estimates))
-    }
+    plain = find_strategy("kd")
+    strategies = [plain, *(estimate.strategy for estimate in estimates)]
+    steps = {strategy.name: strategy_steps(strategy, workload, pair.size) for strategy in strategies}
     to_time = [TEACHER_FORWARD, *(step for counted in steps.values() for step, _ in counted)]
-    seconds = time_steps(teacher, student, to_time, batch, rounds)
+    seconds = time_steps(pair, to_time, rounds)
 
-    def run_seconds(each: Strategy, asked: float) -> list[float]:
+    def run_seconds(strategy: Strategy, asked: float) -> list[float]:
         """Of a run, round by round; what the store lacks is asked in batches."""
-        counted = [*steps[each.name], (TEACHER_FORWARD, asked * workload.images / workload.batch_size)]
+        counted = [*steps[strategy.name], (TEACHER_FORWARD, asked * workload.images / workload.batch_size)]
         return [math.fsum(seconds[step][i] * times for step, times in counted) for i in range(rounds)]
 
     kd_seconds, timed = run_seconds(plain, 0.0), []
     for estimate in estimates:
-        each = estimate.strategy
-        own_seconds = run_seconds(each, estimate.forwards.asked if each.stored else 0.0)
+        strategy = estimate.strategy
+        own_seconds = run_seconds(strategy, estimate.forwards.asked if strategy.stored else 0.0)
         ratio = statistics.median(own / kd for own, kd in zip(own_seconds, kd_seconds, strict=True))
         timed.append(replace(estimate, seconds=statistics.median(own_seconds), relative_seconds=ratio))
     return timed
 
 
-def strategy_steps(each: Strategy, workload: Workload, size: Size) -> list[tuple[Step, float]]:
-    """The steps of a run, those that are alike as one, and how many full batches' worth there are of each.
+def strategy_steps(strategy: Strategy, workload: Workload, size: Size) -> list[tuple[Step, float]]:
+    """The steps of a run, those that are alike as one, and how many full batches' worth there are of strategy.
 
     Args:
-        each: the strategy
+        strategy: the strategy
         workload: what is planned for
         size: height and width of the images
     """
-    epochs = each.epochs(workload.epochs)
+    epochs = strategy.epochs(workload.epochs)
     batches = epochs * workload.images / workload.batch_size
     return [
-        (step_of(phase.method, size, stored=each.stored), phase.weight * batches)
-        for phase in phases(build_method(each.method), epochs)
+        (step_of(phase.method, size, stored=strategy.stored), phase.weight * batches)
+        for phase in phases(build_method(strategy.method), epochs)
     ]

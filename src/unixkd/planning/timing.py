@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TypeVar
 
 import torch
@@ -12,9 +13,10 @@ import torch
 from unixkd.distiller import Distiller
 from unixkd.method.batch import Batch
 from unixkd.method.draws import make_draws
+from unixkd.method.ledger import Ledger
 from unixkd.method.method import Method
 from unixkd.method.network import Network
-from unixkd.method.resizing import Size, shrunk_share
+from unixkd.method.resizing import Size, image_size, shrunk_share
 from unixkd.models.card import PixelModel
 
 K = TypeVar("K")
@@ -48,43 +50,57 @@ def step_of(method: Method, size: Size, *, stored: bool = False) -> Step:
     return Step(replace(method, name="", choice=None, ramp=None, size=share), stored)
 
 
-def random_batch(student: PixelModel, rows: int, size: int) -> Batch:
-    """Random pixels and labels to time steps on, on the student's device.
-
-    Args:
-        student: says how many channels and classes there are
-        rows: N
-        size: side of the images in pixels
-    """
-    device = next(student.parameters()).device
-    pixels = torch.rand(rows, student.card.in_channels, size, size, device=device)
-    labels = torch.randint(student.card.num_classes, (rows,), device=device)
-    return Batch(pixels.to(memory_format=torch.channels_last), labels)
-
-
-def time_steps(
-    teacher: PixelModel,
-    student: PixelModel,
-    steps: Iterable[Step],
-    batch: Batch,
-    rounds: int,
-    dtypes: tuple[torch.dtype | None, torch.dtype | None] = (None, None),
-) -> dict[Step, list[float]]:
-    """Seconds of every step in each round; a step is its forwards and its backward, without optimiser or loading.
+@dataclass(frozen=True)
+class Pair:
+    """A teacher and a student, and images to time their steps on.
 
     Args:
         teacher: the teacher
         student: the student, in train mode
-        steps: to time, each once however often it is named
-        batch: images to time on; its size is the configured batch size
-        rounds: after one that warms up, ≥ 1
-        dtypes: precision of the student's and of the teacher's forwards by autocast, see `Distiller`
+        batch: images; their number is the configured batch size
+        student_dtype: precision of the student's timed forwards by autocast, see `Distiller`
+        teacher_dtype: precision of the teacher's
     """
-    network = Network(teacher.requires_grad_(False).eval(), dtype=dtypes[1])
+
+    teacher: PixelModel
+    student: PixelModel
+    batch: Batch
+    student_dtype: torch.dtype | None = None
+    teacher_dtype: torch.dtype | None = None
+
+    @classmethod
+    def on_random_pixels(cls, teacher: PixelModel, student: PixelModel, rows: int, size: int) -> Pair:
+        """A pair with random images of size × size pixels and random labels, on the student's device."""
+        device = next(student.parameters()).device
+        pixels = torch.rand(rows, student.card.in_channels, size, size, device=device)
+        labels = torch.randint(student.card.num_classes, (rows,), device=device)
+        return cls(teacher, student, Batch(pixels.to(memory_format=torch.channels_last), labels))
+
+    @property
+    def size(self) -> Size:
+        """Height and width of the images."""
+        return image_size(self.batch.pixels)
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """An empty ledger with both networks' forward FLOPs."""
+        return Ledger.of(self.student, self.teacher, (self.batch.pixels.shape[1], *self.size))
+
+
+def time_steps(pair: Pair, steps: Iterable[Step], rounds: int) -> dict[Step, list[float]]:
+    """Seconds of every step in each round; a step is its forwards and its backward, without optimiser or loading.
+
+    Args:
+        pair: whose steps are timed
+        steps: to time, each once however often it is named
+        rounds: after one that warms up, ≥ 1
+    """
+    batch = pair.batch
+    teacher = Network(pair.teacher.requires_grad_(False).eval(), dtype=pair.teacher_dtype)
 
     def ask_teacher() -> torch.Tensor:
         with torch.no_grad():
-            return network(batch.images).logits.float()
+            return teacher(batch.images).logits.float()
 
     steps = dict.fromkeys(steps)
     answers = ask_teacher() if any(step.stored for step in steps) else None
@@ -94,10 +110,10 @@ def time_steps(
             calls[step] = ask_teacher
             continue
         distiller = Distiller(
-            *(student, teacher, step.method),
+            *(pair.student, pair.teacher, step.method),
             batch_size=len(batch),
-            student_dtype=dtypes[0],
-            teacher_dtype=dtypes[1],
+            student_dtype=pair.student_dtype,
+            teacher_dtype=pair.teacher_dtype,
         )
         calls[step] = _step_call(distiller, replace(batch, answers=answers if step.stored else None))
     return interleaved(calls, rounds, batch.images.device)
