@@ -174,8 +174,8 @@ def label_of(config: MethodConfig) -> str:
     >>> label_of(parse_variant("unix:steepness=1e3:keep=0.50"))
     'unix:keep=0.5:steepness=1000'
     """
-    given = [(name, value) for name in OPTIONS if (value := getattr(config, name)) is not None]
-    return ":".join([config.name, *(f"{name}={_text(value)}" for name, value in given)])
+    changed = [(name, value) for name in OPTIONS if (value := getattr(config, name)) is not None]
+    return ":".join([config.name, *(f"{name}={_text(value)}" for name, value in changed)])
 
 
 def file_name(label: str) -> str:
@@ -224,8 +224,8 @@ def spelled(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-ALWAYS = ("train.epochs", "train.seed")
-"""Said also where they are the defaults: what a run is known by."""
+ALWAYS_SPELLED = ("train.epochs", "train.seed")
+"""Spelled out also where they are the defaults: what a run is known by."""
 
 
 def run_words(config: Mapping[str, Any]) -> list[str]:
@@ -238,13 +238,13 @@ def run_words(config: Mapping[str, Any]) -> list[str]:
     ['unixkd', 'train', '--model', 'resnet8', '--data', 'digits', '--train.lr', '0.1', '--train.seed', '0']
     """
     alone = "model.name" in config
-    usual = flatten(to_plain(RunConfig(ModelConfig(), None if alone else ModelConfig())))
+    defaults = flatten(to_plain(RunConfig(ModelConfig(), None if alone else ModelConfig())))
     words = ["unixkd", "train" if alone else "distill"]
     for key, value in config.items():
         group, _, field = key.rpartition(".")
         if field == "name":
             words += [f"--{group}", spelled(value)]
-        elif value is not None and (value != usual.get(key) or key in ALWAYS):
+        elif value is not None and (value != defaults.get(key) or key in ALWAYS_SPELLED):
             words += [f"--{key}", spelled(value)]
     return words
 

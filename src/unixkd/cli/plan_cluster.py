@@ -162,19 +162,11 @@ def store_table(
     """What a store of answers takes and saves, by the views in it."""
     table = new_table("views", "fp16 on disk", "asked", "FLOPs ×2\n% of kd")
     for views, run in stored.items():
+        sizes = Contents({}, plan.images, views, classes, "fp16").sizes  # logits, and their checksums
         table.add_row(
             f"{views:,}",
-            format_bytes(stored_bytes(plan.images, views, classes)),
+            format_bytes(sum(sizes.values())),
             count(run.images["teacher_forwarded"]),
             f"{100 * run.flops['backward_2x'] / plain.flops['backward_2x']:.1f}",
         )
     return table
-
-
-def stored_bytes(images: int, views: int, classes: int) -> int:
-    """Of a store in fp16, checksums included.
-
-    >>> stored_bytes(images=1_281_167, views=1, classes=1000)  # 2,004 bytes each
-    2567458668
-    """
-    return sum(Contents({}, images, views, classes, "fp16").sizes.values())
