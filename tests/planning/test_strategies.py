@@ -228,6 +228,16 @@ def test_fewer_epochs_are_compared_with_those_planned():
     assert parsed.data.name == "digits"
 
 
+def test_a_batch_size_that_differs_from_the_recipes_is_in_the_command():
+    """The recipe's is 256, the command line's default 64."""
+    from unixkd.cli.plan_ranking import command_words
+
+    recipe = ("--recipe", "imagenet/resnet34-resnet18")
+    options = main.parse("plan", [*PAIR[1:], *recipe, "--batch_size", "64"])
+    words = command_words(options, find_strategy("kd"), options.data, replace(WORKLOAD, batch_size=64))
+    assert main.parse("distill", words[2:]).train.batch_size == 64
+
+
 def test_a_budget_that_nothing_fits(capsys):
     assert call(*PAIR, "--budget", "1%", "--rounds", "0") == 0
     text = capsys.readouterr().out

@@ -167,5 +167,8 @@ def command_words(options: Namespace, strategy: Strategy, data: DataConfig, work
     values = flatten(to_plain(config))
     del values["train.seed"]  # each run has its own
     program, command, *words = run_words(values)
-    recipe = ["--recipe", options.recipe] if options.recipe else []
-    return [program, command, *recipe, *words]
+    if not options.recipe:
+        return [program, command, *words]
+    if "--train.batch_size" not in words:  # the default, but perhaps not the recipe's
+        words += ["--train.batch_size", str(workload.batch_size)]
+    return [program, command, "--recipe", options.recipe, *words]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -74,14 +74,9 @@ def expected_cost(
     """
     extra = refreshed * ledger.student_flops - answered * ledger.teacher_flops
     total = {name: extra / kd_flops(ledger, backward) for name, backward in CONVENTIONS.items()}
-    for phase in phases(method, epochs):
-        epoch = ledger.emptied()
-        for size, times in Counter(sizes).items():
-            step = phase.method.counts(size, sizes[0], ledger.image_size)
-            names = ("seen", "scored", "teacher_forwarded", "trained")
-            epoch.charge(replace(step, **{name: times * getattr(step, name) for name in names}))
+    for weight, epoch in charged_epochs(method, ledger, sizes, epochs):
         for name, cost in epoch.relative_to_kd().items():
-            total[name] += phase.weight * cost
+            total[name] += weight * cost
     return total
 
 
@@ -103,12 +98,23 @@ def expected_images(method: Method, sizes: Sequence[int], epochs: int) -> dict[s
     {'scored': 288.0, 'teacher_forwarded': 224.0, 'trained': 224.0}
     """
     total = dict.fromkeys(("scored", "teacher_forwarded", "trained"), 0.0)
-    for phase in phases(method, epochs):
-        for size, times in Counter(sizes).items():
-            step = phase.method.counts(size, sizes[0])
-            for name in total:
-                total[name] += phase.weight * epochs * times * getattr(step, name)
+    for weight, epoch in charged_epochs(method, Ledger(0, 0), sizes, epochs):
+        for name in total:
+            total[name] += weight * epochs * getattr(epoch.images, name)
     return total
+
+
+def charged_epochs(
+    method: Method, ledger: Ledger, sizes: Sequence[int], epochs: int
+) -> Iterator[tuple[float, Ledger]]:
+    """The weight of each phase of a run, and a ledger that is charged with all images of one of its epochs."""
+    for phase in phases(method, epochs):
+        epoch = ledger.emptied()
+        for size, times in Counter(sizes).items():
+            step = phase.method.counts(size, sizes[0], ledger.image_size)
+            names = ("seen", "scored", "teacher_forwarded", "trained")
+            epoch.charge(replace(step, **{name: times * getattr(step, name) for name in names}))
+        yield phase.weight, epoch
 
 
 @dataclass(frozen=True)
