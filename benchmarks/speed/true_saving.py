@@ -25,7 +25,9 @@ from typing import Any
 import torch
 
 from unixkd.config import DataConfig
+from unixkd.planning.expected import Workload
 from unixkd.planning.methods import make_plan
+from unixkd.planning.timing import Pair
 from unixkd.training.state import Run
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "lib"))
@@ -50,15 +52,14 @@ def planned(trainer: Run, rounds: int) -> float:
     assert parts.teacher is not None
     assert distiller.teacher is not None
     batch = next(parts.data.train.train_batches(0, torch.arange(size), size))
-    (method,) = make_plan(
+    pair = Pair(
         parts.teacher,
         copy.deepcopy(parts.student).train(),
-        [parts.method],
         batch,
-        rounds=rounds,
         student_dtype=distiller.student.dtype,
         teacher_dtype=distiller.teacher.network.dtype,
-    ).methods
+    )
+    (method,) = make_plan(pair, [parts.method], Workload(size, size), rounds).methods
     assert method.relative_seconds is not None
     return method.relative_seconds
 

@@ -1,4 +1,4 @@
-"""Names as the command line spells them: a user's networks, methods with options, a run's command; no torch.
+"""Words and numbers as people type and read them: names, methods with options, a run's command, figures; no torch.
 
 Code is run when its network is built. So it has to be named by the user, on the command line or in a call: what a run
 folder, a checkpoint or a file of options says about code is never run.
@@ -174,8 +174,8 @@ def label_of(config: MethodConfig) -> str:
     >>> label_of(parse_variant("unix:steepness=1e3:keep=0.50"))
     'unix:keep=0.5:steepness=1000'
     """
-    given = [(name, value) for name in OPTIONS if (value := getattr(config, name)) is not None]
-    return ":".join([config.name, *(f"{name}={_text(value)}" for name, value in given)])
+    changed = [(name, value) for name in OPTIONS if (value := getattr(config, name)) is not None]
+    return ":".join([config.name, *(f"{name}={_text(value)}" for name, value in changed)])
 
 
 def file_name(label: str) -> str:
@@ -224,8 +224,8 @@ def spelled(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-ALWAYS = ("train.epochs", "train.seed")
-"""Said also where they are the defaults: what a run is known by."""
+ALWAYS_SPELLED = ("train.epochs", "train.seed")
+"""Spelled out also where they are the defaults: what a run is known by."""
 
 
 def run_words(config: Mapping[str, Any]) -> list[str]:
@@ -238,12 +238,97 @@ def run_words(config: Mapping[str, Any]) -> list[str]:
     ['unixkd', 'train', '--model', 'resnet8', '--data', 'digits', '--train.lr', '0.1', '--train.seed', '0']
     """
     alone = "model.name" in config
-    usual = flatten(to_plain(RunConfig(ModelConfig(), None if alone else ModelConfig())))
+    defaults = flatten(to_plain(RunConfig(ModelConfig(), None if alone else ModelConfig())))
     words = ["unixkd", "train" if alone else "distill"]
     for key, value in config.items():
         group, _, field = key.rpartition(".")
         if field == "name":
             words += [f"--{group}", spelled(value)]
-        elif value is not None and (value != usual.get(key) or key in ALWAYS):
+        elif value is not None and (value != defaults.get(key) or key in ALWAYS_SPELLED):
             words += [f"--{key}", spelled(value)]
     return words
+
+
+NONE = "–"
+"""Shown where there is no number."""
+
+
+def percent(value: float | None) -> str:
+    """A share as a percentage, a dash for None.
+
+    >>> percent(0.4567), percent(None)
+    ('45.67 %', '–')
+    """
+    return NONE if value is None else f"{100 * value:.2f} %"
+
+
+def three_digits(number: float) -> str:
+    """Three digits, and all those before the point; no more than four after it.
+
+    >>> three_digits(0.01234), three_digits(12.34), three_digits(12345.6), three_digits(0.00001)
+    ('0.0123', '12.3', '12,346', '<0.0001')
+    """
+    if 0 < number < 1e-4:
+        return "<0.0001"
+    return f"{number:,.0f}" if number >= 100 else f"{round(number, 4):.3g}"
+
+
+def format_bytes(number: int) -> str:
+    """A number of bytes.
+
+    >>> format_bytes(2_000_000_000_000), format_bytes(1_620_000_000), format_bytes(12)
+    ('2.00 TB', '1.62 GB', '12 bytes')
+    """
+    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if number >= scale:
+            return f"{number / scale:.2f} {unit}"
+    return f"{number} bytes"
+
+
+def count(value: float) -> str:
+    """A number of images, shortened to three figures.
+
+    >>> count(718), count(28_740), count(1_000_000)
+    ('718', '28.7k', '1.00M')
+    """
+    return _shortened(value)
+
+
+def flops(value: float) -> str:
+    """Floating-point operations, with three figures.
+
+    >>> flops(718), flops(28_740_000_000), flops(1.2e15)
+    ('718 FLOPs', '28.7 GFLOPs', '1.20 PFLOPs')
+    """
+    return f"{_shortened(value, ' ')}FLOPs"
+
+
+def seconds(value: float) -> str:
+    """A time in seconds, or in minutes or hours where it is long.
+
+    >>> seconds(8.24), seconds(95), seconds(1000), seconds(9000)
+    ('8.2 s', '95 s', '16.7 min', '2.5 h')
+    """
+    if value < 10:
+        return f"{value:.1f} s"
+    if value < 600:
+        return f"{value:.0f} s"
+    return f"{value / 60:.1f} min" if value < 7200 else f"{value / 3600:.1f} h"
+
+
+def plural(number: int, what: str) -> str:
+    """A number of things.
+
+    >>> plural(1, "run"), plural(2, "run")
+    ('1 run', '2 runs')
+    """
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+
+
+def _shortened(value: float, space: str = "") -> str:
+    """Three figures, the space, and the prefix of the largest power of ten that fits."""
+    for prefix, power in zip("YZEPTGMk", range(24, 0, -3), strict=True):
+        if value >= 0.9995 * 10**power:
+            scaled = value / 10**power
+            return f"{scaled:.{2 if scaled < 9.995 else 1 if scaled < 99.95 else 0}f}{space}{prefix}"
+    return f"{value:.0f}{space}"

@@ -14,7 +14,7 @@ from PIL import Image
 from running import TEST_IMAGES, alone, call, make_teacher, summary
 from unixkd.data import load_data
 from unixkd.models import load_model
-from unixkd.training.display import percent
+from unixkd.names import percent
 from unixkd.training.predictions import predict
 from unixkd.training.run import run
 

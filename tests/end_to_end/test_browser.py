@@ -15,8 +15,7 @@ import pytest
 from pages import contrast
 from running import call, distilled, make_teacher, summary
 from unixkd.config import MethodConfig
-from unixkd.names import label_of
-from unixkd.report.numbers import flops
+from unixkd.names import flops, label_of
 from unixkd.training.run import run
 
 pytest.importorskip("matplotlib", reason="report pages need matplotlib")

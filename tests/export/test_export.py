@@ -33,8 +33,8 @@ from unixkd.export.export import TORCH_FILE, Format, write_torch
 from unixkd.export.model_card import read_facts
 from unixkd.export.verify import in_batches
 from unixkd.models import ModelCard, PixelModel, create_model, save_model
+from unixkd.names import percent
 from unixkd.run_files import EXPORTED
-from unixkd.training.display import percent
 from unixkd.training.run import run
 from unixkd.training.run_folder import RunFolder
 

@@ -1,4 +1,4 @@
-"""Ways to distil: evidence, order for a target, and how many answers a shared store is asked for."""
+"""Strategies: evidence, order for a target, and how many answers a shared store is asked for."""
 
 from __future__ import annotations
 
@@ -15,7 +15,15 @@ from unixkd.config import MethodConfig
 from unixkd.data.views import view_codes
 from unixkd.errors import UsageError
 from unixkd.method.from_config import build_method
-from unixkd.planning.catalogue import EVIDENCE, Budget, Evidence, MatchKD, Strategy, parse_target, ways
+from unixkd.planning.catalogue import (
+    Budget,
+    Evidence,
+    MatchKD,
+    Strategy,
+    find_strategy,
+    parse_target,
+    strategies,
+)
 from unixkd.planning.expected import distinct_answers
 
 
@@ -40,28 +48,29 @@ def test_a_match_needs_a_mean_and_a_bound(difference, sd, n, matches):
 
 
 def test_the_catalogue_is_whole():
-    catalogue = ways()
+    catalogue = strategies()
     names = [each.name for each in catalogue]
     assert len(set(names)) == len(names)
-    assert {each.name for each in catalogue if not each.exact} == set(EVIDENCE)
+    assert all(each.evidence is None for each in catalogue if each.exact)
     assert all(each.relies_on for each in catalogue[1:])
     for each in catalogue:
         build_method(each.method)
 
 
-def test_evidence_from_few_images_says_nothing_of_many(monkeypatch):
-    found = Evidence(1.0, 0.1, 5, 500, "here")
-    monkeypatch.setitem(EVIDENCE, "unix", found)
-
-    def unix(images: int) -> Strategy:
-        return next(each for each in ways(images) if each.name == "unix")
-
+def test_evidence_from_few_images_does_not_count_for_many():
+    measured = Evidence(1.0, 0.1, 5, 500, "here")
+    unix = Strategy("unix", MethodConfig("unix"), evidence=measured)
     for images in (1, 500, 1000):
-        assert (unix(images).evidence, unix(images).elsewhere, unix(images).matches) == (found, None, True)
-    assert (unix(1001).evidence, unix(1001).elsewhere, unix(1001).matches) == (None, found, None)
+        same = unix.for_images(images)
+        assert (same.evidence, same.elsewhere, same.matches) == (measured, None, True)
+    many = unix.for_images(1001)
+    assert (many.evidence, many.elsewhere, many.matches) == (None, measured, None)
+    assert many.for_images(500) == unix
+    (listed,) = (each for each in strategies(1001) if each.name == "unix")
+    assert (listed.evidence, listed.elsewhere) == (None, find_strategy("unix").evidence)
 
 
-def test_epochs_and_views_of_a_way():
+def test_epochs_and_views_of_a_strategy():
     shorter = Strategy("a", MethodConfig("kd"), views_share=0.14, epochs_share=0.75)
     assert [shorter.epochs(n) for n in (240, 1)] == [180, 1]
     assert [shorter.views(n, 162) for n in (240, 128, 1)] == [34, 18, 1]
@@ -78,7 +87,7 @@ COST = {"kd": 1.0, "good": 0.5, "bad": 0.2, "open": 0.4, "cheap": 0.3}
 
 
 def order(target) -> list[tuple[bool, list[str]]]:
-    return [(group.eligible, [way.name for way in group.ways]) for group in target.groups(SOME, COST)]
+    return [(group.eligible, [each.name for each in group.strategies]) for group in target.groups(SOME, COST)]
 
 
 def test_a_match_is_known_and_then_cheap():
@@ -140,26 +149,28 @@ def test_distinct_answers_are_those_of_the_drawn_views():
     assert distinct_answers([1.0] * 6, 9, 3, in_turn=False) == pytest.approx(distinct, abs=0.05)
 
 
-WAYS = {
+CONTENDERS = {
     "remix, 60% of the epochs": "mixup, views, mixed answers, epochs x0.6",
     "mixup, 33% of the epochs": "mixup, epochs x0.33",
     "kd, 50% of the epochs": "kd, epochs x0.5",
     "random": "random",
     "unix": "unix",
 }
-"""Ways by the contenders of benchmarks/accuracy/evidence.py that they are."""
+"""The contender of benchmarks/accuracy/evidence.py that each strategy with evidence is."""
 
 
-@pytest.mark.parametrize("name", EVIDENCE)
+def test_every_strategy_with_evidence_was_a_contender():
+    assert {each.name for each in strategies() if each.evidence} == set(CONTENDERS)
+
+
+@pytest.mark.parametrize("name", CONTENDERS)
 def test_evidence_is_what_the_confirmation_found_with_the_worse_pair(name):
-    found = EVIDENCE[name]
-    if found is None:
-        return
+    evidence = find_strategy(name).evidence
     against_kd = []
     for pair in ("vgg13-vgg8", "wrn_40_2-wrn_16_1"):
         runs = load(Path(__file__).parents[2] / "benchmarks" / "results" / "pareto" / pair / "confirm")
-        against_kd.append(paired(points(runs[WAYS[name]]), points(runs["kd"])))
+        against_kd.append(paired(points(runs[CONTENDERS[name]]), points(runs["kd"])))
     worse = min(against_kd, key=lambda one: one["mean"])
-    assert found.difference == pytest.approx(worse["mean"], abs=0.005)
-    assert found.sd == pytest.approx(worse["sd"], abs=0.005)
-    assert {one["n"] for one in against_kd} == {found.n}
+    assert evidence.difference == pytest.approx(worse["mean"], abs=0.005)
+    assert evidence.sd == pytest.approx(worse["sd"], abs=0.005)
+    assert {one["n"] for one in against_kd} == {evidence.n}

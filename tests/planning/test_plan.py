@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -28,8 +29,9 @@ from unixkd.method.unix import (
 )
 from unixkd.models import ModelCard, PixelModel, create_model
 from unixkd.planning import methods as planning_methods
-from unixkd.planning.expected import step_sizes
+from unixkd.planning.expected import Workload
 from unixkd.planning.methods import make_plan
+from unixkd.planning.timing import Pair, interleaved, step_of
 
 ALL = [kd(), unix(), unix_random(), random(), hard(), mixup(), student_alone()]
 
@@ -42,13 +44,14 @@ def batch(images: int = 16, size: int = 8) -> Batch:
     return Batch(torch.rand(images, 3, size, size), torch.arange(images) % 10)
 
 
-def plan_of(teacher: str, student: str, methods, n: int = 16, **options):
-    return make_plan(model(teacher), model(student), methods, batch(n), **{"rounds": 0, **options})
+def plan_of(teacher: str, student: str, methods, images: int = 16, rounds: int = 0):
+    return make_plan(Pair(model(teacher), model(student), batch()), methods, Workload(images, 16), rounds)
 
 
 def test_the_published_pair_by_hand():
     """wrn_40_2 → wrn_16_2 at 32 pixels: F_t/F_s = 327.61 / 101.12 (fewer for 10 classes: 11,520 MACs less)."""
-    plan = make_plan(model("wrn_40_2"), model("wrn_16_2"), [kd(), unix()], batch(64, 32), rounds=0)
+    pair = Pair(model("wrn_40_2"), model("wrn_16_2"), batch(64, 32))
+    plan = make_plan(pair, [kd(), unix()], Workload(64), rounds=0)
     assert plan.teacher_flops == pytest.approx(2 * (327.61e6 - 11520), rel=1e-4)
     assert plan.student_flops == pytest.approx(2 * (101.12e6 - 11520), rel=1e-4)
     assert plan.ratio == plan.teacher_flops / plan.student_flops
@@ -80,16 +83,15 @@ def test_every_method_by_hand():
 
 def test_a_short_last_batch_is_kept_whole():
     """40 images in batches of 16, 16, 8: random keeps 12 + 12 + 8."""
-    plan = plan_of("resnet14", "resnet8", [random(), unix()], epoch_images=40)
+    plan = plan_of("resnet14", "resnet8", [random(), unix()], images=40)
     assert plan.methods[0].relative["backward_1x"] == pytest.approx(32 / 40)
     assert plan.methods[1].relative["backward_1x"] == pytest.approx(32 / 40 + 1 / (plan.ratio + 2))
 
 
 def test_step_sizes():
-    assert step_sizes(64, None) == [64]
-    assert step_sizes(64, 128) == [64, 64]
-    assert step_sizes(64, 130) == [64, 64, 2]
-    assert step_sizes(64, 10) == [10]
+    assert Workload(128, 64).sizes == [64, 64]
+    assert Workload(130, 64).sizes == [64, 64, 2]
+    assert Workload(10, 64).sizes == [10]
 
 
 def test_a_method_dearer_than_plain_kd_is_warned_of():
@@ -113,7 +115,7 @@ def test_between_the_two_break_even_points_one_convention_warns():
 def test_steps_are_timed_against_plain_kd_even_where_it_is_not_asked_for():
     teacher, student = model("resnet14"), model("resnet8").train()
     before = [p.clone() for p in student.parameters()]
-    plan = make_plan(teacher, student, [unix(), student_alone()], batch(), rounds=2)
+    plan = make_plan(Pair(teacher, student, batch()), [unix(), student_alone()], Workload(16, 16), rounds=2)
     assert [p.method.name for p in plan.methods] == ["unix", "student-alone"]
     assert all(p.seconds > 0 and p.relative_seconds > 0 for p in plan.methods)
     assert all(torch.equal(a, b) for a, b in zip(before, student.parameters(), strict=True))
@@ -126,17 +128,24 @@ def test_plain_kd_takes_its_own_time():
 
 
 def test_slow_methods_are_warned_of(monkeypatch):
-    from unixkd.planning import methods as planning_methods
-
+    seconds = {kd(): [1.0, 2.0], random(): [1.2, 2.4], unix(): [1.0, 2.0]}
     monkeypatch.setattr(
         planning_methods,
         "time_steps",
-        lambda *_: {"kd": [1.0, 2.0], "random": [1.2, 2.4], "unix": [1.0, 2.0]},
+        lambda *_: {step_of(method, (8, 8)): taken for method, taken in seconds.items()},
     )
     plan = plan_of("resnet44", "resnet8", [random(), unix()], rounds=2)
     assert plan.methods[0].relative_seconds == pytest.approx(1.2)
     assert plan.methods[0].seconds == pytest.approx(1.8)
     assert plan.warnings() == ["random would cost more than plain KD in seconds on this machine"]
+
+
+def test_the_first_round_only_warms_up_and_every_other_one_is_run_in_reverse():
+    called: list[str] = []
+    calls = {name: partial(called.append, name) for name in "ab"}
+    seconds = interleaved(calls, 3, torch.device("cpu"))
+    assert "".join(called) == "ba" + "ab" + "ba" + "ab"
+    assert {name: len(taken) for name, taken in seconds.items()} == {"a": 3, "b": 3}
 
 
 # The command
@@ -190,9 +199,7 @@ def test_plan_of_the_imagenet_recipe_needs_neither_data_nor_weights(capsys, tmp_
     monkeypatch.chdir(tmp_path)
     seen: list[int] = []
     original = planning_methods.make_plan
-    monkeypatch.setattr(
-        cli_plan, "make_plan", lambda *a, **k: seen.append(k["epoch_images"]) or original(*a, **k)
-    )
+    monkeypatch.setattr(cli_plan, "make_plan", lambda *a, **k: seen.append(a[2].images) or original(*a, **k))
     assert call("plan", *recipe, "--method", "kd") == 0
     assert seen == [1_281_167]
     text = capsys.readouterr().out
@@ -228,10 +235,10 @@ def test_the_known_data_are_as_they_are():
     assert cli_plan.KNOWN_DATA["digits"] == shape
     held_out = DataConfig("digits", holdout=0.1, crop_padding=2, flip=True, views=3)
     train = load_data(replace(held_out, views=None)).train
-    assert cli_plan.planned_shape(held_out)[3:] == pytest.approx((len(train), train.num_views), abs=2)
-    assert cli_plan.planned_shape(held_out).views == train.num_views == 50
+    assert cli_plan.data_shape(held_out)[3:] == pytest.approx((len(train), train.num_views), abs=2)
+    assert cli_plan.data_shape(held_out).views == train.num_views == 50
     # a crop of 16 pixels has a padding of 2
-    assert cli_plan.planned_shape(DataConfig("cifar100", limit=500, size=16)) == (3, 16, 100, 500, 50)
+    assert cli_plan.data_shape(DataConfig("cifar100", limit=500, size=16)) == (3, 16, 100, 500, 50)
 
 
 def test_the_cost_of_mixed_answers_depends_on_the_store(capsys):

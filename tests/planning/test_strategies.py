@@ -1,4 +1,4 @@
-"""Forecasts of ways to distil against the ledgers of real runs, and `plan` with a target."""
+"""Estimates of strategies against the ledgers of real runs, and `plan` with a target."""
 
 from __future__ import annotations
 
@@ -16,14 +16,22 @@ from unixkd.method.batch import Batch
 from unixkd.method.from_config import build_method
 from unixkd.method.ledger import Ledger
 from unixkd.models import ModelCard, PixelModel, create_model
-from unixkd.planning import strategies, timing
-from unixkd.planning.catalogue import Strategy, way, ways
-from unixkd.planning.expected import phases
-from unixkd.planning.strategies import Setting, make_forecasts, questions, run_cost
+from unixkd.planning import strategies as planning_strategies
+from unixkd.planning.catalogue import Strategy, find_strategy, strategies
+from unixkd.planning.expected import Workload
+from unixkd.planning.strategies import (
+    TeacherForwards,
+    estimate_strategies,
+    is_possible,
+    run_cost,
+    strategy_steps,
+    teacher_forwards,
+)
+from unixkd.planning.timing import TEACHER_FORWARD, Pair, step_of, time_steps
 from unixkd.training.run import run
 
 EPOCHS = 4
-SETTING = Setting(IMAGES, BATCH, EPOCHS, views=9)
+WORKLOAD = Workload(IMAGES, BATCH, EPOCHS, views=9)
 
 
 @pytest.fixture(scope="module")
@@ -35,20 +43,20 @@ def model(name: str) -> PixelModel:
     return PixelModel(create_model(name, 10, 1), ModelCard(name, 10, 1, (0.5,), (0.5,)))
 
 
-def predicted(way: Strategy, setting: Setting) -> dict[str, float]:
+def predicted(planned: Strategy, workload: Workload) -> dict[str, float]:
     ledger = Ledger.of(model("resnet8"), model("resnet14"), (1, 8, 8))
-    return run_cost(way, questions(way, setting), ledger, setting, refreshes=True)
+    return run_cost(planned, teacher_forwards(planned, workload), ledger, workload, refreshes=True)
 
 
-def measured(way: Strategy, teacher: Path, folder: Path, setting: Setting) -> dict[str, float]:
+def measured(planned: Strategy, teacher: Path, folder: Path, workload: Workload) -> dict[str, float]:
     """The mean cost of runs that share their answers, as `distill` counts it."""
     costs = []
-    for seed in range(setting.runs):
-        config = distilled(teacher, way.method, seed=seed, epochs=way.epochs(EPOCHS), eval_every=9)
+    for seed in range(workload.runs):
+        config = distilled(teacher, planned.method, seed=seed, epochs=planned.epochs(EPOCHS), eval_every=9)
         config = replace(
             config,
-            data=replace(config.data, views=way.views(EPOCHS, setting.views)),
-            answers=AnswersConfig(str(folder / "answers") if way.stored else None, fill="lazy"),
+            data=replace(config.data, views=planned.views(EPOCHS, workload.views)),
+            answers=AnswersConfig(str(folder / "answers") if planned.stored else None, fill="lazy"),
             reference_epochs=EPOCHS,
         )
         run(config, folder / str(seed))
@@ -64,13 +72,20 @@ FEW_STEP = Strategy("u", MethodConfig("unix", curve="step", scoring_size=0.5), v
 @pytest.mark.parametrize("runs", [1, 2])
 @pytest.mark.parametrize(
     "planned",
-    [way("kd"), way("kd, 50% of the epochs"), way("kd, few views"), way("unix"), way("random"), SMALL_FIRST],
+    [
+        find_strategy("kd"),
+        find_strategy("kd, 50% of the epochs"),
+        find_strategy("kd, few views"),
+        find_strategy("unix"),
+        find_strategy("random"),
+        SMALL_FIRST,
+    ],
     ids=lambda planned: planned.name,
 )
 def test_what_is_not_left_to_chance_is_predicted_exactly(planned, runs, teacher, tmp_path):
-    setting = replace(SETTING, runs=runs)
-    assert predicted(planned, setting) == pytest.approx(
-        measured(planned, teacher, tmp_path, setting), rel=1e-9
+    workload = replace(WORKLOAD, runs=runs)
+    assert predicted(planned, workload) == pytest.approx(
+        measured(planned, teacher, tmp_path, workload), rel=1e-9
     )
 
 
@@ -78,48 +93,56 @@ def test_what_is_not_left_to_chance_is_predicted_exactly(planned, runs, teacher,
 @pytest.mark.parametrize(
     "planned",
     [
-        way("kd, stored answers"),
-        way(MIXED),
-        way("random-epoch, few views"),
-        way("infobatch, few views"),
+        find_strategy("kd, stored answers"),
+        find_strategy(MIXED),
+        find_strategy("random-epoch, few views"),
+        find_strategy("infobatch, few views"),
         FEW_STEP,
     ],
     ids=lambda planned: planned.name,
 )
 def test_what_is_drawn_at_random_is_predicted_closely(planned, runs, teacher, tmp_path):
-    setting = replace(SETTING, runs=runs)
-    assert predicted(planned, setting) == pytest.approx(
-        measured(planned, teacher, tmp_path, setting), abs=0.03
+    workload = replace(WORKLOAD, runs=runs)
+    assert predicted(planned, workload) == pytest.approx(
+        measured(planned, teacher, tmp_path, workload), abs=0.03
     )
 
 
 def test_more_runs_share_the_bill():
     """KD on 1 view: one answer per image in all, so R runs of E epochs pay 1 / (R · E) of their teacher's bill."""
     few = Strategy("f", MethodConfig("kd"), views_share=0.25, stored=True)
-    assert questions(few, replace(SETTING, runs=5)) == strategies.TeacherForwards(visits=4.0, forwarded=0.2)
-    ahead = replace(SETTING, ahead=True)
+    assert teacher_forwards(few, replace(WORKLOAD, runs=5)) == TeacherForwards(needed=4.0, asked=0.2)
+    ahead = replace(WORKLOAD, ahead=True)
     stepped = Strategy("u", MethodConfig("unix", curve="step"), views_share=0.25, stored=True)
-    assert questions(stepped, ahead).forwarded == 1.0  # all that an epoch shows, used or not
-    assert questions(stepped, SETTING).forwarded < 1.0
+    assert teacher_forwards(stepped, ahead).asked == 1.0  # all that an epoch shows, used or not
+    assert teacher_forwards(stepped, WORKLOAD).asked < 1.0
 
 
 def test_views_without_end_cannot_be_stored_unless_few():
-    endless = replace(SETTING, views=None)
-    assert [each.name for each in ways() if not endless.allows(each)] == ["kd, stored answers", MIXED]
+    endless = replace(WORKLOAD, views=None)
+    assert [each.name for each in strategies() if not is_possible(each, endless)] == [
+        "kd, stored answers",
+        MIXED,
+    ]
 
 
 def test_seconds_by_hand(monkeypatch):
     """A step takes 3 s, 2 s with its answers at hand, the teacher's forward 1 s; 100 images are 3.125 batches."""
 
-    def seconds(teacher, student, steps, batch, rounds):
-        return {step: [2.0 if step.answered else 3.0] * rounds for step in steps} | {
-            timing.TEACHER: [1.0] * rounds
+    def seconds(pair, steps, rounds):
+        return {step: [2.0 if step.stored else 3.0] * rounds for step in steps} | {
+            TEACHER_FORWARD: [1.0] * rounds
         }
 
-    monkeypatch.setattr(strategies, "step_seconds", seconds)
+    monkeypatch.setattr(planning_strategies, "time_steps", seconds)
     batch = Batch(torch.rand(BATCH, 1, 8, 8), torch.zeros(BATCH, dtype=torch.int64))
-    plans = [way("kd"), way("kd, 50% of the epochs"), Strategy("f", MethodConfig("kd"), 0.25, stored=True)]
-    results = make_forecasts(plans, model("resnet14"), model("resnet8"), batch, SETTING, rounds=2)
+    plans = [
+        find_strategy("kd"),
+        find_strategy("kd, 50% of the epochs"),
+        Strategy("f", MethodConfig("kd"), 0.25, stored=True),
+    ]
+    pair = Pair(model("resnet14"), model("resnet8"), batch)
+    results = estimate_strategies(plans, pair, WORKLOAD, rounds=2)
     # 4 epochs of 3.125 steps; the few views' one is asked about in the first of 4 epochs
     assert [each.seconds for each in results] == pytest.approx([37.5, 18.75, 25.0 + 3.125])
     assert [each.relative_seconds for each in results] == pytest.approx([1.0, 0.5, 0.75])
@@ -127,12 +150,12 @@ def test_seconds_by_hand(monkeypatch):
 
 def test_steps_that_take_the_same_time_are_timed_once():
     plain, stale, few = (
-        strategies.way_steps(way(name), SETTING, (8, 8))
+        strategy_steps(find_strategy(name), WORKLOAD, (8, 8))
         for name in ("kd", "stale, few views", "kd, few views")
     )
     assert stale[0][0] == few[0][0] != plain[0][0]
     assert (plain[0][1], stale[0][1]) == (12.5, 0.75 * 12.5)
-    small = strategies.way_steps(SMALL_FIRST, SETTING, (8, 8))
+    small = strategy_steps(SMALL_FIRST, WORKLOAD, (8, 8))
     assert [step.method.size for step, _ in small] == [
         0.5,
         0.5,
@@ -141,17 +164,18 @@ def test_steps_that_take_the_same_time_are_timed_once():
     ]  # 4, 5, 6 and 7 pixels in steps of 2
 
 
-def test_an_answered_step_forwards_mixed_rows_only():
+def test_a_step_with_stored_answers_forwards_mixed_rows_only():
     """unix with a step curve: 32 rows, 24 kept, 16 of them pure; the teacher sees 8, and 24 where nothing is stored."""
     teacher, student, seen = model("resnet14"), model("resnet8").train(), []
     teacher.register_forward_hook(lambda module, args, output: seen.append(len(args[0])))
     batch = Batch(torch.rand(32, 1, 8, 8), torch.zeros(32, dtype=torch.int64))
-    (phase,) = phases(build_method(MethodConfig("unix", curve="step")), 2)
-    for answered, rows in ((True, 8), (False, 24)):
+    method = build_method(MethodConfig("unix", curve="step"))
+    for stored, rows in ((True, 8), (False, 24)):
         seen.clear()
-        step = timing.step_of(phase, (8, 8), answered=answered)
-        timing.step_seconds(teacher, student, [step], batch, rounds=1)
-        assert sorted(seen) == sorted([32, 32, 32, rows, rows])  # the answers, then two rounds of both
+        steps = [TEACHER_FORWARD, step_of(method, (8, 8), stored=stored)]
+        time_steps(Pair(teacher, student, batch), steps, rounds=1)
+        answers = [32] * stored
+        assert sorted(seen) == sorted([*answers, 32, 32, rows, rows])  # the answers, then two rounds of both
     assert all(p.grad is None for p in student.parameters())
 
 
@@ -173,15 +197,15 @@ def test_the_printed_command_runs_what_was_predicted(capsys):
     options = main.parse("distill", words[2:])
     row = next(line for line in text.splitlines() if line.strip().startswith("1 "))
     chosen = next(
-        each for each in sorted(ways(), key=lambda w: -len(w.name)) if f"  {each.name}  " in f"{row}  "
+        each for each in sorted(strategies(), key=lambda s: -len(s.name)) if f"  {each.name}  " in f"{row}  "
     )
     assert (options.teacher.name, options.student.name) == ("resnet14", "resnet8")
     assert options.method == chosen.method
     assert options.data == DataConfig("digits", limit=500, views=chosen.views(20, 9))
     assert options.answers == AnswersConfig("answers")
     assert (options.train.epochs, options.reference_epochs) == (chosen.epochs(20), 20)
-    setting = Setting(500, 64, 20, runs=3, views=9)
-    assert f"{100 * predicted(chosen, setting)['backward_2x']:.1f}" in row.split()
+    workload = Workload(500, 64, 20, runs=3, views=9)
+    assert f"{100 * predicted(chosen, workload)['backward_2x']:.1f}" in row.split()
 
 
 def test_to_match_kd_stored_answers_need_no_evidence(capsys):
@@ -194,20 +218,30 @@ def test_to_match_kd_stored_answers_need_no_evidence(capsys):
 
 
 def test_fewer_epochs_are_compared_with_those_planned():
-    from unixkd.cli.plan import command_words
+    from unixkd.cli.plan_ranking import command_words
 
     options = main.parse("plan", [*PAIR[1:], "--recipe", "cifar100/vgg13-vgg8"])
-    words = command_words(options, way("kd, 75% of the epochs"), options.data, SETTING)
+    words = command_words(options, find_strategy("kd, 75% of the epochs"), options.data, WORKLOAD)
     parsed = main.parse("distill", words[2:])
     assert (parsed.train.epochs, parsed.reference_epochs) == (3, 4)
     assert parsed.train.schedule == "multistep"  # the recipe's
     assert parsed.data.name == "digits"
 
 
+def test_a_batch_size_that_differs_from_the_recipes_is_in_the_command():
+    """The recipe's is 256, the command line's default 64."""
+    from unixkd.cli.plan_ranking import command_words
+
+    recipe = ("--recipe", "imagenet/resnet34-resnet18")
+    options = main.parse("plan", [*PAIR[1:], *recipe, "--batch_size", "64"])
+    words = command_words(options, find_strategy("kd"), options.data, replace(WORKLOAD, batch_size=64))
+    assert main.parse("distill", words[2:]).train.batch_size == 64
+
+
 def test_a_budget_that_nothing_fits(capsys):
     assert call(*PAIR, "--budget", "1%", "--rounds", "0") == 0
     text = capsys.readouterr().out
-    assert "No way is within the budget; the cheapest is" in text
+    assert "No strategy is within the budget; the cheapest is" in text
     assert "unixkd distill" not in text
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from unixkd.names import percent
 from unixkd.training import display
 from unixkd.training.display import (
     BarDisplay,
@@ -20,7 +21,6 @@ from unixkd.training.display import (
     Stepped,
     Throttle,
     epoch_line,
-    percent,
     silent,
     unfailing,
 )

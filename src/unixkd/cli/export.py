@@ -55,7 +55,7 @@ def check_options(options: Namespace) -> None:
 
 
 def find_sample(options: Namespace, folder: Path, card: ModelCard, size: int) -> Sample:
-    """Images of the data named, else of the run's own, else random pixels, and said so."""
+    """Images of the data named, else of the run's own, else random pixels, with a warning."""
     try:
         return real_sample(evaluated_data(options.data, folder), card, size)
     except UserError as error:

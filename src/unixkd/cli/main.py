@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
@@ -29,8 +30,8 @@ SHORTHANDS |= {f"--{name}": f"--train.{name}" for name in ("epochs", "lr", "seed
 SHORTHANDS |= {"--print-config": "--print_config"}
 LISTS = ("--methods", "--seeds", "--formats")
 
-RARELY = (50_000, 20, 100)
-"""Thresholds of the garbage collector: importing torch makes a million objects, and they stay."""
+GC_THRESHOLDS = (50_000, 20, 100)
+"""Of the garbage collector: importing torch makes a million objects, and they stay."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = parse(name, arguments)
         check_names(options)
         check_alone(name)
-        gc.set_threshold(*RARELY)
+        gc.set_threshold(*GC_THRESHOLDS)
         from unixkd.cli import handlers
 
         handlers.HANDLERS[name](options)
@@ -67,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def tell(error: UserError) -> None:
-    """Print an error; what all processes of a run find wrong, or the first has told, only once."""
+    """Print an error; one that all processes of a run meet, or that the first has reported, only once."""
     if rank() == 0:
         sys.stderr.write(f"unixkd: error: {error}\n")
     elif not isinstance(error, LeaderError | UsageError):
@@ -123,7 +124,9 @@ def make_parser(name: str) -> ArgumentParser:
         )
     for group in command.groups:
         parser.add_class_arguments(GROUPS[group], group)
-    command.options(parser)
+    for option, keywords in command.options:
+        parser.add_argument(option, **keywords)
+    parser.set_defaults(command.defaults)
     return parser
 
 
@@ -133,21 +136,88 @@ def parse(name: str, arguments: Sequence[str]) -> Namespace:
     Raises:
         UsageError: an option, type or name is wrong; the message offers the nearest valid one
     """
-    parser, arguments = make_parser(name), expand(arguments)
+    parser, settings = make_parser(name), COMMANDS[name].recipe
+    files, recipe, words = expand(arguments)
     try:
-        chosen = option(arguments, "--recipe") or recipe_in_file(option(arguments, "--config"))
-        settings = COMMANDS[name].recipe
-        if chosen is not None and settings is not None:
+        configs = [read_config(path) for path in files]
+        recipe = recipe or next((v["recipe"] for v in reversed(configs) if v.get("recipe")), None)
+        if recipe is not None and settings is not None:
             known = {action.dest for action in parser._actions}
-            parser.set_defaults({k: v for k, v in settings(chosen).items() if k in known})
-        options = parser.instantiate(parser.parse_args(current(arguments)))
+            parser.set_defaults({k: v for k, v in settings(str(recipe)).items() if k in known})
+        front = [word for values in configs for word in ("--config", yaml.safe_dump(values, sort_keys=False))]
+        options = parser.instantiate(parser.parse_args([*front, *words]))
     except UserError:
         raise
     except (ArgumentError, TypeError, ValueError, LookupError, AttributeError, RecursionError) as error:
         raise explain(error, parser) from None  # all but the first: what jsonargparse lets through
     check_nulls(options)
-    check_typed(options, arguments)
+    check_typed(options, words)
     return options
+
+
+def expand(arguments: Sequence[str]) -> tuple[list[str], str | None, list[str]]:
+    """The --config files, which any flag beats; the recipe; and the arguments, shorthands and lists spelt out.
+
+    >>> expand(["--teacher", "vgg13", "--config", "a.yaml", "--seeds", "0,1"])
+    (['a.yaml'], None, ['--teacher.name', 'vgg13', '--seeds', '[0,1]'])
+    """
+    files, recipe, rest = [], None, []
+    words = iter(arguments)
+    for word in words:
+        name, equals, value = word.partition("=")
+        name = SHORTHANDS.get(name, name) if word.startswith("--") else name
+        if name not in (*LISTS, "--config", "--recipe"):
+            rest.append(f"{name}{equals}{value}")
+            continue
+        value = value if equals else next(words, "")
+        if name == "--config":
+            files.append(value)
+            continue
+        if name == "--recipe":
+            recipe = value
+        elif not value.startswith("["):
+            value = f"[{value}]"
+        rest += [name, value]
+    return files, recipe, rest
+
+
+def read_config(path: str) -> dict[str, Any]:
+    """The options in a YAML file, without those that are gone.
+
+    Raises:
+        UsageError: it cannot be read, or holds something else than options
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+        values = without_gone(values) if isinstance(values, dict) else values
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:  # UserError is a ValueError
+        raise UsageError(f"--config {path}: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UsageError(f"--config {path} holds no options, but {str(values)[:40]!r}")
+    for group in GROUPS:
+        if not isinstance(values.get(group, {}), dict):
+            raise UsageError(f"--config {path}: {group} holds no options, but {values[group]!r}")
+    return values
+
+
+def explain(error: Exception, parser: ArgumentParser) -> UsageError:
+    """A parser's complaint in a line, with the nearest valid name."""
+    text = re.sub(r"typing\.|<class '(\w+)'>", r"\1", " ".join(str(error).split()))
+    # Of an optional value's two complaints, the one about None helps nobody.
+    text = re.sub(
+        r"Does not validate .*?Errors: - (.*?) - Expected a NoneType.*value: ", r"\1. Got value: ", text
+    )
+    wrong, valid = "", [string for action in parser._actions for string in action.option_strings]
+    valid += SHORTHANDS
+    if literal := re.search(r"Literal\[(.*?)\].*Got value: (\S+)", text):
+        wrong, valid = literal[2], re.findall(r"'([^']*)'", literal[1])
+    elif unknown := re.search(r"unrecognized arguments: (\S+)", text):
+        wrong = unknown[1]
+    elif "accept" in text:  # option 'x.y' is not accepted, group 'x' does not accept option 'y'
+        wrong = "--" + ".".join(re.findall(r"'([\w.-]+)'", text))
+    near = difflib.get_close_matches(wrong, valid, 1, 0.5)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return UsageError(f"{text}{hint} (unixkd {parser.prog.split()[-1]} --help lists the options)")
 
 
 def check_typed(options: Namespace, arguments: Sequence[str]) -> None:
@@ -174,106 +244,5 @@ def check_nulls(options: Namespace) -> None:
     for group in GROUPS:
         for field in fields(GROUPS[group]):
             value = getattr(options.get(group), field.name, field.default)
-            left_open = isinstance(options.get(group), Namespace) and field.name == "selection"  # by plan
-            if value is None and "None" not in str(field.type) and not left_open:
+            if value is None and "None" not in str(field.type):
                 raise UsageError(f"{group}.{field.name} is null, but must be {field.type}")
-
-
-def expand(arguments: Sequence[str]) -> list[str]:
-    """Spell out shorthands, wrap lists, and move --config to the front so that flags beat it.
-
-    >>> expand(["--teacher", "vgg13", "--config", "a.yaml", "--seeds", "0,1"])
-    ['--config', 'a.yaml', '--teacher.name', 'vgg13', '--seeds', '[0,1]']
-    """
-    front: list[str] = []
-    rest: list[str] = []
-    words = iter(arguments)
-    for word in words:
-        name, equals, value = word.partition("=")
-        name = SHORTHANDS.get(name, name) if word.startswith("--") else name
-        if name in LISTS or name == "--config":
-            value = value if equals else next(words, "")
-            listed = name in LISTS and not value.startswith("[")
-            (front if name == "--config" else rest).extend([name, f"[{value}]" if listed else value])
-        else:
-            rest.append(f"{name}{equals}{value}")
-    return front + rest
-
-
-def current(arguments: Sequence[str]) -> list[str]:
-    """The arguments; a file of options that holds some that are gone, at their defaults, as its text without them.
-
-    Raises:
-        UsageError: it sets one to something else
-    """
-    files = {i for i, word in enumerate(arguments, 1) if word == "--config"}
-    return [without_gone_in(word) if i in files else word for i, word in enumerate(arguments)]
-
-
-def without_gone_in(path: str) -> str:
-    """The path, or the file's text without what is gone."""
-    try:
-        values = yaml.safe_load(Path(path).read_text())
-        kept = without_gone(values) if isinstance(values, dict) else values
-    except UserError as error:  # before ValueError, which it is
-        raise UsageError(f"--config {path}: {error}") from None
-    except (OSError, yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError):
-        return path  # the parser, or `recipe_in_file`, says what is wrong with it
-    return path if kept == values else yaml.safe_dump(kept, sort_keys=False)
-
-
-def option(arguments: Sequence[str], name: str) -> str | None:
-    """The value of an option before anything is parsed."""
-    for position, word in enumerate(arguments):
-        if word == name:
-            return next(iter(arguments[position + 1 :]), None)
-        if word.startswith(f"{name}="):
-            return word.partition("=")[2]
-    return None
-
-
-def recipe_in_file(path: str | None) -> str | None:
-    """The recipe that a YAML file names, if it does.
-
-    Raises:
-        UsageError: the file holds something else than options; the parser finds missing files and names
-    """
-    if not path or not Path(path).is_file():
-        return None
-    try:
-        values = yaml.safe_load(Path(path).read_text()) or {}
-    except (OSError, yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise UsageError(f"--config {path} is no YAML file: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise UsageError(
-            f"--config {path} holds no options, but {type(values).__name__}: {str(values)[:40]!r}"
-        )
-    for group in GROUPS:
-        if not isinstance(values.get(group, {}), dict):
-            raise UsageError(f"--config {path}: {group} holds no options, but {values[group]!r}")
-    chosen = values.get("recipe")
-    if not isinstance(chosen, str | None):
-        raise UsageError(f"--config {path}: recipe must be a name, not {chosen!r}")
-    return chosen
-
-
-def explain(error: Exception, parser: ArgumentParser) -> UserError:
-    """A parser's complaint in one or two lines, with the nearest valid name."""
-    text = re.sub(r"typing\.|<class '(\w+)'>", r"\1", " ".join(str(error).split()))
-    text = re.sub(
-        r"Does not validate .*?Errors: - (.*?) - Expected a NoneType.*value: ", r"\1. Got value: ", text
-    )
-    known = [string for action in parser._actions for string in action.option_strings] + list(SHORTHANDS)
-    unknown = re.search(
-        r"unrecognized arguments: (?:--)?([\w.-]+)|Option '([\w.-]+)' is not|Group '([\w.]+)' .*option '([\w.-]+)'",
-        text,
-    )
-    literal = re.search(r"Literal\[(.*?)\].*Got value: (\S+)", text)
-    near: list[str] = []
-    if literal:
-        near = difflib.get_close_matches(literal[2], re.findall(r"'([^']*)'", literal[1]), 1, 0.4)
-    elif unknown:
-        name = unknown[1] or unknown[2] or f"{unknown[3]}.{unknown[4]}"
-        near = difflib.get_close_matches(f"--{name}", known, 1, 0.5)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return UsageError(f"{text}{hint} (unixkd {parser.prog.split()[-1]} --help lists the options)")

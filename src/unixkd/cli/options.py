@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 
 from unixkd.cli import recipes
@@ -47,140 +47,184 @@ GROUPS: dict[str, type] = {
 }
 
 
+Option = tuple[str, dict[str, Any]]
+"""An option's name and the keywords of `add_argument`."""
+
+
+def option(name: str, text: str, kind: Any = str, **keywords: Any) -> Option:
+    """An option with a value; without dashes before its name it is a positional argument."""
+    return name, {"type": kind, "help": text, **keywords}
+
+
+def flag(name: str, text: str) -> Option:
+    """An option without a value."""
+    return name, {"action": "store_true", "help": text}
+
+
 @dataclass(frozen=True)
 class Command:
-    """A command: what it does, the groups of options it takes, further options, whether many processes can share it."""
+    """A command.
+
+    Args:
+        summary: what it does
+        groups: of options that it takes
+        options: further ones
+        defaults: that differ from a group's own, by dotted name
+        recipe: a recipe's settings by name
+        shared: whether many processes can share it
+    """
 
     summary: str
     groups: tuple[str, ...] = ()
-    options: Callable[[ArgumentParser], None] = lambda parser: None
+    options: tuple[Option, ...] = ()
+    defaults: dict[str, Any] = field(default_factory=dict)
     recipe: Callable[[str], dict[str, Any]] | None = None
     shared: bool = False
 
 
-def run_options(parser: ArgumentParser) -> None:
-    """Options of commands that make one run."""
-    parser.add_argument("--out", type=str, help="run folder (default: runs/ and a name made of the options)")
-    parser.add_argument("--resume", action="store_true", help="go on where the run in --out stopped")
-    parser.add_argument("--overwrite", action="store_true", help="remove the run in --out first")
-    parser.add_argument("--label", type=str, help="name of the method in reports")
+_RUN = ("data", "train", "log")
+_PAIR = ("teacher", "student")
+_OTHER_DATA = {"data.name": ""}
+"""The data are those of the run or of the teacher unless --data names others."""
 
+RUN_OPTIONS = (
+    option("--out", "run folder (default: runs/ and a name made of the options)"),
+    flag("--resume", "go on where the run in --out stopped"),
+    flag("--overwrite", "remove the run in --out first"),
+    option("--label", "name of the method in reports"),
+)
+CODE = option("--code", "FILE.py:NAME of the run's network where it is one of your own; the file is run")
+CLUSTER_OPTIONS = (
+    option("--gpus", "on paper: processes of a node, one per GPU", PositiveInt),
+    option("--nodes", "on paper: number of nodes", PositiveInt),
+    option("--images", "on paper: images of the training set, e.g. 1e9, or imagenet; none is read"),
+    option("--classes", "classes of these images where no data are named (default: 1000)", PositiveInt),
+    option(
+        "--bandwidth",
+        "GB/s of the slowest link between two GPUs, each way (default: 20 within a node, 1.25 between nodes)",
+        PositiveFloat,
+    ),
+    option(
+        "--tflops", "TFLOPs per second that a GPU reaches in training; nothing is timed here", PositiveFloat
+    ),
+)
+"""Each of them asks `plan` for an estimate on paper."""
 
-def distill_options(parser: ArgumentParser) -> None:
-    """Options of `distill`."""
-    run_options(parser)
-    parser.add_argument(
-        "--reference_epochs", type=int, help="epochs of the plain KD that costs are compared with"
-    )
-
-
-def compare_options(parser: ArgumentParser) -> None:
-    """Options of `compare`."""
-    parser.add_argument(
-        "--methods",
-        type=list[str],
-        default=["kd", "unix", "random"],
-        help="e.g. kd,unix,unix:keep=0.5:scorer=margin: names, or names with options of distill's --method",
-    )
-    parser.add_argument("--seeds", type=list[int], default=[0, 1, 2], help="e.g. 0,1,2")
-    parser.add_argument(
-        "--match-cost",
-        action="store_true",
-        help="also run plain KD for as many epochs as each method's cost buys (backward = 2 forwards)",
-    )
-    parser.add_argument(
-        "--out", type=str, default="runs/compare", help="folder of the comparison; resumes by itself"
-    )
-    parser.add_argument(
-        "--jobs", type=PositiveInt, help="runs at a time (default: one per CPU core, one on a GPU)"
-    )
-
-
-def code_option(parser: ArgumentParser) -> None:
-    """The option of commands that load a run folder."""
-    parser.add_argument(
-        "--code",
-        type=str,
-        help="FILE.py:NAME of the run's network where it is one of your own; the file is run",
-    )
-
-
-def evaluate_options(parser: ArgumentParser) -> None:
-    """Options of `evaluate`."""
-    parser.add_argument("run", type=str, help="run folder; its own data unless --data says otherwise")
-    code_option(parser)
-    parser.add_argument("--batch_size", type=PositiveInt, default=256, help="images per batch")
-    parser.set_defaults({"data.name": ""})  # the run's own data
-
-
-def predict_options(parser: ArgumentParser) -> None:
-    """Options of `predict`."""
-    parser.add_argument("run", type=str, help="run folder")
-    parser.add_argument("images", type=str, nargs="+", help="image files or folders of images")
-    code_option(parser)
-    parser.add_argument("--top", type=PositiveInt, default=1, help="classes to print for each image")
-    parser.add_argument("--json", action="store_true", help="one JSON object per image")
-
-
-def plan_options(parser: ArgumentParser) -> None:
-    """Options of `plan`."""
-    parser.add_argument("--batch_size", type=PositiveInt, default=64, help="images per step, N")
-    parser.add_argument("--train.epochs", type=PositiveInt, default=240, help="epochs of plain KD (--epochs)")
-    parser.add_argument("--runs", type=PositiveInt, default=1, help="runs that share stored answers")
-    parser.add_argument(
-        "--budget", type=str, help="rank ways to distil within this share of KD's cost, e.g. 50%%"
-    )
-    parser.add_argument(
-        "--match-kd", action="store_true", help="rank ways to distil that are as accurate as plain KD"
-    )
-    parser.add_argument(
-        "--rounds", type=NonNegativeInt, default=5, help="timed steps of each method; 0: no timing"
-    )
-    paper_options(parser)
-    parser.set_defaults({"method.name": "", "data.name": ""})  # all methods; the data of the teacher
-
-
-def report_options(parser: ArgumentParser) -> None:
-    """Options of `report`."""
-    parser.add_argument("folders", type=str, nargs="+", help="run folders, or folders of run folders")
-    parser.add_argument("--html", type=str, help="page to write (default: report.html in the first folder)")
-
-
-def export_options(parser: ArgumentParser) -> None:
-    """Options of `export`."""
-    parser.add_argument(
-        "run", type=str, help="run folder; verified on its own data unless --data says otherwise"
-    )
-    code_option(parser)
-    parser.add_argument("--out", type=str, help="folder to write (default: export in the run folder)")
-    parser.add_argument(
-        "--formats",
-        type=list[Literal["safetensors", "torch", "onnx"]],
-        default=["safetensors", "torch"],
-        help="safetensors (for load_student), torch (torch.export), onnx; e.g. safetensors,onnx",
-    )
-    parser.add_argument(
-        "--size",
-        type=PositiveInt,
-        help="side of the images that torch and onnx take (default: the model's own)",
-    )
-    parser.add_argument(
-        "--licence", type=str, help="licence of the weights, as the Hub names it: apache-2.0, ..."
-    )
-    parser.add_argument("--data_licence", type=str, help="licence of the data the model was trained on")
-    parser.add_argument("--overwrite", action="store_true", help="remove the export in --out first")
-    parser.add_argument("--push_to_hub", type=str, help="upload to this model repository, OWNER/NAME")
-    parser.add_argument("--private", action="store_true", help="make a new repository private")
-    parser.add_argument("--dry_run", action="store_true", help="only say what would be uploaded")
-    parser.set_defaults({"data.name": ""})  # the run's own data
-
-
-def demo_options(parser: ArgumentParser) -> None:
-    """Options of `demo`."""
-    parser.add_argument(
-        "--out", type=str, default="unixkd-demo", help="folder of the demo; resumes by itself"
-    )
-    parser.add_argument("--jobs", type=PositiveInt, help="runs at a time (default: one per CPU core)")
+COMMANDS = {
+    "demo": Command(
+        "train a teacher on handwritten digits, distil it in four ways, compare",
+        options=(
+            option("--out", "folder of the demo; resumes by itself", default="unixkd-demo"),
+            option("--jobs", "runs at a time (default: one per CPU core)", PositiveInt),
+        ),
+    ),
+    "train": Command(
+        "train a model on labels, a teacher say",
+        ("model", *_RUN),
+        RUN_OPTIONS,
+        recipe=recipes.teacher_recipe,
+        shared=True,
+    ),
+    "distill": Command(
+        "distil a teacher into a student",
+        (*_PAIR, "method", "loss", "answers", *_RUN),
+        (
+            *RUN_OPTIONS,
+            option("--reference_epochs", "epochs of the plain KD that costs are compared with", int),
+        ),
+        recipe=recipes.recipe,
+        shared=True,
+    ),
+    "evaluate": Command(
+        "accuracy and calibration of a trained model",
+        ("data",),
+        (
+            option("run", "run folder; its own data unless --data says otherwise"),
+            CODE,
+            option("--batch_size", "images per batch", PositiveInt, default=256),
+        ),
+        _OTHER_DATA,
+    ),
+    "predict": Command(
+        "images in, class names out",
+        options=(
+            option("run", "run folder"),
+            option("images", "image files or folders of images", nargs="+"),
+            CODE,
+            option("--top", "classes to print for each image", PositiveInt, default=1),
+            flag("--json", "one JSON object per image"),
+        ),
+    ),
+    "compare": Command(
+        "methods × seeds under one protocol",
+        (*_PAIR, "loss", "answers", *_RUN),
+        (
+            option(
+                "--methods",
+                "e.g. kd,unix,unix:keep=0.5:scorer=margin: names, or names with options of distill's --method",
+                list[str],
+                default=["kd", "unix", "random"],
+            ),
+            option("--seeds", "e.g. 0,1,2", list[int], default=[0, 1, 2]),
+            flag(
+                "--match-cost",
+                "also run plain KD for as many epochs as each method's cost buys (backward = 2 forwards)",
+            ),
+            option("--out", "folder of the comparison; resumes by itself", default="runs/compare"),
+            option("--jobs", "runs at a time (default: one per CPU core, one on a GPU)", PositiveInt),
+        ),
+        recipe=recipes.recipe,
+    ),
+    "plan": Command(
+        "what methods will cost, which strategy fits a target",
+        (*_PAIR, "method", "data"),
+        (
+            option("--batch_size", "images per step, N", PositiveInt, default=64),
+            option("--train.epochs", "epochs of plain KD (--epochs)", PositiveInt, default=240),
+            option("--runs", "runs that share stored answers", PositiveInt, default=1),
+            option("--budget", "rank strategies within this share of KD's cost, e.g. 50%"),
+            flag("--match-kd", "rank strategies that are as accurate as plain KD"),
+            option("--rounds", "timed steps of each method; 0: no timing", NonNegativeInt, default=5),
+            *CLUSTER_OPTIONS,
+        ),
+        {"method.name": "", **_OTHER_DATA},  # all methods
+        recipes.planned_recipe,
+    ),
+    "report": Command(
+        "table and HTML page of finished runs",
+        options=(
+            option("folders", "run folders, or folders of run folders", nargs="+"),
+            option("--html", "page to write (default: report.html in the first folder)"),
+        ),
+    ),
+    "export": Command(
+        "a trained model as safetensors, torch.export, ONNX, verified",
+        ("data",),
+        (
+            option("run", "run folder; verified on its own data unless --data says otherwise"),
+            CODE,
+            option("--out", "folder to write (default: export in the run folder)"),
+            option(
+                "--formats",
+                "safetensors (for load_student), torch (torch.export), onnx; e.g. safetensors,onnx",
+                list[Literal["safetensors", "torch", "onnx"]],
+                default=["safetensors", "torch"],
+            ),
+            option(
+                "--size",
+                "side of the images that torch and onnx take (default: the model's own)",
+                PositiveInt,
+            ),
+            option("--licence", "licence of the weights, as the Hub names it: apache-2.0, ..."),
+            option("--data_licence", "licence of the data the model was trained on"),
+            flag("--overwrite", "remove the export in --out first"),
+            option("--push_to_hub", "upload to this model repository, OWNER/NAME"),
+            flag("--private", "make a new repository private"),
+            flag("--dry_run", "only say what would be uploaded"),
+        ),
+        _OTHER_DATA,
+    ),
+}
 
 
 NETWORKS = ("model", "teacher", "student")
@@ -213,113 +257,56 @@ def check_names(options: Namespace) -> None:
             raise UsageError(f"'{name}' is a file: name the class in it too, as in {name}:Net")
         if name and name not in models() and not re.search(r"[:/\\]", name) and not Path(name).exists():
             raise unknown_name("model", name, models())
-    if parse_target(values.get("budget"), values.get("match_kd", False)) and values["method"].name:
-        raise UsageError("a target ranks ways with methods of their own: leave --method or the target out")
-    asks_for_paper(options)
+    if "gpus" in values:
+        check_plan(options)
     method = [values["method"].name] if "method" in values else []
     variants = parse_variants(values.get("methods", [])).values()
     for name in [*method, *(variant.name for variant in variants)]:
         if name and name not in methods():
             raise unknown_name("method", name, methods())
     name = values["data"].name if "data" in values else ""
-    prefix, colon, _ = name.partition(":")
-    if name and prefix + colon not in [entry.rstrip("PATHID") for entry in DATA] and not Path(name).exists():
-        raise unknown_name("data", prefix + colon, DATA)
+    if name and data_kind(name) not in map(data_kind, DATA) and not Path(name).exists():
+        raise unknown_name("data", data_kind(name), DATA)
 
 
-_RUN = ("data", "train", "log")
+def data_kind(name: str) -> str:
+    """The name of data without the path or ID.
 
-
-_PAIR = ("teacher", "student")
-
-
-COMMANDS = {
-    "demo": Command(
-        "train a teacher on handwritten digits, distil it in four ways, compare", (), demo_options
-    ),
-    "train": Command(
-        "train a model on labels, a teacher say",
-        ("model", *_RUN),
-        run_options,
-        recipes.teacher_recipe,
-        shared=True,
-    ),
-    "distill": Command(
-        "distil a teacher into a student",
-        (*_PAIR, "method", "loss", "answers", *_RUN),
-        distill_options,
-        recipes.recipe,
-        shared=True,
-    ),
-    "evaluate": Command("accuracy and calibration of a trained model", ("data",), evaluate_options),
-    "predict": Command("images in, class names out", (), predict_options),
-    "compare": Command(
-        "methods × seeds under one protocol",
-        (*_PAIR, "loss", "answers", *_RUN),
-        compare_options,
-        recipes.recipe,
-    ),
-    "plan": Command(
-        "what methods will cost, which way to distil fits a target",
-        (*_PAIR, "method", "data"),
-        plan_options,
-        recipes.planned_recipe,
-    ),
-    "report": Command("table and HTML page of finished runs", (), report_options),
-    "export": Command(
-        "a trained model as safetensors, torch.export, ONNX, verified", ("data",), export_options
-    ),
-}
-
-
-PAPER = (*("gpus", "nodes", "images", "classes", "bandwidth", "tflops"),)
-
-
-def paper_options(parser: ArgumentParser) -> None:
-    """Add them; each alone asks for a plan on paper."""
-    parser.add_argument("--gpus", type=PositiveInt, help="on paper: processes of a node, one per GPU")
-    parser.add_argument("--nodes", type=PositiveInt, help="on paper: number of nodes")
-    parser.add_argument(
-        "--images", type=str, help="on paper: images of the training set, e.g. 1e9, or imagenet; none is read"
-    )
-    parser.add_argument(
-        "--classes", type=PositiveInt, help="classes of these images where no data are named (default: 1000)"
-    )
-    parser.add_argument(
-        "--bandwidth",
-        type=PositiveFloat,
-        help="GB/s of the slowest link between two GPUs, each way (default: 20 within a node, 1.25 between nodes)",
-    )
-    parser.add_argument(
-        "--tflops",
-        type=PositiveFloat,
-        help="TFLOPs per second that a GPU reaches in training; nothing is timed here",
-    )
-
-
-def asks_for_paper(options: Namespace) -> bool:
-    """Whether any of the options asks for a plan on paper.
-
-    Raises:
-        UsageError: a target is given too, or the number of images is none
+    >>> data_kind("folder:photos"), data_kind("digits")
+    ('folder:', 'digits')
     """
-    given = [name for name in PAPER if options.get(name) is not None] if "gpus" in options else []
-    if given and (options.budget is not None or options.match_kd):
+    return "".join(name.partition(":")[:2])
+
+
+def check_plan(options: Namespace) -> None:
+    """Raise where options of `plan` exclude each other, or are no number of images or no target."""
+    if options.images is not None:
+        number_of_images(options.images)
+    if parse_target(options.budget, options.match_kd) is None:
+        return
+    if options.method.name:
         raise UsageError(
-            f"--budget and --match-kd rank ways for this machine: leave --{given[0]} or the target out"
+            "a target ranks strategies with methods of their own: leave --method or the target out"
         )
-    if "images" in given:
-        parse_images(options.images)
-    return bool(given)
+    if on_paper := options_on_paper(options):
+        raise UsageError(
+            f"--budget and --match-kd rank strategies for this machine: leave --{on_paper[0]} or the target out"
+        )
 
 
-def parse_images(text: str) -> int:
+def options_on_paper(options: Namespace) -> list[str]:
+    """The names of the options that ask `plan` for an estimate on paper."""
+    names = (name.removeprefix("--") for name, _ in CLUSTER_OPTIONS)
+    return [name for name in names if options[name] is not None]
+
+
+def number_of_images(text: str) -> int:
     """A number of images, as people write it.
 
     Raises:
         UsageError: it is none
 
-    >>> parse_images("imagenet"), parse_images("1e9"), parse_images("50_000")
+    >>> number_of_images("imagenet"), number_of_images("1e9"), number_of_images("50_000")
     (1281167, 1000000000, 50000)
     """
     if text.strip().lower() == "imagenet":

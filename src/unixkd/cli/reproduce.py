@@ -6,6 +6,7 @@ import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from unixkd.cli.options import GROUPS
@@ -14,6 +15,7 @@ from unixkd.errors import UserError
 from unixkd.names import file_name, label_of, run_words
 from unixkd.report.records import Command, Run
 from unixkd.report.runs import group_runs, teacher_runs
+from unixkd.training.compare import matched_jobs, plan_jobs
 
 OUT = "again"
 """Folder of the runs that a printed command makes."""
@@ -61,35 +63,28 @@ def compare_words(runs: Sequence[Run]) -> list[str]:
     if len(configs) < max(2, len(runs)) or any(config.teacher is None for config in configs):
         return []
     base = replace(configs[0], train=replace(configs[0].train, epochs=configs[0].reference_epochs or 0))
-    controls = [config for config in configs if (config.label or "").startswith("kd@")]
-    planned = [config for config in configs if config not in controls]
-    methods = dict.fromkeys(label_of(config.method) for config in planned)
-    seeds = dict.fromkeys(config.train.seed for config in configs)
-    whole = len(planned) == len(methods) * len(seeds)
-    whole &= len(controls) == len({config.label for config in controls}) * len(seeds)
-    whole &= all(config == _planned(base, config.method, config.train.seed) for config in planned)
-    whole &= all(config == _control(base, config) for config in controls)
-    whole &= all((config.label or "").removeprefix("kd@") in methods for config in controls)
-    if not whole:
+    seeds = list(dict.fromkeys(config.train.seed for config in configs))
+    methods: dict[str, MethodConfig] = {}
+    matched: dict[str, int] = {}  # epochs of plain KD at the cost of a method, by its label
+    for config in configs:
+        kind, _, label = (config.label or "").partition("@")
+        if kind == "kd" and label:
+            matched[label] = config.train.epochs
+        else:
+            methods[label_of(config.method)] = config.method
+    if not methods or not matched.keys() <= methods.keys():
         return []
-    own = {"method", "label", "reference_epochs", "train.seed"}
-    values = flatten(to_plain(base))
-    _, _, *words = run_words({k: v for k, v in values.items() if not own & {k, k.partition(".")[0]}})
+    jobs = [
+        *plan_jobs(base, list(methods.values()), seeds, Path()),
+        *matched_jobs(base, matched, seeds, Path()),
+    ]
+    if len(jobs) != len(configs) or any(job.config not in configs for job in jobs):
+        return []
+    values = flatten(to_plain(replace(base, method=MethodConfig(""), label=None, reference_epochs=None)))
+    del values["method.name"], values["train.seed"]
+    _, _, *words = run_words(values)
     words += ["--methods", ",".join(methods), "--seeds", ",".join(map(str, seeds))]
-    return ["unixkd", "compare", *words, *["--match-cost"] * bool(controls), "--out", OUT]
-
-
-def _planned(base: RunConfig, method: MethodConfig, seed: int) -> RunConfig:
-    """A run of a comparison, as `compare` configures it."""
-    label = None if label_of(method) == method.name else label_of(method)
-    train = replace(base.train, seed=seed)
-    return replace(base, method=method, train=train, label=label, reference_epochs=base.train.epochs)
-
-
-def _control(base: RunConfig, config: RunConfig) -> RunConfig:
-    """Plain KD at the cost of a method, as `compare --match-cost` configures it, with the epochs it has."""
-    control = _planned(base, MethodConfig("kd"), config.train.seed)
-    return replace(control, label=config.label, train=replace(control.train, epochs=config.train.epochs))
+    return ["unixkd", "compare", *words, *["--match-cost"] * bool(matched), "--out", OUT]
 
 
 def _command(what: str, run: Run) -> Command:

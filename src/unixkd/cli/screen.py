@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
+from rich import box
 from rich.console import Console
+from rich.table import Table
 
 from unixkd.cli.recipes import PAIRS
 from unixkd.training.display import BarDisplay, Display, LineDisplay
@@ -31,6 +33,19 @@ def showing(runs: int = 1) -> Iterator[Display]:
         yield bars
     finally:
         bars.close()
+
+
+def new_table(*headers: str, left: Collection[int] = (0,)) -> Table:
+    """An empty table of numbers, which are aligned to the right.
+
+    Args:
+        headers: of the columns
+        left: columns that are aligned to the left
+    """
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for position, header in enumerate(headers):
+        table.add_column(header, justify="left" if position in left else "right", no_wrap=True)
+    return table
 
 
 def pair_line(flops: tuple[int, int], teacher: str, student: str) -> str:

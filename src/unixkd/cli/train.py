@@ -15,7 +15,7 @@ from unixkd.data.images import list_images, load_images
 from unixkd.data.load import load_data
 from unixkd.errors import UsageError, UserError
 from unixkd.models.folder import load_model, read_card
-from unixkd.training.display import percent
+from unixkd.names import percent
 from unixkd.training.predictions import predict
 from unixkd.training.resolved import build_network, default_device
 from unixkd.training.run import run
@@ -143,10 +143,10 @@ def data_of_run(folder: Path) -> DataConfig:
         ) from None
 
 
-def evaluated_data(given: DataConfig, folder: Path) -> DataConfig:
-    """The data named, or else those the run was trained on with the options that were given changed."""
-    if given.name:
-        return given
+def evaluated_data(config: DataConfig, folder: Path) -> DataConfig:
+    """The data named, or else those the run was trained on, changed by the other options."""
+    if config.name:
+        return config
     unset = DataConfig(name="")
-    changes = {key: value for key, value in vars(given).items() if value != getattr(unset, key)}
+    changes = {key: value for key, value in vars(config).items() if value != getattr(unset, key)}
     return replace(data_of_run(folder), **changes)

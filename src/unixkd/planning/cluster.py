@@ -1,62 +1,48 @@
-"""A run on many GPUs on paper: images, FLOPs and hours, from one step's seconds and what its gradients take to send."""
+"""An estimate for many GPUs: images, FLOPs and hours, from one step's seconds and the time to send its gradients."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from unixkd.data.sampling import PER_PROCESS, Place, check_kept
 from unixkd.errors import UserError
 from unixkd.method.ledger import CONVENTIONS, Ledger
 from unixkd.method.method import Method
-from unixkd.planning.expected import distinct_answers, expected_images, phases
+from unixkd.planning.expected import Workload, distinct_answers, expected_cost, expected_images, kd_flops
 
 WITHIN, BETWEEN = 20e9, 1.25e9
-"""Bytes per second where nothing is given: PCIe 4 × 16 within a node, Ethernet of 10 Gbit/s between nodes."""
+"""Bytes per second by default: PCIe 4 × 16 within a node, Ethernet of 10 Gbit/s between nodes."""
 
 
 @dataclass(frozen=True)
-class ClusterPlan:
-    """What is planned.
+class ClusterPlan(Workload):
+    """Training on several processes.
 
     Args:
-        images: of the training set
-        batch_size: N, of all processes together
-        epochs: of the run
         processes: one for each GPU
         gradients: bytes that a step sums up over all processes
         bandwidth: bytes per second, each way, of the slowest link between two processes
-        runs: that share one store of answers, where there is one
 
     Raises:
-        UserError: the batch cannot be shared out evenly
+        UserError: the batch cannot be split evenly among the processes
     """
 
-    images: int
-    batch_size: int
-    epochs: int
     processes: int = 1
     gradients: int = 0
     bandwidth: float = WITHIN
-    runs: int = 1
 
     def __post_init__(self) -> None:
         processes = self.processes
         if processes > 1 and (self.batch_size % processes or self.rows < PER_PROCESS):
             raise UserError(
-                f"batches of {self.batch_size:,} images cannot be shared out among {processes:,} processes: give a "
+                f"batches of {self.batch_size:,} images cannot be split evenly among {processes:,} processes: give a "
                 f"--batch_size that is a multiple of {processes:,} and at least {PER_PROCESS * processes:,}"
             )
 
     @property
     def rows(self) -> int:
-        """Rows of a batch that each process has."""
+        """Images of a batch that each process has."""
         return self.batch_size // self.processes
-
-    @property
-    def steps(self) -> float:
-        """Full batches' worth of images in all epochs."""
-        return self.epochs * self.images / self.batch_size
 
     @property
     def sending(self) -> float:
@@ -64,7 +50,7 @@ class ClusterPlan:
 
         Source: Thakur, Rabenseifner & Gropp, Optimization of Collective Communication Operations in MPICH, 2005.
 
-        >>> ClusterPlan(1000, 8, 1, processes=4, gradients=2_000, bandwidth=1e3).sending
+        >>> ClusterPlan(1000, 8, processes=4, gradients=2_000, bandwidth=1e3).sending
         3.0
         """
         return 2 * (self.processes - 1) / self.processes * self.gradients / self.bandwidth
@@ -72,14 +58,14 @@ class ClusterPlan:
 
 @dataclass(frozen=True)
 class ClusterEstimate:
-    """One method's run on paper.
+    """What one method's run will take.
 
     Args:
         method: the method
-        images: that are scored, asked of the teacher and trained, as `expected_images` names them
+        images: through each forward, by their name in `StepCounts`
         flops: of training, by convention name
-        steps: how many there are, in full batches
-        step: seconds of one, gradients sent after the backward; None: nothing was timed
+        steps: number of full batches
+        step: seconds of one, with its gradients sent after the backward; None: nothing was timed
     """
 
     method: Method
@@ -95,9 +81,9 @@ class ClusterEstimate:
 
 
 def asked_share(plan: ClusterPlan, views: int) -> float:
-    """Share of the teacher's forwards that is left where answers to V views that take turns are stored.
+    """Share of plain KD's teacher forwards that is left where answers to V views of each image are stored.
 
-    >>> asked_share(ClusterPlan(1000, 10, 90, runs=3), views=9)  # 9 epochs of the three runs' 270
+    >>> asked_share(ClusterPlan(1000, 10, epochs=90, runs=3), views=9)  # 9 epochs of the three runs' 270
     0.03333333333333333
     """
     return distinct_answers([1.0] * plan.epochs, views, plan.runs, in_turn=True) / plan.epochs / plan.runs
@@ -118,31 +104,22 @@ def estimate(
         method: which may change from epoch to epoch
         plan: what is planned
         ledger: an empty one with both networks' forward FLOPs
-        compute: measured seconds of a process's step, all but sending
+        compute: measured seconds of a process's step without sending
         rate: FLOPs per second that a process reaches, a backward counted as 2 forwards, where nothing is measured
         asked: share of the teacher's forwards that stored answers leave
 
     Raises:
-        UserError: a process would train on less than two rows
+        UserError: a process would train on less than two images
     """
     check_kept(method.keep, plan.batch_size, Place(size=plan.processes))
-    count, flops = plan.steps * plan.processes, dict.fromkeys(CONVENTIONS, 0.0)
-    for phase in phases(method, plan.epochs):
-        counts, own = phase.method.counts(plan.rows, plan.rows, ledger.image_size), ledger.emptied()
-        own.charge(counts)
-        saved = (1 - asked) * counts.teacher_forwarded * ledger.teacher_flops
-        for name, backward in CONVENTIONS.items():
-            flops[name] += phase.weight * count * (own.training_flops(backward) - saved)
-    scale = plan.images / plan.rows
+    shown, scale = plan.images * plan.epochs, plan.images / plan.rows
     images = {name: n * scale for name, n in expected_images(method, [plan.rows], plan.epochs).items()}
+    answered = (1 - asked) * images["teacher_forwarded"] / shown
+    cost = expected_cost(method, ledger, [plan.rows], plan.epochs, answered=answered)
+    flops = {name: cost[name] * shown * kd_flops(ledger, back) for name, back in CONVENTIONS.items()}
     images["teacher_forwarded"] *= asked
-    steps = method.mean_share(plan.epochs) * plan.steps
+    steps = method.mean_share(plan.epochs) * shown / plan.batch_size
     if rate is not None:
         compute = flops["backward_2x"] / (steps * plan.processes) / rate
     step = None if compute is None else compute + plan.sending
     return ClusterEstimate(method, images, flops, steps, step)
-
-
-def waits_for_sending(plan: ClusterPlan, estimated: ClusterEstimate) -> bool:
-    """Whether a step sends for longer than it computes."""
-    return estimated.step is not None and plan.sending > estimated.step / 2 and math.isfinite(plan.sending)

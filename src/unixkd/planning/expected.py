@@ -2,14 +2,49 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from unixkd.method.ledger import CONVENTIONS, Ledger
-from unixkd.method.method import Method, StepCounts, pure_rows
+from unixkd.method.method import Method, pure_rows
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The training that is planned.
+
+    Args:
+        images: of the training set
+        batch_size: N, of all processes together
+        epochs: of plain KD
+        runs: that share one store of answers, empty at first
+        views: that an image has; None: without end
+        in_turn: whether an image shows its views in a fixed order, one in each epoch; False: a random one
+        ahead: whether the store is filled ahead of each epoch, as on a GPU
+        bn_images: on which BatchNorm's statistics are estimated anew where training has seen no clean images
+    """
+
+    images: int
+    batch_size: int = 64
+    epochs: int = 240
+    runs: int = 1
+    views: int | None = None
+    in_turn: bool = False
+    ahead: bool = False
+    bn_images: int = 2048
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """The batch sizes of an epoch.
+
+        >>> Workload(images=144).sizes
+        [64, 64, 16]
+        """
+        full, rest = divmod(self.images, self.batch_size)
+        return [self.batch_size] * full + [rest] * bool(rest)
 
 
 def expected_cost(
@@ -37,17 +72,17 @@ def expected_cost(
     >>> expected_cost(kd(), Ledger(1, 3), [64], epochs=2, answered=1.0)
     {'backward_1x': 0.4, 'backward_2x': 0.5}
     """
-    total = dict.fromkeys(CONVENTIONS, 0.0)
-    for phase in phases(method, epochs):
-        one = ledger.emptied()
-        for size, times in Counter(sizes).items():
-            counts = phase.method.counts(size, sizes[0], ledger.image_size)
-            one.charge(repeated(counts, times))
-        total = {name: total[name] + phase.weight * cost for name, cost in one.relative_to_kd().items()}
-    for name, backward in CONVENTIONS.items():
-        extra = refreshed * ledger.student_flops - answered * ledger.teacher_flops
-        total[name] += extra / (ledger.teacher_flops + (1 + backward) * ledger.student_flops)
+    extra = refreshed * ledger.student_flops - answered * ledger.teacher_flops
+    total = {name: extra / kd_flops(ledger, backward) for name, backward in CONVENTIONS.items()}
+    for weight, epoch in charged_epochs(method, ledger, sizes, epochs):
+        for name, cost in epoch.relative_to_kd().items():
+            total[name] += weight * cost
     return total
+
+
+def kd_flops(ledger: Ledger, backward: int) -> int:
+    """FLOPs of plain KD per image, a backward counted as so many forwards."""
+    return ledger.teacher_flops + (1 + backward) * ledger.student_flops
 
 
 def expected_images(method: Method, sizes: Sequence[int], epochs: int) -> dict[str, float]:
@@ -63,12 +98,23 @@ def expected_images(method: Method, sizes: Sequence[int], epochs: int) -> dict[s
     {'scored': 288.0, 'teacher_forwarded': 224.0, 'trained': 224.0}
     """
     total = dict.fromkeys(("scored", "teacher_forwarded", "trained"), 0.0)
-    for phase in phases(method, epochs):
-        for size, times in Counter(sizes).items():
-            counts = phase.method.counts(size, sizes[0])
-            for name in total:
-                total[name] += phase.weight * epochs * times * getattr(counts, name)
+    for weight, epoch in charged_epochs(method, Ledger(0, 0), sizes, epochs):
+        for name in total:
+            total[name] += weight * epochs * getattr(epoch.images, name)
     return total
+
+
+def charged_epochs(
+    method: Method, ledger: Ledger, sizes: Sequence[int], epochs: int
+) -> Iterator[tuple[float, Ledger]]:
+    """The weight of each phase of a run, and a ledger that is charged with all images of one of its epochs."""
+    for phase in phases(method, epochs):
+        epoch = ledger.emptied()
+        for size, times in Counter(sizes).items():
+            step = phase.method.counts(size, sizes[0], ledger.image_size)
+            names = ("seen", "scored", "teacher_forwarded", "trained")
+            epoch.charge(replace(step, **{name: times * getattr(step, name) for name in names}))
+        yield phase.weight, epoch
 
 
 @dataclass(frozen=True)
@@ -85,38 +131,26 @@ class Phase:
 
 
 def phases(method: Method, epochs: int) -> list[Phase]:
-    """What the epochs of a run are, those in a row that are alike as one.
+    """The epochs of a run, those in a row that have the same method as one.
 
     >>> from unixkd.method.unix import infobatch
     >>> [phase.weight for phase in phases(infobatch(), epochs=8)]  # the first and the last visit all, others 3/4
     [0.8125]
     """
-    each = ((method.at(epoch / epochs), visited(method, epoch / epochs)) for epoch in range(epochs))
-    grouped = itertools.groupby(each, key=lambda epoch: epoch[0])
-    return [Phase(now, sum(share for _, share in same) / epochs) for now, same in grouped]
+    methods: list[Method] = []
+    visits: list[float] = []
+    for epoch in range(epochs):
+        now = method.at(epoch / epochs)
+        if not methods or now != methods[-1]:
+            methods.append(now)
+            visits.append(0.0)
+        visits[-1] += visited(method, epoch / epochs)
+    return [Phase(now, share / epochs) for now, share in zip(methods, visits, strict=True)]
 
 
 def visited(method: Method, progress: float) -> float:
     """Share of the images that an epoch at this point of a run, in [0, 1), is expected to visit."""
     return 1.0 if method.choice is None else method.choice.share(progress)
-
-
-def repeated(counts: StepCounts, times: int) -> StepCounts:
-    """What so many of such steps cost without stored answers."""
-    names = ("seen", "scored", "teacher_forwarded", "trained")
-    return replace(counts, **{name: times * getattr(counts, name) for name in names})
-
-
-def step_sizes(batch_size: int, epoch_images: int | None) -> list[int]:
-    """The batch sizes of an epoch.
-
-    >>> step_sizes(64, 144)
-    [64, 64, 16]
-    """
-    if epoch_images is None:
-        return [batch_size]
-    full, rest = divmod(epoch_images, batch_size)
-    return [batch_size] * full + [rest] * bool(rest)
 
 
 def answerable(method: Method, sizes: Sequence[int]) -> float:
@@ -144,7 +178,7 @@ def distinct_answers(asked: Sequence[float], views: int, runs: int, *, in_turn: 
         asked: in each epoch, the chance that a run asks about an image's view, in [0, 1]
         views: V, that an image has
         runs: that share the store
-        in_turn: whether views take turns; False: each epoch draws one of them at random
+        in_turn: whether an image shows its views in a fixed order; False: each epoch draws one of them at random
 
     >>> distinct_answers([1.0] * 6, views=4, runs=3, in_turn=True)
     4.0
@@ -153,6 +187,5 @@ def distinct_answers(asked: Sequence[float], views: int, runs: int, *, in_turn: 
     """
     unasked = [(1 - share) ** runs for share in asked]
     if in_turn:
-        turns = range(min(views, len(unasked)))
-        return math.fsum(1 - math.prod(unasked[turn::views]) for turn in turns)
+        return math.fsum(1 - math.prod(unasked[view::views]) for view in range(min(views, len(unasked))))
     return views * (1 - math.prod(1 - (1 - chance) / views for chance in unasked))

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import torch
-
-from unixkd.method.batch import Batch
-from unixkd.method.ledger import CONVENTIONS, Ledger, break_even_ratio
+from unixkd.method.ledger import CONVENTIONS, break_even_ratio
 from unixkd.method.method import Method
-from unixkd.models.card import PixelModel
-from unixkd.planning.expected import expected_cost, step_sizes
-from unixkd.planning.timing import time_steps
+from unixkd.method.unix import kd
+from unixkd.planning.expected import Workload, expected_cost
+from unixkd.planning.timing import Pair, step_of, time_steps
 
 TIMING_NOISE = 0.03
 """A step counts as slower than plain KD's only beyond this share."""
@@ -56,57 +53,41 @@ class Plan:
         """A line for each method that would cost more than plain KD."""
         lines = []
         for plan in self.methods:
-            dear = [name for name, cost in plan.relative.items() if cost > 1]
-            slow = plan.relative_seconds is not None and plan.relative_seconds > 1 + TIMING_NOISE
-            if dear or slow:
-                where = [f"in FLOPs ({', '.join(dear)})"] * bool(dear) + ["in seconds on this machine"] * slow
+            where = []
+            if dear := [name for name, cost in plan.relative.items() if cost > 1]:
+                where.append(f"in FLOPs ({', '.join(dear)})")
+            if plan.relative_seconds is not None and plan.relative_seconds > 1 + TIMING_NOISE:
+                where.append("in seconds on this machine")
+            if where:
                 lines.append(f"{plan.method.name} would cost more than plain KD {' and '.join(where)}")
         return lines
 
 
-def make_plan(
-    teacher: PixelModel,
-    student: PixelModel,
-    methods: Sequence[Method],
-    batch: Batch,
-    *,
-    epoch_images: int | None = None,
-    epochs: int = 240,
-    rounds: int = 5,
-    student_dtype: torch.dtype | None = None,
-    teacher_dtype: torch.dtype | None = None,
-) -> Plan:
-    """Predict the cost of every method and time its real step.
+def make_plan(pair: Pair, methods: Sequence[Method], workload: Workload, rounds: int = 5) -> Plan:
+    """Predict the cost of every method and time its real step, halfway through the run if it changes.
 
     Args:
-        teacher: the teacher
-        student: the student
+        pair: teacher, student and a batch to time on
         methods: what to plan for
-        batch: images to time on; its size is the configured batch size
-        epoch_images: images of an epoch, whose short last batch is then counted; None: full batches only
-        epochs: of the run, over which a method may change how many images it visits
+        workload: what they are planned for
         rounds: timed rounds; in each, every method takes one step, so that drift hits all alike; 0: no timing
-        student_dtype: precision of the student's timed forwards by autocast, see `Distiller`
-        teacher_dtype: precision of the teacher's
     """
-    shape = (batch.pixels.shape[1], batch.pixels.shape[2], batch.pixels.shape[3])
-    ledger = Ledger.of(student, teacher, shape)
-    dtypes = (student_dtype, teacher_dtype)
-    timings = time_steps(teacher, student, methods, batch, rounds, dtypes) if rounds else {}
-    sizes, plans = step_sizes(len(batch), epoch_images), []
-    for method in methods:
-        relative = expected_cost(method, ledger, sizes, epochs)
-        seconds, share = timings.get(method.name, []), method.mean_share(epochs)
-        against = (
-            [share * own / kd for own, kd in zip(seconds, timings["kd"], strict=True)] if seconds else []
+    steps = [step_of(method.at(0.5), pair.size) for method in (kd(), *methods)]
+    seconds = time_steps(pair, steps, rounds) if rounds else {}
+    plans = []
+    for method, step in zip(methods, steps[1:], strict=True):
+        plan = MethodPlan(
+            method,
+            expected_cost(method, pair.ledger, workload.sizes, workload.epochs),
+            {name: break_even_ratio(method, backward) for name, backward in CONVENTIONS.items()},
         )
-        plans.append(
-            MethodPlan(
-                method,
-                relative,
-                {name: break_even_ratio(method, backward) for name, backward in CONVENTIONS.items()},
-                statistics.median(seconds) if seconds else None,
-                statistics.median(against) if against else None,
+        if rounds:
+            against_kd = [own / plain for own, plain in zip(seconds[step], seconds[steps[0]], strict=True)]
+            share = method.mean_share(workload.epochs)
+            plan = replace(
+                plan,
+                seconds=statistics.median(seconds[step]),
+                relative_seconds=share * statistics.median(against_kd),
             )
-        )
-    return Plan(ledger.teacher_flops, ledger.student_flops, plans)
+        plans.append(plan)
+    return Plan(pair.ledger.teacher_flops, pair.ledger.student_flops, plans)

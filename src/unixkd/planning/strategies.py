@@ -1,4 +1,4 @@
-"""What a run of each way to distil will cost here, averaged over runs that share their stored answers."""
+"""What a run of each strategy will cost here, averaged over runs that share their stored answers."""
 
 from __future__ import annotations
 
@@ -6,203 +6,158 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
-from unixkd.config import MethodConfig
-from unixkd.method.batch import Batch
 from unixkd.method.from_config import build_method
 from unixkd.method.ledger import Ledger
 from unixkd.method.method import sees_clean_images
 from unixkd.method.network import has_statistics
-from unixkd.method.resizing import Size, image_size, shrunk_share
-from unixkd.models.card import PixelModel
-from unixkd.planning.catalogue import Strategy
-from unixkd.planning.expected import answerable, distinct_answers, expected_cost, phases, step_sizes, visited
-from unixkd.planning.timing import TEACHER, Step, step_of, step_seconds
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What all ways are planned for.
-
-    Args:
-        images: of the training set
-        batch_size: N
-        epochs: of the planned plain KD
-        runs: that share one store of answers, empty at first
-        views: that an image has; None: without end
-        in_turn: whether these are some fixed ones of more already, that take turns
-        ahead: whether a store is filled ahead of each epoch, as on a GPU
-        bn_images: on which BatchNorm's statistics are estimated anew where training has seen no clean ones
-    """
-
-    images: int
-    batch_size: int = 64
-    epochs: int = 240
-    runs: int = 1
-    views: int | None = None
-    in_turn: bool = False
-    ahead: bool = False
-    bn_images: int = 2048
-
-    @cached_property
-    def sizes(self) -> list[int]:
-        """Of an epoch's batches."""
-        return step_sizes(self.batch_size, self.images)
-
-    def allows(self, way: Strategy) -> bool:
-        """Whether a way can be followed: answers to views without end cannot be stored."""
-        return not way.stored or self.views is not None or way.views_share is not None
+from unixkd.method.resizing import Size, shrunk_share
+from unixkd.planning.catalogue import Strategy, find_strategy
+from unixkd.planning.expected import Workload, answerable, distinct_answers, expected_cost, phases, visited
+from unixkd.planning.timing import TEACHER_FORWARD, Pair, Step, step_of, time_steps
 
 
 @dataclass(frozen=True)
 class TeacherForwards:
-    """Forwards of the teacher on images as they are, per training image, over a run.
+    """Forwards of the teacher on unmixed images, per training image, over a run.
 
     Args:
-        visits: images that are trained on as they are
-        forwarded: that a run asks for, its share of what the runs ask for together
+        needed: images that are trained on unmixed
+        asked: those that the store lacks; the run's share of what all runs that share the store ask
     """
 
-    visits: float
-    forwarded: float
+    needed: float
+    asked: float
 
 
 @dataclass(frozen=True)
-class Forecast:
-    """One way's run.
+class StrategyEstimate:
+    """What a run of one strategy will cost.
 
     Args:
-        way: the way
+        strategy: the strategy
         relative: its cost over that of plain KD for the planned epochs, by convention name
-        asked: what of the teacher a store saves
+        forwards: of the teacher on unmixed images
         seconds: of a run here, the median over the timed rounds; None: nothing was timed
         relative_seconds: over those of plain KD's run, the median over the rounds
     """
 
-    way: Strategy
+    strategy: Strategy
     relative: dict[str, float]
-    asked: TeacherForwards
+    forwards: TeacherForwards
     seconds: float | None = None
     relative_seconds: float | None = None
 
 
-def make_forecasts(
-    ways: Sequence[Strategy],
-    teacher: PixelModel,
-    student: PixelModel,
-    batch: Batch,
-    setting: Setting,
-    rounds: int,
-) -> list[Forecast]:
-    """Predict the cost of each way that can be followed, and its seconds from steps timed here.
+def estimate_strategies(
+    strategies: Sequence[Strategy], pair: Pair, workload: Workload, rounds: int
+) -> list[StrategyEstimate]:
+    """Predict the cost of each strategy that is possible, and its seconds from steps timed here.
 
     Args:
-        ways: to predict
-        teacher: the teacher
-        student: the student, in train mode
-        batch: images to time on; its size is the configured batch size
-        setting: what they are planned for
+        strategies: to predict
+        pair: teacher, student and a batch to time on
+        workload: what they are planned for
         rounds: timed rounds; 0: no timing
     """
-    ledger = Ledger.of(student, teacher, (batch.pixels.shape[1], *image_size(batch.pixels)))
-    forecasts = []
-    for way in ways:
-        if setting.allows(way):
-            asked = questions(way, setting)
-            forecasts.append(
-                Forecast(way, run_cost(way, asked, ledger, setting, has_statistics(student)), asked)
-            )
-    return timed(forecasts, teacher, student, batch, setting, rounds) if rounds else forecasts
+    estimates, refreshes = [], has_statistics(pair.student)
+    for strategy in strategies:
+        if is_possible(strategy, workload):
+            forwards = teacher_forwards(strategy, workload)
+            cost = run_cost(strategy, forwards, pair.ledger, workload, refreshes)
+            estimates.append(StrategyEstimate(strategy, cost, forwards))
+    return with_seconds(estimates, pair, workload, rounds) if rounds else estimates
 
 
-def questions(way: Strategy, setting: Setting) -> TeacherForwards:
-    """What of the teacher a run needs on images as they are, and what of it is asked."""
-    method, epochs = build_method(way.method), way.epochs(setting.epochs)
-    each = [(method.at(epoch / epochs), visited(method, epoch / epochs)) for epoch in range(epochs)]
-    trained = [share * answerable(now, setting.sizes) for now, share in each]
-    visits = math.fsum(trained)
-    if not way.stored:
-        return TeacherForwards(visits, visits)
-    limit = way.views(setting.epochs, setting.views)
-    views, in_turn = (setting.views, setting.in_turn) if limit is None else (limit, True)
+def is_possible(strategy: Strategy, workload: Workload) -> bool:
+    """False where answers to an endless number of views would have to be stored."""
+    return not strategy.stored or workload.views is not None or strategy.views_share is not None
+
+
+def teacher_forwards(strategy: Strategy, workload: Workload) -> TeacherForwards:
+    """Teacher forwards per image on unmixed images: needed, and left after the stored answers."""
+    method, epochs = build_method(strategy.method), strategy.epochs(workload.epochs)
+    shown, trained = [], []
+    for epoch in range(epochs):
+        progress = epoch / epochs
+        shown.append(visited(method, progress))
+        trained.append(shown[-1] * answerable(method.at(progress), workload.sizes))
+    needed = math.fsum(trained)
+    if not strategy.stored:
+        return TeacherForwards(needed, needed)
+    limit = strategy.views(workload.epochs, workload.views)
+    views, in_turn = (workload.views, workload.in_turn) if limit is None else (limit, True)
     assert views is not None
-    chances = [share for _, share in each] if setting.ahead else trained
+    chances = shown if workload.ahead else trained
     return TeacherForwards(
-        visits, distinct_answers(chances, views, setting.runs, in_turn=in_turn) / setting.runs
+        needed, distinct_answers(chances, views, workload.runs, in_turn=in_turn) / workload.runs
     )
 
 
 def run_cost(
-    way: Strategy, asked: TeacherForwards, ledger: Ledger, setting: Setting, refreshes: bool
+    strategy: Strategy, forwards: TeacherForwards, ledger: Ledger, workload: Workload, refreshes: bool
 ) -> dict[str, float]:
     """A run's cost over that of plain KD for the planned epochs, by convention name.
 
     Args:
-        way: the way
-        asked: what a store saves it
+        strategy: the strategy
+        forwards: of the teacher on unmixed images
         ledger: an empty one with both networks' forward FLOPs
-        setting: what is planned for
+        workload: what is planned for
         refreshes: whether the student has statistics that may have to be estimated anew
     """
-    method, epochs = build_method(way.method), way.epochs(setting.epochs)
+    method, epochs = build_method(strategy.method), strategy.epochs(workload.epochs)
     last = method.at((epochs - 1) / epochs)
     if ledger.image_size is not None:
         last = replace(last, size=shrunk_share(ledger.image_size[0], last.size))
-    clean = not way.mixed and sees_clean_images(last, epochs - 1)
-    refreshed = min(setting.bn_images, setting.images) if refreshes and not clean else 0
-    own = expected_cost(
+    clean = not strategy.mixed and sees_clean_images(last, epochs - 1)
+    refreshed = min(workload.bn_images, workload.images) if refreshes and not clean else 0
+    cost = expected_cost(
         method,
         ledger,
-        setting.sizes,
+        workload.sizes,
         epochs,
-        answered=(asked.visits - asked.forwarded) / epochs,
-        refreshed=refreshed / setting.images / epochs,
+        answered=(forwards.needed - forwards.asked) / epochs,
+        refreshed=refreshed / workload.images / epochs,
     )
-    return {name: cost * epochs / setting.epochs for name, cost in own.items()}
+    return {name: value * epochs / workload.epochs for name, value in cost.items()}
 
 
-def timed(
-    forecasts: Sequence[Forecast],
-    teacher: PixelModel,
-    student: PixelModel,
-    batch: Batch,
-    setting: Setting,
-    rounds: int,
-) -> list[Forecast]:
-    """The forecasts with seconds: every step that a way takes and the teacher's forward, timed in turns."""
-    size = image_size(batch.pixels)
-    plain = Strategy("kd", MethodConfig("kd"))
-    steps = {way.name: way_steps(way, setting, size) for way in (plain, *(each.way for each in forecasts))}
-    seconds = step_seconds(
-        teacher, student, [step for own in steps.values() for step, _ in own], batch, rounds
-    )
+def with_seconds(
+    estimates: Sequence[StrategyEstimate], pair: Pair, workload: Workload, rounds: int
+) -> list[StrategyEstimate]:
+    """The estimates with seconds: every step that a strategy takes and the teacher's forward are timed."""
+    plain = find_strategy("kd")
+    strategies = [plain, *(estimate.strategy for estimate in estimates)]
+    steps = {strategy.name: strategy_steps(strategy, workload, pair.size) for strategy in strategies}
+    to_time = [TEACHER_FORWARD, *(step for counted in steps.values() for step, _ in counted)]
+    seconds = time_steps(pair, to_time, rounds)
 
-    def run_seconds(way: Strategy, forwarded: float) -> list[float]:
-        """Of a run, round by round; what a store lacks is asked in batches."""
-        counted = [(seconds[step], times) for step, times in steps[way.name]]
-        counted.append((seconds[TEACHER], forwarded * setting.images / setting.batch_size))
-        return [math.fsum(own[i] * times for own, times in counted) for i in range(rounds)]
+    def run_seconds(strategy: Strategy, asked: float) -> list[float]:
+        """Of a run, round by round; what the store lacks is asked in batches."""
+        counted = [*steps[strategy.name], (TEACHER_FORWARD, asked * workload.images / workload.batch_size)]
+        return [math.fsum(seconds[step][i] * times for step, times in counted) for i in range(rounds)]
 
-    whole, results = run_seconds(plain, 0.0), []
-    for each in forecasts:
-        own = run_seconds(each.way, each.asked.forwarded if each.way.stored else 0.0)
-        ratio = statistics.median(mine / kd for mine, kd in zip(own, whole, strict=True))
-        results.append(replace(each, seconds=statistics.median(own), relative_seconds=ratio))
-    return results
+    kd_seconds, timed = run_seconds(plain, 0.0), []
+    for estimate in estimates:
+        strategy = estimate.strategy
+        own_seconds = run_seconds(strategy, estimate.forwards.asked if strategy.stored else 0.0)
+        ratio = statistics.median(own / kd for own, kd in zip(own_seconds, kd_seconds, strict=True))
+        timed.append(replace(estimate, seconds=statistics.median(own_seconds), relative_seconds=ratio))
+    return timed
 
 
-def way_steps(way: Strategy, setting: Setting, size: Size) -> list[tuple[Step, float]]:
-    """The steps of a run, those that are alike as one, and how many full batches' worth there are of each.
+def strategy_steps(strategy: Strategy, workload: Workload, size: Size) -> list[tuple[Step, float]]:
+    """The steps of a run, those that are alike as one, and how many full batches' worth there are of strategy.
 
     Args:
-        way: the way
-        setting: what is planned for
+        strategy: the strategy
+        workload: what is planned for
         size: height and width of the images
     """
-    epochs = way.epochs(setting.epochs)
-    batches = epochs * setting.images / setting.batch_size
+    epochs = strategy.epochs(workload.epochs)
+    batches = epochs * workload.images / workload.batch_size
     return [
-        (step_of(phase, size, answered=way.stored), phase.weight * batches)
-        for phase in phases(build_method(way.method), epochs)
+        (step_of(phase.method, size, stored=strategy.stored), phase.weight * batches)
+        for phase in phases(build_method(strategy.method), epochs)
     ]

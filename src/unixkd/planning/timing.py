@@ -1,11 +1,11 @@
-"""Seconds of steps and of their parts, timed on this machine."""
+"""Seconds of steps and of other calls, timed on this machine."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property
 from typing import TypeVar
 
 import torch
@@ -13,84 +13,124 @@ import torch
 from unixkd.distiller import Distiller
 from unixkd.method.batch import Batch
 from unixkd.method.draws import make_draws
-from unixkd.method.losses import KD, CrossEntropy
+from unixkd.method.ledger import Ledger
 from unixkd.method.method import Method
-from unixkd.method.objective import Objective, Term
-from unixkd.method.resizing import Size, shrunk_share
-from unixkd.method.unix import kd
+from unixkd.method.network import Network
+from unixkd.method.resizing import Size, image_size, shrunk_share
 from unixkd.models.card import PixelModel
-from unixkd.planning.expected import Phase
 
-TEACHER = "teacher"
-"""The key of the teacher's forward on a whole batch."""
+K = TypeVar("K")
 
 
 @dataclass(frozen=True)
 class Step:
-    """A step that is timed; those of different ways that take the same time are equal.
+    """A step to time; steps of different methods that take the same time are equal.
 
     Args:
-        method: without what does not change a step's time
-        answered: whether the answers to images as they are come with the batch
+        method: without what does not change a step's time; None: the teacher's forward on a whole batch, nothing else
+        stored: whether the teacher's answers to unmixed images come with the batch
     """
 
-    method: Method
-    answered: bool
+    method: Method | None
+    stored: bool = False
 
 
-def step_of(phase: Phase, size: Size, *, answered: bool) -> Step:
-    """The step of some epochs.
+TEACHER_FORWARD = Step(None)
+
+
+def step_of(method: Method, size: Size, *, stored: bool = False) -> Step:
+    """The step of a method.
 
     Args:
-        phase: the epochs
+        method: as it is at some epoch
         size: height and width of the images
-        answered: whether stored answers are at hand
+        stored: whether the teacher's answers to unmixed images are stored
     """
-    method = phase.method
     share = shrunk_share(size[0], method.size)
-    return Step(replace(method, name="", choice=None, ramp=None, size=share), answered)
+    return Step(replace(method, name="", choice=None, ramp=None, size=share), stored)
 
 
-def step_seconds(
-    teacher: PixelModel, student: PixelModel, steps: Iterable[Step], batch: Batch, rounds: int
-) -> dict[Step | str, list[float]]:
-    """Seconds of every step and of the teacher's forward, in each of some rounds in which they take turns.
-
-    A step is its forwards and its backward; cutting the images and the optimiser are left out.
+@dataclass(frozen=True)
+class Pair:
+    """A teacher and a student, and images to time their steps on.
 
     Args:
         teacher: the teacher
         student: the student, in train mode
+        batch: images; their number is the configured batch size
+        student_dtype: precision of the student's timed forwards by autocast, see `Distiller`
+        teacher_dtype: precision of the teacher's
+    """
+
+    teacher: PixelModel
+    student: PixelModel
+    batch: Batch
+    student_dtype: torch.dtype | None = None
+    teacher_dtype: torch.dtype | None = None
+
+    @classmethod
+    def on_random_pixels(cls, teacher: PixelModel, student: PixelModel, rows: int, size: int) -> Pair:
+        """A pair with random images of size × size pixels and random labels, on the student's device."""
+        device = next(student.parameters()).device
+        pixels = torch.rand(rows, student.card.in_channels, size, size, device=device)
+        labels = torch.randint(student.card.num_classes, (rows,), device=device)
+        return cls(teacher, student, Batch(pixels.to(memory_format=torch.channels_last), labels))
+
+    @property
+    def size(self) -> Size:
+        """Height and width of the images."""
+        return image_size(self.batch.pixels)
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """An empty ledger with both networks' forward FLOPs."""
+        return Ledger.of(self.student, self.teacher, (self.batch.pixels.shape[1], *self.size))
+
+
+def time_steps(pair: Pair, steps: Iterable[Step], rounds: int) -> dict[Step, list[float]]:
+    """Seconds of every step in each round; a step is its forwards and its backward, without optimiser or loading.
+
+    Args:
+        pair: whose steps are timed
         steps: to time, each once however often it is named
-        batch: images to time on; its size is the configured batch size
         rounds: after one that warms up, ≥ 1
     """
-    asked = Distiller(student, teacher).teacher
-    assert asked is not None
-    with torch.no_grad():
-        logits = asked.network(batch.images).logits.float()
-    calls: dict[Step | str, Callable[[], object]] = {
-        TEACHER: lambda: torch.no_grad()(asked.network)(batch.images)
-    }
-    for step in dict.fromkeys(steps):
-        calls[step] = _call(teacher, student, step, replace(batch, answers=logits))
+    batch = pair.batch
+    teacher = Network(pair.teacher.requires_grad_(False).eval(), dtype=pair.teacher_dtype)
+
+    def ask_teacher() -> torch.Tensor:
+        with torch.no_grad():
+            return teacher(batch.images).logits.float()
+
+    steps = dict.fromkeys(steps)
+    answers = ask_teacher() if any(step.stored for step in steps) else None
+    calls: dict[Step, Callable[[], object]] = {}
+    for step in steps:
+        if step.method is None:
+            calls[step] = ask_teacher
+            continue
+        distiller = Distiller(
+            *(pair.student, pair.teacher, step.method),
+            batch_size=len(batch),
+            student_dtype=pair.student_dtype,
+            teacher_dtype=pair.teacher_dtype,
+        )
+        calls[step] = _step_call(distiller, replace(batch, answers=answers if step.stored else None))
     return interleaved(calls, rounds, batch.images.device)
 
 
-def _call(teacher: PixelModel, student: PixelModel, step: Step, batch: Batch) -> Callable[[], None]:
-    distiller = Distiller(student, teacher, step.method, batch_size=len(batch))
+def _step_call(distiller: Distiller, batch: Batch) -> Callable[[], None]:
     draws = make_draws(
         len(batch),
         seed=0,
         step=0,
-        per_sample_lambda=step.method.per_sample_lambda,
+        per_sample_lambda=distiller.method.per_sample_lambda,
         device=batch.images.device,
     )
-    inputs = replace(batch, answers=batch.answers if step.answered else None)
 
     def call() -> None:
-        distiller.run(inputs, draws).loss.backward()
-        student.zero_grad(set_to_none=True)  # as before each step of a run: gradients are made anew
+        distiller.run(batch, draws).loss.backward()
+        distiller.student.module.zero_grad(set_to_none=True)  # a run's steps make their gradients anew too
 
     return call
 
@@ -98,12 +138,12 @@ def _call(teacher: PixelModel, student: PixelModel, step: Step, batch: Batch) ->
 def interleaved(
     calls: Mapping[K, Callable[[], object]], rounds: int, device: torch.device
 ) -> dict[K, list[float]]:
-    """Seconds of each call in each round; they take turns, in reverse order in every other round.
+    """Seconds of each call in each round; every other round runs them in reverse, so that none always comes first.
 
     Args:
         calls: by any key
         rounds: after one that warms up
-        device: where they run, which is waited for
+        device: where they run; its queue is waited for
     """
     seconds: dict[K, list[float]] = {key: [] for key in calls}
     for round_number in range(rounds + 1):
@@ -123,44 +163,3 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.current_stream(device).synchronize()
     elif device.type == "mps":
         torch.mps.synchronize()
-
-
-def time_steps(
-    teacher: PixelModel,
-    student: PixelModel,
-    methods: Sequence[Method],
-    batch: Batch,
-    rounds: int,
-    dtypes: tuple[torch.dtype | None, torch.dtype | None] = (None, None),
-) -> dict[str, list[float]]:
-    """Seconds of each method's step (forwards and backward, no optimiser), plain KD included.
-
-    The methods take turns, see `interleaved`, so that none always follows the same one.
-    """
-    by_name = {method.name: method for method in methods}
-    by_name.setdefault("kd", kd())
-    distillers = {
-        name: Distiller(
-            student,
-            teacher,
-            replace(method.at(0.5), choice=None),  # halfway; a step is one, whichever images are in it
-            timing_objective(method, batch),
-            student_dtype=dtypes[0],
-            teacher_dtype=dtypes[1],
-        )
-        for name, method in by_name.items()
-    }
-
-    def step(name: str) -> None:
-        distillers[name].step(batch.pixels, batch.labels).loss.backward()
-        student.zero_grad(set_to_none=True)  # as before each step of a run: gradients are made anew
-
-    return interleaved({name: partial(step, name) for name in by_name}, rounds, batch.pixels.device)
-
-
-def timing_objective(method: Method, batch: Batch) -> Objective:
-    """KD, or cross-entropy for a method without a teacher."""
-    return [Term("kd", KD())] if method.teacher else [Term("ce", CrossEntropy())]
-
-
-K = TypeVar("K")

@@ -13,10 +13,11 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from unixkd.errors import UserError
+from unixkd.names import NONE, count, flops, plural, seconds
 from unixkd.report import charts
 from unixkd.report.charts import DARK, LIGHT, Style, styles_of
 from unixkd.report.cost_chart import accuracy_against_cost
-from unixkd.report.numbers import NONE, count, flops, percent, plural, points, seconds
+from unixkd.report.numbers import percent, points
 from unixkd.report.parts import Figure, Table
 from unixkd.report.records import Command, Run
 from unixkd.report.runs import Group, MeanStd, curve, group_runs, paired_difference, teacher_runs

@@ -8,9 +8,10 @@ from typing import Any
 
 from markupsafe import Markup
 
+from unixkd.names import NONE, plural
 from unixkd.report import charts
 from unixkd.report.charts import MUTED, Style, draw, frame
-from unixkd.report.numbers import NONE, percent, plural
+from unixkd.report.numbers import percent
 from unixkd.report.parts import Figure, Table
 from unixkd.report.records import Run
 from unixkd.report.runs import Group, MeanStd, curve

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from unixkd.report.numbers import NONE, count, percent, points
+from unixkd.names import NONE, count
+from unixkd.report.numbers import percent, points
 from unixkd.report.records import Run
 from unixkd.report.runs import Group, MeanStd, group_runs, paired_difference, teacher_runs
 from unixkd.report.wording import baseline_of, explain, hero_of, measure_of

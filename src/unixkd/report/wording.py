@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from unixkd.names import methods
-from unixkd.report.numbers import points, seconds
+from unixkd.names import methods, seconds
+from unixkd.report.numbers import points
 from unixkd.report.records import Run
 from unixkd.report.runs import Group, MeanStd, paired_difference
 from unixkd.run_files import Epoch

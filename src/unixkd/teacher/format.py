@@ -15,6 +15,7 @@ from torch import Tensor
 
 from unixkd.errors import UserError
 from unixkd.method.scoring import full_precision
+from unixkd.names import format_bytes
 
 SCHEMA, TOP_SCHEMA = 1, 2
 """Of stores of all logits and of the largest ones; raised whenever files of before would be read wrongly."""
@@ -101,18 +102,6 @@ class Contents:
             f"{self.images:,} images × {self.views:,} views × {kept}{self.classes:,} classes as {self.precision} = "
             f"{format_bytes(self.sizes[LOGITS])} (plus checksums)"
         )
-
-
-def format_bytes(count: int) -> str:
-    """A number of bytes for people.
-
-    >>> format_bytes(2_000_000_000_000), format_bytes(1_620_000_000), format_bytes(12)
-    ('2.00 TB', '1.62 GB', '12 bytes')
-    """
-    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= scale:
-            return f"{count / scale:.2f} {unit}"
-    return f"{count} bytes"
 
 
 Precision = Literal["fp16", "fp32"]

@@ -20,7 +20,7 @@ from unixkd.errors import UserError
 from unixkd.method.ledger import Ledger
 from unixkd.method.method import Method
 from unixkd.names import file_name, label_of
-from unixkd.planning.expected import expected_cost, step_sizes
+from unixkd.planning.expected import Workload, expected_cost
 from unixkd.training import stopping
 from unixkd.training.display import Display, Event, Finished, Note
 from unixkd.training.precision import OPTIONS, has_native_bf16, remembered, with_auto
@@ -98,7 +98,7 @@ def matched_epochs(ledger: Ledger, method: Method, train: TrainConfig, images: i
         images: training images
         convention: how backwards are counted
     """
-    sizes = step_sizes(train.batch_size, images)
+    sizes = Workload(images, train.batch_size).sizes
     return max(1, round(train.epochs * expected_cost(method, ledger, sizes, train.epochs)[convention]))
 
 

@@ -16,6 +16,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from unixkd.names import percent
+
 
 @dataclass(frozen=True)
 class Started:
@@ -95,15 +97,6 @@ def unfailing(display: Display) -> Display:
                 )
 
     return show
-
-
-def percent(value: float | None) -> str:
-    """A share as a percentage, a dash for None.
-
-    >>> percent(0.4567), percent(None)
-    ('45.67 %', '–')
-    """
-    return "–" if value is None else f"{100 * value:.2f} %"
 
 
 def epoch_line(event: EpochDone) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import statistics
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from unixkd.config import Precision, RunConfig, TrainConfig, read_yaml
 from unixkd.errors import unknown_name
 from unixkd.method.network import Network
+from unixkd.planning.timing import interleaved
 from unixkd.teacher.folder import read_key
 
 DTYPES: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
@@ -150,21 +151,19 @@ def choose_precision(
 
 
 def probe(module: nn.Module, images: Float[Tensor, "n c h w"], *, training: bool) -> float:
-    """How many times faster a forward (and backward) is in bf16; the first round warms up."""
+    """How many times faster a forward (and backward) is in bf16."""
     clone = copy.deepcopy(module).train(training)
-    networks = {name: Network(clone, dtype=dtype) for name, dtype in DTYPES.items()}
-    ratios = []
-    for _ in range(1 + ROUNDS):
-        seconds = {name: timed_pass(network, images, training) for name, network in networks.items()}
-        ratios.append(seconds["fp32"] / seconds["bf16"])
-    return statistics.median(ratios[1:])
+    calls = {
+        name: partial(one_pass, Network(clone, dtype=dtype), images, training)
+        for name, dtype in DTYPES.items()
+    }
+    seconds = interleaved(calls, ROUNDS, images.device)
+    return statistics.median(fp32 / bf16 for fp32, bf16 in zip(seconds["fp32"], seconds["bf16"], strict=True))
 
 
-def timed_pass(network: Network, images: Float[Tensor, "n c h w"], training: bool) -> float:
-    """Seconds of one forward, and backward."""
-    started = time.perf_counter()
+def one_pass(network: Network, images: Float[Tensor, "n c h w"], training: bool) -> None:
+    """One forward, and backward."""
     with torch.set_grad_enabled(training):
         logits = network(images).logits
         if training:
             logits.float().logsumexp(1).sum().backward()
-    return time.perf_counter() - started

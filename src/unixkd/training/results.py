@@ -16,8 +16,8 @@ from unixkd.method.network import has_statistics
 from unixkd.models.card import PixelModel
 from unixkd.models.folder import save_model
 from unixkd.planning.catalogue import Strategy
-from unixkd.planning.expected import expected_images
-from unixkd.planning.strategies import Setting, questions, run_cost
+from unixkd.planning.expected import Workload, expected_images
+from unixkd.planning.strategies import run_cost, teacher_forwards
 from unixkd.run_files import (
     SCHEMA,
     Accuracy,
@@ -163,7 +163,7 @@ def plan_of_run(run: Run) -> Planned | None:
     if parts.teacher is None or teacher is None:
         return None
     train, split, stored = config.train, parts.data.train, teacher.store is not None
-    setting = Setting(
+    workload = Workload(
         len(split),
         train.batch_size,
         train.epochs,
@@ -172,11 +172,11 @@ def plan_of_run(run: Run) -> Planned | None:
         ahead=run.stepper.fill_ahead,
         bn_images=train.bn_images,
     )
-    way = Strategy(parts.method.name, config.method, stored=stored, mixed=split.mixes is not None)
-    asked = questions(way, setting)
-    cost = run_cost(way, asked, run.ledger.emptied(), setting, has_statistics(parts.student))
-    images = expected_images(parts.method, setting.sizes, train.epochs)
-    images["teacher_forwarded"] -= (asked.visits - asked.forwarded) * len(split)
+    strategy = Strategy(parts.method.name, config.method, stored=stored, mixed=split.mixes is not None)
+    forwards = teacher_forwards(strategy, workload)
+    cost = run_cost(strategy, forwards, run.ledger.emptied(), workload, has_statistics(parts.student))
+    images = expected_images(parts.method, workload.sizes, train.epochs)
+    images["teacher_forwarded"] -= (forwards.needed - forwards.asked) * len(split)
     share = train.epochs / (config.reference_epochs or train.epochs)
     return Planned(
         exact=parts.method.choice is None and not stored and run.world.size == 1,
