@@ -25,17 +25,25 @@ from unixkd.method.batch import Batch
 _CPU = torch.device("cpu")
 
 
+NO_VIEW = -1
+"""The code of an image as it is evaluated."""
+
+
+AnyLoaded = TypeVar("AnyLoaded", bound="LoadedSplit")
+Sample = TypeVar("Sample")
+
+
 @dataclass(frozen=True)
-class DiskSplit(Viewed):
+class LoadedSplit(Viewed):
     """A split that is read through a `DataLoader`; how many workers read it cannot change a batch.
 
-    Views are those of `Cut`: random resized crops, or with a padding the crops of images in memory.
+    Views are random resized crops, or with a padding the crops of images in memory, with the same codes.
 
     Args:
         records: the encoded images with their labels
         size: side of the square images in pixels
         channels: 1 or 3
-        padding: zero padding of the random crop in pixels, or None
+        padding: zero padding of the random crop in pixels, or None: random resized crops
         flip: random horizontal flip
         view_seed: seed of the augmentations
         workers: loader processes; 0 reads in this process
@@ -44,7 +52,7 @@ class DiskSplit(Viewed):
         onto: where batches are made; they cross to it as uint8
     """
 
-    records: Encoded
+    records: Any
     size: int
     channels: int
     padding: int | None = None
@@ -55,6 +63,33 @@ class DiskSplit(Viewed):
     mixes: int | None = None
     onto: torch.device = _CPU
 
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def to(self: AnyLoaded, device: torch.device | str) -> AnyLoaded:
+        """The same split whose batches are made on a device."""
+        return replace(self, onto=torch.device(device))
+
+    def cut(self, image: Image.Image, code: int) -> Pixels:
+        """The view of a code `[size, size, C]`, uint8; runs in a worker.
+
+        Without a padding the code is a 63-bit seed, from which the crop and the flip are drawn.
+        """
+        image = to_channels(image, self.channels)
+        if code == NO_VIEW:
+            return fit(image, self.size)
+        if self.padding is None:
+            return _random_resized_crop(image, self.size, self.flip, seed=code)
+        pixels = torch.from_numpy(fit(image, self.size))[None]
+        return apply_views(pixels, torch.tensor([code]), self.padding, self.flip)[0].numpy()
+
+
+@dataclass(frozen=True)
+class DiskSplit(LoadedSplit):
+    """A split whose images stay on disk and are read at random."""
+
+    records: Encoded
+
     @property
     def labels(self) -> Int[Tensor, " n"] | None:
         """Class of each image `[N]`, int64, or None."""
@@ -64,13 +99,6 @@ class DiskSplit(Viewed):
     def labelled(self) -> bool:
         """Whether the images have labels."""
         return self.records.labels is not None
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def to(self, device: torch.device | str) -> DiskSplit:
-        """The same split whose batches are made on a device."""
-        return replace(self, onto=torch.device(device))
 
     def train_batches(self, epoch: int, order: Int[Tensor, " m"], batch_size: int) -> Iterator[Batch]:
         """Augmented batches in the given order; see `Split`.
@@ -108,8 +136,7 @@ class DiskSplit(Viewed):
     def read(self, sample: tuple[int, int]) -> Pixels:
         """An image by its position in the view of a code `[size, size, C]`, uint8; runs in a worker."""
         position, code = sample
-        cut = Cut(self.size, self.channels, self.padding, self.flip)
-        return cut(self.records.read(position), code)
+        return self.cut(self.records.read(position), code)
 
     def _mixed_batches(
         self, index: Int[Tensor, " m"], number: Int[Tensor, " m"], batch_size: int
@@ -143,43 +170,6 @@ class DiskSplit(Viewed):
         labels, loading = self.labels, load_pixels(self.read, batches, self.workers, self.onto)
         for positions, pixels in zip(index.split(batch_size), loading, strict=True):
             yield Batch(pixels, None if labels is None else labels[positions], positions).to(self.onto)
-
-
-NO_VIEW = -1
-"""The code of an image as it is evaluated."""
-
-
-Sample = TypeVar("Sample")
-
-
-@dataclass(frozen=True)
-class Cut:
-    """Cuts the coded view out of an image.
-
-    Without a padding a view is a `RandomResizedCrop` and a flip, drawn from a 63-bit seed that is also the view's
-    code. With one, views are the same crops and flips of the evaluation image as in memory, with the same codes.
-
-    Args:
-        size: side of the square view in pixels
-        channels: 1 or 3
-        padding: zero padding of the random crop in pixels, or None
-        flip: random horizontal flip
-    """
-
-    size: int
-    channels: int
-    padding: int | None
-    flip: bool
-
-    def __call__(self, image: Image.Image, code: int) -> Pixels:
-        """The view `[size, size, C]`, uint8."""
-        image = to_channels(image, self.channels)
-        if code == NO_VIEW:
-            return fit(image, self.size)
-        if self.padding is None:
-            return _random_resized_crop(image, self.size, self.flip, seed=code)
-        pixels = torch.from_numpy(fit(image, self.size))[None]
-        return apply_views(pixels, torch.tensor([code]), self.padding, self.flip)[0].numpy()
 
 
 def in_batches(index: Int[Tensor, " m"], codes: Int[Tensor, " m"], size: int) -> list[list[tuple[int, int]]]:

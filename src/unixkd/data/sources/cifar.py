@@ -11,7 +11,7 @@ import numpy as np
 
 from unixkd.data.cache import cache_dir, cached_array, files_key
 from unixkd.data.images import Pixels, read_image, to_array, to_channels
-from unixkd.data.source import Decoded, Source, check_filled, check_labels
+from unixkd.data.source import Decoded, ImageFormat, Source, check_filled, check_labels
 from unixkd.errors import UserError, missing_extra
 
 _CLASSES = {"cifar10": 10, "cifar100": 100}
@@ -59,10 +59,7 @@ def _source(
         test=test,
         class_names=None if class_names is None else tuple(class_names),
         num_classes=count,
-        channels=3,
-        size=32,
-        mean=_MEAN[name],
-        std=_STD[name],
+        format=ImageFormat(32, 3, _MEAN[name], _STD[name]),
     )
 
 
