@@ -160,7 +160,7 @@ def load_data(config: DataConfig) -> Data:
         train = train.select(rest)
     if config.limit is not None:
         train = train.select(subset(train.labels, len(train), config.limit, config.split_seed))
-    train, left_out = leave_out(train, config.max_unreadable, config.workers)
+    train, left_out = leave_out(train, config.max_faulty, config.workers)
     if not config.labels:
         train = train.unlabelled()
     return _data(config, source, train, test, left_out=left_out)
@@ -174,7 +174,9 @@ def _data(
     **more: tuple[str, ...],
 ) -> Data:
     """The data set of a source, once it is known which images are for training and for evaluation."""
-    form = source.format or find_format(source.train, source.test, skip_unreadable=config.max_unreadable > 0)
+    # unreadable images are counted by leave_out; in a stream they cannot be left out
+    skip = config.max_faulty > 0 and not isinstance(train, Streamed)
+    form = source.format or find_format(source.train, source.test, skip_unreadable=skip)
     if config.size is not None:
         form = replace(form, size=config.size)
     flip = source.flip if config.flip is None else config.flip
@@ -244,7 +246,7 @@ _LEAST = {
     "crop_padding": (0, ""),
     "views": (1, "; leave it out for all views"),
     "mixes": (1, "; leave it out for images as they are"),
-    "max_unreadable": (0, ""),
+    "max_faulty": (0, ""),
     "workers": (0, ""),
     "stream_buffer": (1, ""),
 }
@@ -256,7 +258,6 @@ _NOT_OF_STREAMS = {
     "limit": "a stream has no subset: give data.stream_images",
     "views": "a stream does not show an image again in another view",
     "mixes": "a stream does not show an image again, so its mixes are not fixed",
-    "max_unreadable": "a stream cannot be read through beforehand",
     "in_memory": "a stream is never in memory",
 }
 
@@ -313,7 +314,7 @@ def leave_out(records: Records, most: int, workers: int) -> tuple[Records, tuple
     wrong = tuple(each for each in problems if each is not None)
     if len(wrong) > most:
         raise UserError(
-            f"{len(wrong)} of {len(records)} training images cannot be read, --data.max_unreadable allows {most}: "
+            f"{len(wrong)} of {len(records)} training images cannot be read, --data.max_faulty allows {most}: "
             + "; ".join(wrong[:SHOWN])
         )
     left = records.select(np.flatnonzero([each is None for each in problems]))

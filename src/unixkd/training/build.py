@@ -226,8 +226,6 @@ def make_distiller(
         world: the processes
     """
     train = config.train
-    if config.answers.max_faulty < 0:
-        raise UserError(f"answers.max_faulty must be at least 0, got {config.answers.max_faulty}")
     return Distiller(
         student,
         parts.teacher,
