@@ -16,7 +16,7 @@ from test_sources import png, write_parquet
 from running import Signal, alone, everything, stop_and_resume, summary
 from unixkd.config import AnswersConfig, DataConfig, MethodConfig, ModelConfig, RunConfig, TrainConfig
 from unixkd.data import load_data
-from unixkd.data.sampling import share_out
+from unixkd.data.sampling import split_among_processes
 from unixkd.data.sources.stream import StreamSplit
 from unixkd.errors import UserError
 from unixkd.teacher.teacher import Teacher
@@ -108,7 +108,10 @@ def test_batches_depend_neither_on_workers_nor_on_what_was_read_before(place):
 def test_processes_share_the_batches_of_one(place):
     split = load(place)
     whole = shown(split, 0, size=8)
-    parts = [shown(split, 0, share_out(split.epoch_order(0, 0), 8, World(r, 2)).order, 4) for r in range(2)]
+    parts = [
+        shown(split, 0, split_among_processes(split.epoch_order(0, 0), 8, World(r, 2)).order, 4)
+        for r in range(2)
+    ]
     together = [n for i in range(0, 28, 4) for part in parts for n in part[i : i + 4]]
     assert together == whole[:56]  # one image is left over for two processes
 

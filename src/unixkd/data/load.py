@@ -38,11 +38,9 @@ _BY_NAME: dict[str, Callable[[DataConfig], Source]] = {
 
 _BY_PREFIX: dict[str, Callable[[str, DataConfig], Source]] = {
     "folder": lambda place, config: load_folder(Path(place).expanduser()),
-    "parquet": lambda place, config: load_parquet(
-        Path(place).expanduser(), config.image_column, config.label_column
-    ),
+    "parquet": lambda place, config: load_parquet(Path(place).expanduser(), config),
     "wds": lambda place, config: load_shards(place, config.label_column),
-    "hub": lambda place, config: load_hub(place, config.image_column, config.label_column),
+    "hub": lambda place, config: load_hub(place, config),
 }
 
 

@@ -180,8 +180,8 @@ class Source:
 
 
 def labelled_source(
-    read: Callable[[str], tuple[Items, Sequence[Any] | None]],
-    parts: Container[str],
+    read: Callable[[str, str], tuple[Items, Sequence[Any] | None]],
+    splits: Container[str],
     names: tuple[str, ...] | None,
     origin: str,
     numerals: bool = False,
@@ -189,8 +189,9 @@ def labelled_source(
     """A source of encoded images, evaluated on the first of `TEST_NAMES` that has labels.
 
     Args:
-        read: gives the images of a part, and the label of each as it is written, or None
-        parts: which there are beside `train`
+        read: gives the images of a split, and the label of each as it is written, or None; of the split's name and
+            what it is called in messages
+        splits: which there are beside `train`
         names: of the classes, or None where the labels decide
         origin: where the images come from, for messages
         numerals: see `class_numbers`
@@ -198,14 +199,14 @@ def labelled_source(
     Raises:
         UserError: a label is faulty, or a class has no training images.
     """
-    images, values = read("train")
+    images, values = read("train", origin)
     names, num_classes, labels = class_numbers(values, names, None, f"{origin}: train", numerals)
     if labels is not None and num_classes is not None:
         check_filled(labels, num_classes, names, f"{origin}: train")
     train, test = Encoded.of(images, labels, origin), None
-    for part in (name for name in TEST_NAMES if name in parts):
-        where = f"{origin}: {part}"
-        images, values = read(part)
+    for split in (name for name in TEST_NAMES if name in splits):
+        where = f"{origin}: {split}"
+        images, values = read(split, where)
         if values is not None:
             names, num_classes, labels = class_numbers(values, names, num_classes, where, numerals)
             test = Encoded.of(images, labels, where)

@@ -71,9 +71,9 @@ def _list(folder: Path, names: tuple[str, ...] | None = None) -> _Listing:
         raise UserError(f"{folder / unknown[0]}: class '{unknown[0]}' has no folder in the training set")
     known = names or tuple(entry.name for entry in classes)
     files = [find_images(entry) for entry in classes]
-    labels = [known.index(entry.name) for entry, found in zip(classes, files, strict=True) for _ in found]
+    labels = [known.index(entry.name) for entry, images in zip(classes, files, strict=True) for _ in images]
     if not labels:
         raise UserError(f"{folder}: no images in any of its {len(classes)} class folders")
     if names is None:
         check_filled(np.asarray(labels), len(known), known, str(folder))
-    return _Listing([file for found in files for file in found], labels, known)
+    return _Listing([file for images in files for file in images], labels, known)

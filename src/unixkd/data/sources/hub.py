@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from unixkd.config import DataConfig
 from unixkd.data.source import TEST_NAMES, Source, labelled_source
 from unixkd.errors import UserError, missing_extra, unknown_name
 
@@ -32,7 +33,7 @@ class Column:
         raise UserError(f"{self.origin}: image {position} is empty")
 
 
-def load_parquet(path: Path, image_column: str | None, label_column: str | None) -> Source:
+def load_parquet(path: Path, config: DataConfig) -> Source:
     """A Parquet file, or a folder of them (or of them in `data/`), as a source.
 
     Files whose names begin with test, val, valid or validation are the test set, all others are for training.
@@ -40,31 +41,31 @@ def load_parquet(path: Path, image_column: str | None, label_column: str | None)
     Raises:
         UserError: nothing is there, a file is corrupt, a column is missing or a label is faulty.
     """
-    parts = load_parts(str(path), "parquet", data_files=parquet_files(path))
-    return _source(parts, str(path), image_column, label_column)
+    splits = load_splits(str(path), "parquet", data_files=parquet_files(path))
+    return _source(splits, str(path), config)
 
 
 def parquet_files(path: Path) -> dict[str, list[str]]:
-    """The files of each part of the data. Raises UserError where there are none."""
+    """The files of each split. Raises UserError where there are none."""
     files = [path] if path.is_file() else sorted([*path.glob("*.parquet"), *path.glob("data/*.parquet")])
     if not files:
         reason = "no *.parquet in this folder" if path.is_dir() else "no such file or folder"
         raise UserError(f"{path}: {reason}")
     shards: dict[str, list[str]] = {}
     for file in files:
-        part = file.name.replace(".", "-").split("-")[0]
-        shards.setdefault(part if part in TEST_NAMES and path.is_dir() else "train", []).append(str(file))
+        split = file.name.replace(".", "-").split("-")[0]
+        shards.setdefault(split if split in TEST_NAMES and path.is_dir() else "train", []).append(str(file))
     return shards
 
 
-def load_hub(identifier: str, image_column: str | None, label_column: str | None) -> Source:
+def load_hub(identifier: str, config: DataConfig) -> Source:
     """A data set of the Hub (or a local folder that `datasets` can load) as a source.
 
     Raises:
         UserError: it cannot be loaded, a column is missing or a label is faulty.
     """
     origin = f"hub:{identifier}"
-    return _source(load_parts(origin, identifier), origin, image_column, label_column)
+    return _source(load_splits(origin, identifier), origin, config)
 
 
 def datasets_library() -> ModuleType:
@@ -77,8 +78,8 @@ def datasets_library() -> ModuleType:
     return datasets
 
 
-def load_parts(origin: str, *args: Any, **options: Any) -> dict[str, Any]:
-    """What `load_dataset` makes of these arguments, by part. Raises UserError where it cannot."""
+def load_splits(origin: str, *args: Any, **options: Any) -> dict[str, Any]:
+    """What `load_dataset` makes of these arguments, by split. Raises UserError where it cannot."""
     library = datasets_library()
     try:
         return dict(library.load_dataset(*args, **options))
@@ -92,23 +93,22 @@ def reason_of(error: Exception) -> str:
     return (str(cause).strip() or type(cause).__name__).splitlines()[0]
 
 
-def training_part(parts: dict[str, Any]) -> Any | None:
-    """The part called train, or the only one there is."""
-    return parts.get("train") or (next(iter(parts.values())) if len(parts) == 1 else None)
+def training_split(splits: dict[str, Any]) -> Any | None:
+    """The split called train, or the only one there is."""
+    return splits.get("train") or (next(iter(splits.values())) if len(splits) == 1 else None)
 
 
-def _source(parts: dict[str, Any], origin: str, image_column: str | None, label_column: str | None) -> Source:
-    train = training_part(parts)
+def _source(splits: dict[str, Any], origin: str, config: DataConfig) -> Source:
+    train = training_split(splits)
     if train is None or not len(train):
-        raise UserError(f"{origin}: no training images; its splits are {', '.join(parts) or 'none'}")
-    image, label, names = find_columns(train.features, image_column, label_column, origin)
+        raise UserError(f"{origin}: no training images; its splits are {', '.join(splits) or 'none'}")
+    image, label, names = find_columns(train.features, config, origin)
 
-    def read(part: str) -> tuple[Column, Sequence[Any] | None]:
-        dataset = train if part == "train" else parts[part]
-        where = origin if part == "train" else f"{origin}: {part}"
+    def read(split: str, where: str) -> tuple[Column, Sequence[Any] | None]:
+        dataset = train if split == "train" else splits[split]
         return Column(dataset, image, where), written_labels(dataset, label)
 
-    return labelled_source(read, parts, names, origin)
+    return labelled_source(read, splits, names, origin)
 
 
 def undecoded(dataset: Any, image: str, *others: str) -> Any:
@@ -117,21 +117,20 @@ def undecoded(dataset: Any, image: str, *others: str) -> Any:
 
 
 def find_columns(
-    features: Any, image_column: str | None, label_column: str | None, origin: str
+    features: Any, config: DataConfig, origin: str
 ) -> tuple[str, str | None, tuple[str, ...] | None]:
     """The column of images, that of labels or None, and the names of the classes or None.
 
     Args:
         features: of a `datasets` data set
-        image_column: the wanted column; None: the first that holds images
-        label_column: the wanted column; None: the first that holds classes
+        config: `image_column`, by default the first that holds images; `label_column`, the first that holds classes
         origin: where they come from, for messages
 
     Raises:
         UserError: a wanted column is none, or there are no images.
     """
     library = datasets_library()
-    for kind, wanted in (("image column", image_column), ("label column", label_column)):
+    for kind, wanted in (("image column", config.image_column), ("label column", config.label_column)):
         if wanted is not None and wanted not in features:
             raise unknown_name(kind, wanted, features)
     images = [
@@ -140,8 +139,8 @@ def find_columns(
         if isinstance(feature, library.Image) or (isinstance(feature, dict) and "bytes" in feature)
     ]
     classes = [name for name, feature in features.items() if isinstance(feature, library.ClassLabel)]
-    image = image_column or _first([*images, *_IMAGE_NAMES], features)
-    label = label_column or _first([*classes, *_LABEL_NAMES], features)
+    image = config.image_column or _first([*images, *_IMAGE_NAMES], features)
+    label = config.label_column or _first([*classes, *_LABEL_NAMES], features)
     if image is None:
         raise UserError(
             f"{origin}: no image column among {', '.join(features)}; name it with data.image_column"

@@ -22,17 +22,17 @@ from torch import Tensor
 
 from unixkd.config import DataConfig
 from unixkd.data.cache import files_key
-from unixkd.data.disk import NO_VIEW, LoadedSplit, load_pixels
+from unixkd.data.disk import NO_VIEW, LoadedSplit
 from unixkd.data.images import Pixels, read_image
 from unixkd.data.source import Items, Source, labelled_source
 from unixkd.data.sources.hub import (
     Column,
     datasets_library,
     find_columns,
-    load_parts,
+    load_splits,
     parquet_files,
     reason_of,
-    training_part,
+    training_split,
     undecoded,
     written_labels,
 )
@@ -58,24 +58,23 @@ def load_stream(place: str, config: DataConfig) -> tuple[Source, Streamed]:
     origin, path = f"stream:{place}", Path(place).expanduser()
     files = parquet_files(path) if path.exists() else None
     how: dict[str, Any] = {"path": place} if files is None else {"path": "parquet", "data_files": files}
-    parts = load_parts(origin, streaming=True, **how)
-    train = training_part(parts)
+    splits = load_splits(origin, streaming=True, **how)
+    train = training_split(splits)
     if train is None or train.features is None:
-        known = ", ".join(parts) or "none"
+        known = ", ".join(splits) or "none"
         raise UserError(f"{origin}: no training images whose columns are known; its parts are {known}")
-    image, label, names = find_columns(train.features, config.image_column, config.label_column, origin)
+    image, label, names = find_columns(train.features, config, origin)
     columns = [image] if label is None else [image, label]
     train = undecoded(train, *columns)
     head, total = _head(train, image, origin), _total(train, files)
 
-    def read(part: str) -> tuple[Items, Sequence[Any] | None]:
-        if part == "train":
+    def read(split: str, where: str) -> tuple[Items, Sequence[Any] | None]:
+        if split == "train":
             return list(head), None  # its labels come with the images, in training
-        where = f"{origin}: {part}"
-        fetched = _fetch(undecoded(parts[part], *columns), where, _version(place, files))
+        fetched = _fetch(undecoded(splits[split], *columns), where, _version(place, files))
         return Column(fetched, image, where), written_labels(fetched, label)
 
-    labelled = {part for part, examples in parts.items() if label in (examples.features or {})}
+    labelled = {split for split, examples in splits.items() if label in (examples.features or {})}
     source = labelled_source(read, labelled, names, origin)
     if label is not None and config.labels and source.num_classes is None:
         raise UserError(
@@ -134,7 +133,7 @@ def _epoch(wanted: int | None, total: int | None, origin: str) -> int:
 def _version(place: str, files: dict[str, list[str]] | None) -> str:
     """What tells the data from what they were: the files' sizes and times, or the commit on the Hub."""
     if files is not None:
-        return files_key(Path(file) for part in sorted(files) for file in files[part])
+        return files_key(Path(file) for split in sorted(files) for file in files[split])
     from huggingface_hub import HfApi  # datasets itself needs it
 
     try:
@@ -287,11 +286,7 @@ class StreamSplit(LoadedSplit):
     """
 
     records: Streamed
-
-    @property
-    def labels(self) -> None:
-        """Labels come with the images only."""
-        return
+    labels = None  # they come with the images only
 
     @property
     def labelled(self) -> bool:
@@ -326,10 +321,10 @@ class StreamSplit(LoadedSplit):
             raise ValueError("a stream gives its images in its own order only")
         views, labels = self.epoch_views(epoch, order).split(batch_size), deque[Int[Tensor, " n"]]()
         with closing(self._samples(epoch, order, batch_size, labels)) as samples:
-            loading = load_pixels(self.read, samples, self.workers, self.onto)
+            loading = self.load_pixels(samples)
             for positions, view, pixels in zip(order.split(batch_size), views, loading, strict=True):
-                own = labels.popleft()
-                yield Batch(pixels, own if self.labelled else None, positions, view).to(self.onto)
+                known = labels.popleft()
+                yield Batch(pixels, known if self.labelled else None, positions, view).to(self.onto)
 
     def read(self, sample: _Sample) -> Pixels:
         """An encoded image in the view of a code `[size, size, C]`, uint8; runs in a worker."""
@@ -352,11 +347,11 @@ class StreamSplit(LoadedSplit):
         images, place = self.records.epoch(epoch), -1
         codes = self._codes(order, self.epoch_views(epoch, order))
         for positions, batch_codes in zip(order.split(batch_size), codes.split(batch_size), strict=True):
-            batch, own = [], []
+            batch, batch_labels = [], []
             for position, code in zip(positions.tolist(), batch_codes.tolist(), strict=True):
                 while place < position:
                     (content, label, where), place = next(images), place + 1
                 batch.append((content, where, code))
-                own.append(label)
-            labels.append(torch.tensor(own))
+                batch_labels.append(label)
+            labels.append(torch.tensor(batch_labels))
             yield batch

@@ -45,8 +45,8 @@ def load_shards(pattern: str, label_field: str | None) -> Source:
     if not shards.get("train"):
         raise UserError(f"{origin}: no tar files to train on; there are some for {', '.join(shards)}")
     source = labelled_source(
-        lambda part: _read(shards[part], label_field, origin if part == "train" else f"{origin}: {part}"),
-        parts=shards,
+        lambda split, where: _read(shards[split], label_field, where),
+        splits=shards,
         names=None,
         origin=origin,
         numerals=True,
@@ -83,16 +83,14 @@ def _choices(inside: str) -> Sequence[str]:
 
 
 def _shards(pattern: str) -> dict[str, list[Path]]:
-    """Tar files by the part of the data that they hold."""
+    """Tar files of each split."""
     place = Path(pattern).expanduser()
     if re.match(r"(pipe:|\w+://)", pattern):
         raise UserError(f"wds:{pattern}: shards are local files: fetch them first, or give stream:ID")
     if place.is_dir():
-        folders = {part: place / part for part in ("train", *TEST_NAMES) if (place / part).is_dir()}
-        if "train" in folders:
-            return {
-                part: found for part, folder in folders.items() if (found := sorted(folder.glob("*.tar")))
-            }
+        if (place / "train").is_dir():
+            folders = {split: sorted((place / split).glob("*.tar")) for split in ("train", *TEST_NAMES)}
+            return {split: files for split, files in folders.items() if files}
         files = sorted(place.glob("*.tar"))
     else:
         files = [Path(file) for text in expand(str(place)) for file in _matching(text)]
@@ -106,8 +104,8 @@ def _shards(pattern: str) -> dict[str, list[Path]]:
     shards: dict[str, list[Path]] = {}
     for file in files:
         words = re.split(r"[^a-z0-9]+", file.name.lower())
-        part = next((name for name in TEST_NAMES if name in words and len(files) > 1), "train")
-        shards.setdefault(part, []).append(file)
+        split = next((name for name in TEST_NAMES if name in words and len(files) > 1), "train")
+        shards.setdefault(split, []).append(file)
     return shards
 
 
