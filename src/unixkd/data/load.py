@@ -141,7 +141,7 @@ def load_data(config: DataConfig) -> Data:
     >>> data.image_shape, data.num_classes, len(data.train), len(data.test), data.train.num_views
     ((1, 8, 8), 10, 1295, 143, 9)
     """
-    check_numbers(config)
+    check_options(config)
     if config.name.startswith("stream:"):
         known, stream = load_stream(_place(config.name), config)
         stream = stream if config.labels else stream.unlabelled()
@@ -174,12 +174,12 @@ def _data(
     """The data set of a source, once it is known which images are for training and for evaluation."""
     # unreadable images are counted by leave_out; in a stream they cannot be left out
     skip = config.max_faulty > 0 and not isinstance(train, Streamed)
-    form = source.format or find_format(source.train, source.test, skip_unreadable=skip)
+    image_format = source.format or find_format(source.train, source.test, skip_unreadable=skip)
     if config.size is not None:
-        form = replace(form, size=config.size)
+        image_format = replace(image_format, size=config.size)
     flip = source.flip if config.flip is None else config.flip
-    train_split = _split(train, form, flip, config)
-    test_split = None if test is None else _split(test, form, flip, config)
+    train_split = _split(train, image_format, flip, config)
+    test_split = None if test is None else _split(test, image_format, flip, config)
     assert not isinstance(test_split, StreamSplit)
     splits = [train_split] if test_split is None else [train_split, test_split]
     return Data(
@@ -188,33 +188,35 @@ def _data(
         test=test_split,
         class_names=source.class_names,
         num_classes=source.num_classes,
-        channels=form.channels,
-        size=form.size,
-        mean=form.mean,
-        std=form.std,
+        channels=image_format.channels,
+        size=image_format.size,
+        mean=image_format.mean,
+        std=image_format.std,
         fingerprint=_fingerprint(splits, source.class_names),
         **more,
     )
 
 
-def _split(records: Records | Streamed, form: ImageFormat, flip: bool, config: DataConfig) -> AnySplit:
+def _split(
+    records: Records | Streamed, image_format: ImageFormat, flip: bool, config: DataConfig
+) -> AnySplit:
     """The images in memory, or on disk where they are large."""
     if isinstance(records, Streamed):
-        return StreamSplit(records, form.size, form.channels, **_loading(flip, config))
+        return StreamSplit(records, image_format.size, image_format.channels, **_loading(flip, config))
     in_memory = config.in_memory
     if in_memory is None:
-        in_memory = form.size <= _MEMORY_SIZE or isinstance(records, Decoded)
+        in_memory = image_format.size <= _MEMORY_SIZE or isinstance(records, Decoded)
     if isinstance(records, Decoded):
         if not in_memory:
             raise UserError(f"data {config.name} is always in memory; leave data.in_memory out")
-        pixels = fit_all(records.pixels, form.size)
+        pixels = fit_all(records.pixels, image_format.size)
     elif in_memory:
-        images = (to_channels(records.read(i), form.channels) for i in range(len(records)))
-        pixels = np.stack([fit(image, form.size) for image in images])
+        images = (to_channels(records.read(i), image_format.channels) for i in range(len(records)))
+        pixels = np.stack([fit(image, image_format.size) for image in images])
     else:
-        return DiskSplit(records, form.size, form.channels, **_loading(flip, config))
+        return DiskSplit(records, image_format.size, image_format.channels, **_loading(flip, config))
     labels = None if records.labels is None else torch.from_numpy(records.labels)
-    padding = round(form.size / 8) if config.crop_padding is None else config.crop_padding
+    padding = round(image_format.size / 8) if config.crop_padding is None else config.crop_padding
     return MemorySplit(
         torch.from_numpy(pixels), labels, padding, flip, config.view_seed, config.views, config.mixes
     )
@@ -260,7 +262,7 @@ _NOT_OF_STREAMS = {
 }
 
 
-def check_numbers(config: DataConfig) -> None:
+def check_options(config: DataConfig) -> None:
     """Raise where an option is out of range or does not go with the others; None is what a default decides."""
     if not 0 <= config.holdout < 1:
         raise UserError(f"data.holdout must be at least 0 and below 1, not {config.holdout}")
@@ -284,20 +286,20 @@ SHOWN = 3
 """Images that an error tells the reasons of."""
 
 
-def leave_out(records: Records, most: int, workers: int) -> tuple[Records, tuple[str, ...]]:
+def leave_out(records: Records, max_faulty: int, workers: int) -> tuple[Records, tuple[str, ...]]:
     """The records that can be decoded, and what is wrong with each of the others.
 
     All images are decoded once for it; where nothing may be left out none is, as reading them finds the first.
 
     Args:
         records: training images
-        most: so many may be left out
+        max_faulty: so many may be left out
         workers: threads that decode
 
     Raises:
         UserError: more of them cannot be read, or all of a class
     """
-    if not most or not isinstance(records, Encoded):
+    if not max_faulty or not isinstance(records, Encoded):
         return records, ()
 
     def problem(i: int) -> str | None:
@@ -310,9 +312,9 @@ def leave_out(records: Records, most: int, workers: int) -> tuple[Records, tuple
     with ThreadPoolExecutor(max(1, workers)) as threads:
         problems = list(threads.map(problem, range(len(records))))
     wrong = tuple(each for each in problems if each is not None)
-    if len(wrong) > most:
+    if len(wrong) > max_faulty:
         raise UserError(
-            f"{len(wrong)} of {len(records)} training images cannot be read, --data.max_faulty allows {most}: "
+            f"{len(wrong)} of {len(records)} training images cannot be read, --data.max_faulty allows {max_faulty}: "
             + "; ".join(wrong[:SHOWN])
         )
     left = records.select(np.flatnonzero([each is None for each in problems]))
