@@ -44,8 +44,8 @@ class DataConfig:
         workers: loader processes for images that are not kept in memory
         stream_images: images of an epoch of a stream (default: all, where their number is known)
         stream_buffer: encoded images of a stream that are kept in memory, and among which the next one is drawn
-        max_unreadable: leave out up to so many training images that cannot be read, and list them; with any, all are
-            read once before training
+        max_faulty: leave out up to so many training images that cannot be read, or to which the teacher's answer is
+            not finite, and list them; with any, all are read once before training
     """
 
     name: str = "digits"
@@ -65,7 +65,7 @@ class DataConfig:
     label_column: str | None = None
     in_memory: bool | None = None
     workers: int = 2
-    max_unreadable: int = 0
+    max_faulty: int = 0
     stream_images: int | None = None
     stream_buffer: int = 2000
 
@@ -187,15 +187,12 @@ class AnswersConfig:
             read, which is exact for their sum at loss.temperature (default: all)
         fill: lazy (when an answer is first needed) | epoch (all that an epoch shows, ahead of it, in
             large batches) | auto (epoch on a GPU)
-        max_faulty: images to which the teacher's answer may not be finite: they are left out of the losses; with
-            more of them the run stops, and names them
     """
 
     path: str | None = None
     precision: Literal["fp16", "fp32"] = "fp16"
     top_k: int | None = None
     fill: Literal["auto", "lazy", "epoch"] = "auto"
-    max_faulty: int = 0
 
 
 @dataclass(frozen=True)
@@ -318,6 +315,8 @@ class RunConfig:
 
 GONE: dict[str, Any] = {
     "answers.lender": None,
+    "answers.max_faulty": 0,
+    "data.max_unreadable": 0,
     "log.csv": False,
     "method.scoring_every": None,
     "method.scoring_batches": None,

@@ -59,22 +59,28 @@ def test_a_mix_is_a_function_of_seed_index_and_number_alone(seed, images, views)
     index, number = torch.tensor([0, images - 1, 0]), torch.tensor([5, 5, 5])
     mix = fixed_mixes(seed, index, number, images, views)
     alone = fixed_mixes(seed, index[:1], number[:1], images, views)
-    for name in ("own", "partner", "other", "weight"):
+    for name in ("view", "partner", "partner_view", "weight"):
         values = getattr(mix, name)
         assert values[0] == values[2] == getattr(alone, name)[0]
     assert bool(((mix.weight >= 0) & (mix.weight < 1)).all())
     assert bool(((mix.partner >= 0) & (mix.partner < images)).all())
     if views is not None:
-        assert bool(((mix.own >= 0) & (mix.own < views) & (mix.other >= 0) & (mix.other < views)).all())
+        assert bool(
+            (
+                (mix.view >= 0) & (mix.view < views) & (mix.partner_view >= 0) & (mix.partner_view < views)
+            ).all()
+        )
 
 
 def test_partners_views_and_weights_are_spread_evenly_and_independent():
     index = torch.arange(20_000)
     mix = fixed_mixes(0, index, torch.zeros_like(index), images=10, views=9)
     assert (mix.partner.bincount() / 20_000 - 0.1).abs().max() < 0.01
-    assert (mix.own.bincount() / 20_000 - 1 / 9).abs().max() < 0.01
+    assert (mix.view.bincount() / 20_000 - 1 / 9).abs().max() < 0.01
     assert (mix.weight.histc(10, 0, 1) / 20_000 - 0.1).abs().max() < 0.01
-    columns = torch.stack([mix.own.double(), mix.partner.double(), mix.other.double(), mix.weight.double()])
+    columns = torch.stack(
+        [mix.view.double(), mix.partner.double(), mix.partner_view.double(), mix.weight.double()]
+    )
     assert (torch.corrcoef(columns) - torch.eye(4)).abs().max() < 0.03
 
 
@@ -86,7 +92,7 @@ def test_a_batch_is_the_mix_by_hand():
         a, b = int(index[row]), int(mix.partner[row])
         own, other = (
             to_pixels(apply_views(split.images[i : i + 1], code[None], 1, True))[0]
-            for i, code in ((a, mix.own[row]), (b, mix.other[row]))
+            for i, code in ((a, mix.view[row]), (b, mix.partner_view[row]))
         )
         weight = float(mix.weight[row])
         torch.testing.assert_close(batch.images[row], (1 - weight) * own + weight * other)

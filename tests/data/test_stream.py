@@ -16,9 +16,10 @@ from test_sources import png, write_parquet
 from running import Signal, alone, everything, stop_and_resume, summary
 from unixkd.config import AnswersConfig, DataConfig, MethodConfig, ModelConfig, RunConfig, TrainConfig
 from unixkd.data import load_data
-from unixkd.data.sampling import share_out
+from unixkd.data.sampling import split_among_processes
 from unixkd.data.sources.stream import StreamSplit
 from unixkd.errors import UserError
+from unixkd.teacher.teacher import Teacher
 from unixkd.training.display import Note
 from unixkd.training.distributed.world import World
 from unixkd.training.run import run
@@ -107,7 +108,10 @@ def test_batches_depend_neither_on_workers_nor_on_what_was_read_before(place):
 def test_processes_share_the_batches_of_one(place):
     split = load(place)
     whole = shown(split, 0, size=8)
-    parts = [shown(split, 0, share_out(split.epoch_order(0, 0), 8, World(r, 2)).order, 4) for r in range(2)]
+    parts = [
+        shown(split, 0, split_among_processes(split.epoch_order(0, 0), 8, World(r, 2)).order, 4)
+        for r in range(2)
+    ]
     together = [n for i in range(0, 28, 4) for part in parts for n in part[i : i + 4]]
     assert together == whole[:56]  # one image is left over for two processes
 
@@ -234,7 +238,7 @@ def test_what_a_stream_does_is_said_before_training(place, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "option", [{"holdout": 0.1}, {"limit": 10}, {"views": 3}, {"max_unreadable": 1}, {"in_memory": True}]
+    "option", [{"holdout": 0.1}, {"limit": 10}, {"views": 3}, {"mixes": 3}, {"in_memory": True}]
 )
 def test_options_that_need_all_images_at_once_are_refused(place, option):
     with pytest.raises(UserError, match=rf"leave data\.{next(iter(option))} out"):
@@ -247,6 +251,49 @@ def test_an_epoch_of_more_images_than_there_are_is_refused(place, count, known):
         load(place, stream_images=count)
     with pytest.raises(UserError, match=r"data\.stream_buffer must be at least 1"):
         load(place, stream_buffer=0)
+
+
+@pytest.mark.parametrize("position", [10, 70])  # one of those that are looked at before, one that is not
+def test_an_unreadable_image_is_an_error_whatever_may_be_left_out(tmp_path, position):
+    """There is no other image to take its place."""
+    images = [png(1, side=12)] * 80
+    images[position] = b"no image"
+    write_parquet(tmp_path / "train-0.parquet", images, [0, 1] * 40, NAMES, image="image")
+
+    def first_epoch() -> None:
+        split = load(tmp_path, max_faulty=9)
+        list(split.train_batches(0, split.epoch_order(0, 0), 10))
+
+    with pytest.raises(UserError, match=r"image \d+( of epoch 1)?: cannot be read as an image"):
+        first_epoch()
+
+
+def test_answers_that_are_not_finite_are_counted_epoch_by_epoch(place, tmp_path, monkeypatch):
+    """A place has another image in the next epoch: one of two faulty places in each epoch is no more than one image."""
+    run(of_stream(place), tmp_path / "teacher")
+    config = replace(
+        of_stream(place, max_faulty=1),
+        teacher=ModelConfig(str(tmp_path / "teacher")),
+        method=MethodConfig("kd"),
+    )
+    original, asked = Teacher.answer, []
+
+    def answer(teacher, batch, mixed):
+        found = original(teacher, batch, mixed)
+        epoch = len(asked) // 4
+        asked.append(len(batch))
+        logits = found.outputs.logits.clone()
+        logits[batch.index[mixed.position] == 5 + epoch] = torch.inf
+        return replace(found, outputs=replace(found.outputs, logits=logits))
+
+    monkeypatch.setattr(Teacher, "answer", answer)
+    run(config, tmp_path / "run")
+    assert len(asked) == 8
+    assert not (tmp_path / "run" / "left_out.json").exists()  # a place in an epoch is no name
+    asked.clear()
+    refused = replace(config, data=replace(config.data, max_faulty=0))
+    with pytest.raises(UserError, match=r"epoch 1: .* for 1 images \(5\).* --data\.max_faulty \(0\)"):
+        run(refused, tmp_path / "refused")
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -51,7 +51,7 @@ def test_by_default_it_is_an_error_that_names_the_file(in_memory, pictures, tmp_
 
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_up_to_the_cap_they_are_left_out(in_memory, pictures):
-    data = load_data(config_of(pictures, max_unreadable=1, in_memory=in_memory, size=12, workers=0))
+    data = load_data(config_of(pictures, max_faulty=1, in_memory=in_memory, size=12, workers=0))
     assert data.train.labels.tolist() == [0] * IMAGES + [1] * (IMAGES - 1)
     assert [data.train.image(IMAGES)[0, 0].tolist()] == [[100, 9, 7]]  # the second dog
     assert len(data.left_out) == 1
@@ -63,19 +63,19 @@ def test_up_to_the_cap_they_are_left_out(in_memory, pictures):
 
 def test_a_file_that_is_no_image_at_all_counts_as_well(pictures):
     (pictures / "train" / "cat" / "3.png").write_text("not an image")
-    data = load_data(config_of(pictures, max_unreadable=2, workers=0))
+    data = load_data(config_of(pictures, max_faulty=2, workers=0))
     assert len(data.train) == 2 * IMAGES - 2
     assert data.size == 12
     with pytest.raises(
-        UserError, match=r"2 of 16 training images cannot be read, --data\.max_unreadable allows 1"
+        UserError, match=r"2 of 16 training images cannot be read, --data\.max_faulty allows 1"
     ):
-        load_data(config_of(pictures, max_unreadable=1, workers=0))
+        load_data(config_of(pictures, max_faulty=1, workers=0))
 
 
 def test_never_in_an_evaluation(pictures):
     cut(pictures / "val" / "cat" / "1.png")
     with pytest.raises(UserError, match=r"val/cat/1\.png: cannot be read"):
-        load_data(config_of(pictures, max_unreadable=9, workers=0))
+        load_data(config_of(pictures, max_faulty=9, workers=0))
 
 
 def test_nor_in_a_held_out_part(pictures):
@@ -86,7 +86,7 @@ def test_nor_in_a_held_out_part(pictures):
     for seed in range(9):
         try:
             found.append(
-                len(load_data(config_of(pictures, max_unreadable=9, holdout=0.5, split_seed=seed)).left_out)
+                len(load_data(config_of(pictures, max_faulty=9, holdout=0.5, split_seed=seed)).left_out)
             )
         except UserError as error:
             found.append(str(error))
@@ -102,11 +102,11 @@ def test_a_class_that_is_lost_is_an_error(pictures):
         if image.name != "0.png":
             image.unlink()
     with pytest.raises(UserError, match=r"no image of 1 classes can be read \(class 1\)"):
-        load_data(config_of(pictures, max_unreadable=9, workers=0))
+        load_data(config_of(pictures, max_faulty=9, workers=0))
 
 
 def test_a_run_lists_them_and_goes_on(pictures, tmp_path):
-    config = replace(alone(epochs=2, batch_size=5), data=config_of(pictures, max_unreadable=1))
+    config = replace(alone(epochs=2, batch_size=5), data=config_of(pictures, max_faulty=1))
     notes: list[str] = []
     run(config, tmp_path / "run", display=lambda event: notes.append(getattr(event, "text", "")))
     listed = json.loads((tmp_path / "run" / "left_out.json").read_text())["unreadable"]
@@ -115,5 +115,5 @@ def test_a_run_lists_them_and_goes_on(pictures, tmp_path):
     assert any("1 training images cannot be read and are left out" in note for note in notes)
     assert summary(tmp_path / "run")["cost"]["images"]["trained"] == 2 * (2 * IMAGES - 1)
     run(config, tmp_path / "run", mode="resume")
-    with pytest.raises(UserError, match="max_unreadable must be at least 0"):
-        load_data(DataConfig(max_unreadable=-1))
+    with pytest.raises(UserError, match="max_faulty must be at least 0"):
+        load_data(DataConfig(max_faulty=-1))

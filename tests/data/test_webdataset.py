@@ -136,11 +136,11 @@ def test_the_rest_of_the_library_sees_no_difference(tmp_path):
     file = write_tar(tmp_path / "a.tar", [("x/0.png", png(3)), ("x/1.png", png(9)[:60]), ("x/2.PNG", png(5))])
     with pytest.raises(UserError, match=r"a\.tar: x/1\.png: cannot be read as an image"):
         load(file, size=20)
-    data = load(file, size=20, max_unreadable=1)
+    data = load(file, size=20, max_faulty=1)
     assert data.train.labels is None
     assert data.left_out[0].startswith(f"{file}: x/1.png: cannot be read")
     assert data.train.images[:, 0, 0, 0].tolist() == [3, 5]
-    before = load(file, max_unreadable=1, in_memory=False).fingerprint
+    before = load(file, max_faulty=1, in_memory=False).fingerprint
     write_tar(file, [("x/0.png", png(3)), ("y/2.PNG", png(5))])
     assert load(file, in_memory=False).fingerprint != before
 

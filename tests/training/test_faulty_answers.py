@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from torch import nn
 
 from running import distilled, everything, make_teacher, weights
 from slow import TinyNet, images_of
-from unixkd.config import AnswersConfig
+from unixkd.config import RunConfig
+from unixkd.data import load_data
 from unixkd.distiller import Distiller
 from unixkd.errors import UserError
 from unixkd.method.batch import Batch
@@ -23,6 +25,10 @@ from unixkd.teacher.teacher import Teacher
 from unixkd.training.run import run
 
 FAULTY = (3, 17)
+
+
+def allowing(config: RunConfig, count: int) -> RunConfig:
+    return replace(config, data=replace(config.data, max_faulty=count))
 
 
 @pytest.fixture(scope="module")
@@ -55,11 +61,29 @@ def test_the_images_are_named_and_nothing_is_saved(broken, teacher, tmp_path):
 
 @pytest.mark.parametrize("method", ["kd", "unix", "random"])
 def test_up_to_a_cap_they_are_left_out(method, broken, teacher, tmp_path):
-    config = replace(distilled(teacher, method), answers=AnswersConfig(max_faulty=2))
-    run(config, tmp_path / "run")
+    config = allowing(distilled(teacher, method), 2)
+    notes: list[str] = []
+    run(config, tmp_path / "run", display=lambda event: notes.append(getattr(event, "text", "")))
     assert all(value.isfinite().all() for value in weights(tmp_path / "run").values())
+    listed = json.loads((tmp_path / "run" / "left_out.json").read_text())
+    assert listed["unreadable"] == []
+    assert set(listed["unanswered"]) <= set(FAULTY)
+    assert sum(f"not finite for {len(listed['unanswered'])} training images" in note for note in notes) == 1
     with pytest.raises(UserError, match=r"for \d images"):
-        run(replace(config, answers=AnswersConfig(max_faulty=0)), tmp_path / "capped")
+        run(allowing(config, 0), tmp_path / "capped")
+
+
+def test_unreadable_images_count_as_well(broken, teacher, tmp_path, monkeypatch):
+    config = distilled(teacher, "kd")
+    found = replace(load_data(config.data), left_out=("a.png: cannot be read",))
+    monkeypatch.setattr("unixkd.training.build.load_data", lambda config: found)
+    with pytest.raises(
+        UserError, match=r"2 images \(3, 17\).* --data\.max_faulty \(2\) are left out, and 1 cannot be read"
+    ):
+        run(allowing(config, 2), tmp_path / "two")
+    run(allowing(config, 3), tmp_path / "three")
+    listed = json.loads((tmp_path / "three" / "left_out.json").read_text())
+    assert listed == {"unreadable": ["a.png: cannot be read"], "unanswered": list(FAULTY)}
 
 
 def test_a_run_without_them_is_the_run_that_does_not_look(teacher, tmp_path, monkeypatch):
@@ -72,8 +96,8 @@ def test_a_run_without_them_is_the_run_that_does_not_look(teacher, tmp_path, mon
 
 
 def test_a_negative_cap_is_refused(teacher, tmp_path):
-    with pytest.raises(UserError, match=r"answers\.max_faulty must be at least 0, got -1"):
-        run(replace(distilled(teacher), answers=AnswersConfig(max_faulty=-1)), tmp_path / "run")
+    with pytest.raises(UserError, match=r"data\.max_faulty must be at least 0, not -1"):
+        run(allowing(distilled(teacher), -1), tmp_path / "run")
 
 
 class Sometimes(nn.Module):

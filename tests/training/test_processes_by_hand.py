@@ -11,7 +11,7 @@ from torch import nn
 import by_hand
 from several import together
 from slow import images_of, labels_of
-from unixkd.data.sampling import check_kept, share_out
+from unixkd.data.sampling import check_kept, split_among_processes
 from unixkd.distiller import Distiller
 from unixkd.errors import UserError
 from unixkd.method.batch import Batch
@@ -48,7 +48,7 @@ def one(world: World, name: str, micro_batch: int | None = None) -> dict[str, An
     stats = EpochStats(torch.zeros(IMAGES, dtype=torch.int32), score_bins(method, CLASSES))
     optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
     engine = Engine(distiller, optimizer, stats, world=world, micro_batch=micro_batch)
-    shares, kept, losses = share_out(ORDER, BATCH, world), [], []
+    shares, kept, losses = split_among_processes(ORDER, BATCH, world), [], []
     for step in range(shares.steps):
         rows = shares.order[step * own : (step + 1) * own]
         images = images_of(IMAGES)[rows].contiguous(memory_format=torch.channels_last)

@@ -18,7 +18,7 @@ from running import TEST_IMAGES, alone, call, distilled, everything, make_teache
 from several import together
 from unixkd.config import AnswersConfig, MethodConfig, RunConfig
 from unixkd.data import load_data
-from unixkd.data.sampling import check_kept, num_steps, own_batch_size, share_out
+from unixkd.data.sampling import check_kept, num_steps, own_batch_size, split_among_processes
 from unixkd.errors import UserError
 from unixkd.method.network import has_statistics
 from unixkd.method.step import StepResult
@@ -48,7 +48,7 @@ def teacher(tmp_path_factory) -> Path:
 )
 def test_every_image_has_one_process_and_every_process_as_many_steps(images, own, size, offset):
     order, batch = torch.arange(offset, offset + images), own * size
-    shares = [share_out(order, batch, World(rank, size)) for rank in range(size)]
+    shares = [split_among_processes(order, batch, World(rank, size)) for rank in range(size)]
     (steps,) = {share.steps for share in shares}
     assert steps == num_steps(images, batch, World(0, size))
     for step in range(steps):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import signal
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
+from functools import cached_property
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from unixkd.data.images import Pixels, fit, to_array, to_channels
 from unixkd.data.source import Encoded
-from unixkd.data.split import Viewed
+from unixkd.data.split import Split
 from unixkd.data.views import apply_views, to_pixels
 from unixkd.errors import UserError
 from unixkd.method.batch import Batch
@@ -25,17 +27,24 @@ from unixkd.method.batch import Batch
 _CPU = torch.device("cpu")
 
 
+NO_VIEW = -1
+"""The code of an image as it is evaluated."""
+
+
+AnyLoaded = TypeVar("AnyLoaded", bound="LoadedSplit")
+
+
 @dataclass(frozen=True)
-class DiskSplit(Viewed):
+class LoadedSplit(Split):
     """A split that is read through a `DataLoader`; how many workers read it cannot change a batch.
 
-    Views are those of `Cut`: random resized crops, or with a padding the crops of images in memory.
+    Views are random resized crops, or with a padding the crops of images in memory, with the same codes.
 
     Args:
         records: the encoded images with their labels
         size: side of the square images in pixels
         channels: 1 or 3
-        padding: zero padding of the random crop in pixels, or None
+        padding: zero padding of the random crop in pixels, or None: random resized crops
         flip: random horizontal flip
         view_seed: seed of the augmentations
         workers: loader processes; 0 reads in this process
@@ -44,7 +53,7 @@ class DiskSplit(Viewed):
         onto: where batches are made; they cross to it as uint8
     """
 
-    records: Encoded
+    records: Any
     size: int
     channels: int
     padding: int | None = None
@@ -55,22 +64,77 @@ class DiskSplit(Viewed):
     mixes: int | None = None
     onto: torch.device = _CPU
 
-    @property
-    def labels(self) -> Int[Tensor, " n"] | None:
-        """Class of each image `[N]`, int64, or None."""
-        return None if self.records.labels is None else torch.from_numpy(self.records.labels)
-
-    @property
-    def labelled(self) -> bool:
-        """Whether the images have labels."""
-        return self.records.labels is not None
-
     def __len__(self) -> int:
         return len(self.records)
 
-    def to(self, device: torch.device | str) -> DiskSplit:
+    def to(self: AnyLoaded, device: torch.device | str) -> AnyLoaded:
         """The same split whose batches are made on a device."""
         return replace(self, onto=torch.device(device))
+
+    def cut(self, image: Image.Image, code: int) -> Pixels:
+        """The view of a code `[size, size, C]`, uint8; runs in a worker.
+
+        Without a padding the code is a 63-bit seed, from which the crop and the flip are drawn.
+        """
+        image = to_channels(image, self.channels)
+        if code == NO_VIEW:
+            return fit(image, self.size)
+        if self.padding is None:
+            return _random_resized_crop(image, self.size, self.flip, seed=code)
+        pixels = torch.from_numpy(fit(image, self.size))[None]
+        return apply_views(pixels, torch.tensor([code]), self.padding, self.flip)[0].numpy()
+
+    @abstractmethod
+    def read(self, sample: Any) -> Pixels:
+        """The pixels `[size, size, C]`, uint8, of what stands for one; runs in a worker."""
+
+    def load_pixels(self, batches: Iterable[Sequence[Any]]) -> Iterator[Float[Tensor, "n c h w"]]:
+        """The batches' pixels in [0, 1], on the device, in the order of the batches however many workers read them.
+
+        They cross to the device as uint8, a quarter of the bytes, from pinned memory where it is a GPU.
+
+        Args:
+            batches: of samples as `read` takes them; taken a few batches ahead, in this process
+
+        Raises:
+            UserError: from `read`, or a worker died
+        """
+        loader: DataLoader[Any] = DataLoader(
+            _Reader(self.read),
+            batch_sampler=batches,  # type: ignore[arg-type]  # any iterable of lists will do
+            num_workers=self.workers,
+            collate_fn=_collate,
+            generator=torch.Generator(),  # a loader draws from the global one otherwise
+            worker_init_fn=_leave_interrupts_alone,
+            pin_memory=self.onto.type == "cuda",
+        )
+        reading = iter(loader)
+        while True:
+            try:
+                loaded = next(reading)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                raise UserError(
+                    f"a loader process died ({' '.join(str(error).split())}): if memory ran out, fewer "
+                    "--data.workers or a smaller --train.batch_size may help"
+                ) from error
+            if isinstance(loaded, UserError):
+                del reading  # stops the workers now; held by the traceback they would outlive the error
+                raise loaded
+            yield to_pixels(loaded.to(self.onto, non_blocking=True))
+
+
+@dataclass(frozen=True)
+class DiskSplit(LoadedSplit):
+    """A split whose images stay on disk and are read at random."""
+
+    records: Encoded
+
+    @cached_property
+    def labels(self) -> Int[Tensor, " n"] | None:  # type: ignore[override]
+        """Class of each image `[N]`, int64, or None."""
+        return None if self.records.labels is None else torch.from_numpy(self.records.labels)
 
     def train_batches(self, epoch: int, order: Int[Tensor, " m"], batch_size: int) -> Iterator[Batch]:
         """Augmented batches in the given order; see `Split`.
@@ -95,10 +159,10 @@ class DiskSplit(Viewed):
         Raises:
             UserError: an image is unreadable; it is named.
         """
-        parts = torch.arange(len(self)).split(batch_size)[first::every]
-        if not parts:
+        batches = torch.arange(len(self)).split(batch_size)[first::every]
+        if not batches:
             return
-        positions = torch.cat(parts)
+        positions = torch.cat(batches)
         yield from self._batches(positions, torch.full_like(positions, NO_VIEW), batch_size)
 
     def image(self, i: int) -> NDArray[np.uint8]:
@@ -108,8 +172,7 @@ class DiskSplit(Viewed):
     def read(self, sample: tuple[int, int]) -> Pixels:
         """An image by its position in the view of a code `[size, size, C]`, uint8; runs in a worker."""
         position, code = sample
-        cut = Cut(self.size, self.channels, self.padding, self.flip)
-        return cut(self.records.read(position), code)
+        return self.cut(self.records.read(position), code)
 
     def _mixed_batches(
         self, index: Int[Tensor, " m"], number: Int[Tensor, " m"], batch_size: int
@@ -117,120 +180,31 @@ class DiskSplit(Viewed):
         """Mixes of two images each: both are decoded, one after the other, and mixed where the batch is made."""
         mix = self._mixed(index, number)
         both = torch.stack([index, mix.partner], dim=1).flatten()
-        codes = torch.stack([mix.own, mix.other], dim=1).flatten()
+        codes = torch.stack([mix.view, mix.partner_view], dim=1).flatten()
         loaded = self._batches(both, codes, 2 * batch_size)
-        for batch, view, weight in zip(
-            loaded, number.split(batch_size), mix.weight.split(batch_size), strict=True
+        views, weights = number.to(self.onto), mix.weight.to(self.onto)
+        for pairs, view, weight in zip(
+            loaded, views.split(batch_size), weights.split(batch_size), strict=True
         ):
-            own, other, share = batch.pixels[0::2], batch.pixels[1::2], weight.to(self.onto)
-            labels, others = (
-                (None, None) if batch.labels is None else (batch.labels[0::2], batch.labels[1::2])
-            )
-            assert batch.index is not None
+            assert pairs.index is not None
+            labels = (None, None) if pairs.labels is None else (pairs.labels[0::2], pairs.labels[1::2])
             yield Batch(
-                own.lerp(other, share.view(-1, 1, 1, 1)),
-                labels,
-                batch.index[0::2],
-                view.to(self.onto),
-                mixed_labels=others,
-                mix_weight=share,
+                pairs.pixels[0::2].lerp(pairs.pixels[1::2], weight.view(-1, 1, 1, 1)),
+                labels[0],
+                pairs.index[0::2],
+                view,
+                mixed_labels=labels[1],
+                mix_weight=weight,
             )
 
     def _batches(
         self, index: Int[Tensor, " m"], codes: Int[Tensor, " m"], batch_size: int
     ) -> Iterator[Batch]:
-        batches = in_batches(index, codes, batch_size)
-        labels, loading = self.labels, load_pixels(self.read, batches, self.workers, self.onto)
-        for positions, pixels in zip(index.split(batch_size), loading, strict=True):
-            yield Batch(pixels, None if labels is None else labels[positions], positions).to(self.onto)
-
-
-NO_VIEW = -1
-"""The code of an image as it is evaluated."""
-
-
-Sample = TypeVar("Sample")
-
-
-@dataclass(frozen=True)
-class Cut:
-    """Cuts the coded view out of an image.
-
-    Without a padding a view is a `RandomResizedCrop` and a flip, drawn from a 63-bit seed that is also the view's
-    code. With one, views are the same crops and flips of the evaluation image as in memory, with the same codes.
-
-    Args:
-        size: side of the square view in pixels
-        channels: 1 or 3
-        padding: zero padding of the random crop in pixels, or None
-        flip: random horizontal flip
-    """
-
-    size: int
-    channels: int
-    padding: int | None
-    flip: bool
-
-    def __call__(self, image: Image.Image, code: int) -> Pixels:
-        """The view `[size, size, C]`, uint8."""
-        image = to_channels(image, self.channels)
-        if code == NO_VIEW:
-            return fit(image, self.size)
-        if self.padding is None:
-            return _random_resized_crop(image, self.size, self.flip, seed=code)
-        pixels = torch.from_numpy(fit(image, self.size))[None]
-        return apply_views(pixels, torch.tensor([code]), self.padding, self.flip)[0].numpy()
-
-
-def in_batches(index: Int[Tensor, " m"], codes: Int[Tensor, " m"], size: int) -> list[list[tuple[int, int]]]:
-    """Pairs of position and code, batch by batch; the last may be short."""
-    samples = list(zip(index.tolist(), codes.tolist(), strict=True))
-    return [samples[i : i + size] for i in range(0, len(samples), size)]
-
-
-def load_pixels(
-    read: Callable[[Sample], Pixels],
-    batches: Iterable[Sequence[Sample]],
-    workers: int,
-    device: torch.device,
-) -> Iterator[Float[Tensor, "n c h w"]]:
-    """The batches' pixels in [0, 1], on the device, in the order of the batches however many workers read them.
-
-    They cross to the device as uint8, a quarter of the bytes, from pinned memory where it is a GPU.
-
-    Args:
-        read: makes one sample's pixels `[H, W, C]`, in a worker
-        batches: what is handed to it; taken a few batches ahead, in this process
-        workers: loader processes; 0 reads in this process
-        device: where the pixels are wanted
-
-    Raises:
-        UserError: from `read`, or a worker died
-    """
-    loader: DataLoader[Any] = DataLoader(
-        _Reader(read),
-        batch_sampler=batches,  # type: ignore[arg-type]  # any iterable of lists will do
-        num_workers=workers,
-        collate_fn=_collate,
-        generator=torch.Generator(),  # a loader draws from the global one otherwise
-        worker_init_fn=_leave_interrupts_alone,
-        pin_memory=device.type == "cuda",
-    )
-    reading = iter(loader)
-    while True:
-        try:
-            loaded = next(reading)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            raise UserError(
-                f"a loader process died ({' '.join(str(error).split())}): if memory ran out, fewer "
-                "--data.workers or a smaller --train.batch_size may help"
-            ) from error
-        if isinstance(loaded, UserError):
-            del reading  # stops the workers now; held by the traceback they would outlive the error
-            raise loaded
-        yield to_pixels(loaded.to(device, non_blocking=True))
+        samples = list(zip(index.tolist(), codes.tolist(), strict=True))
+        batches = [samples[i : i + batch_size] for i in range(0, len(samples), batch_size)]
+        for positions, pixels in zip(index.split(batch_size), self.load_pixels(batches), strict=True):
+            labels = None if self.labels is None else self.labels[positions]
+            yield Batch(pixels, labels, positions).to(self.onto)
 
 
 def _leave_interrupts_alone(worker: int) -> None:
@@ -238,13 +212,13 @@ def _leave_interrupts_alone(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-class _Reader(Dataset[Pixels | UserError], Generic[Sample]):
+class _Reader(Dataset[Pixels | UserError]):
     """What runs in a worker; an error is returned, because a worker would bury it in a traceback."""
 
-    def __init__(self, read: Callable[[Sample], Pixels]) -> None:
+    def __init__(self, read: Callable[[Any], Pixels]) -> None:
         self.read = read
 
-    def __getitem__(self, sample: Sample) -> Pixels | UserError:
+    def __getitem__(self, sample: Any) -> Pixels | UserError:
         try:
             return self.read(sample)
         except UserError as error:

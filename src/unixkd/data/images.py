@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,6 @@ from unixkd.errors import UserError
 Pixels = NDArray[np.uint8]
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 GREY_MODES = frozenset({"1", "L", "I;16"})
-_BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
-_BROKEN = (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError, IndexError)
 
 
 def read_header(source: Path | bytes, where: str) -> Image.Image:
@@ -30,16 +29,12 @@ def read_header(source: Path | bytes, where: str) -> Image.Image:
     Raises:
         UserError: unreadable, or more pixels than Pillow's limit; `where` names the image.
     """
-    try:
+    with _explained(where):
         image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
-    except _BOMBS as error:
-        raise _bomb(where) from error
-    except _BROKEN as error:
-        raise _unreadable(where, error) from error
-    if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
-        image.close()
-        raise _bomb(where)
-    return image
+        if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
+            image.close()
+            raise Image.DecompressionBombError
+        return image
 
 
 def read_image(source: Path | bytes, where: str) -> Image.Image:
@@ -48,27 +43,22 @@ def read_image(source: Path | bytes, where: str) -> Image.Image:
     Raises:
         UserError: unreadable, truncated, or a decompression bomb; `where` names the image.
     """
+    with read_header(source, where) as image, _explained(where):
+        image.load()
+        return ImageOps.exif_transpose(image)
+
+
+@contextmanager
+def _explained(where: str) -> Iterator[None]:
+    """Turn Pillow's errors into a `UserError`."""
     try:
-        with read_header(source, where) as image:
-            image.load()
-            return ImageOps.exif_transpose(image)
-    except UserError:
-        raise
-    except _BOMBS as error:
-        raise _bomb(where) from error
-    except _BROKEN as error:
-        raise _unreadable(where, error) from error
-
-
-def _bomb(where: str) -> UserError:
-    return UserError(
-        f"{where}: more than {Image.MAX_IMAGE_PIXELS} pixels, refused; scale it down or remove it"
-    )
-
-
-def _unreadable(where: str, error: BaseException) -> UserError:
-    reason = "no known image format" if isinstance(error, UnidentifiedImageError) else str(error)
-    return UserError(f"{where}: cannot be read as an image ({reason}); replace or remove it")
+        yield
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        limit = Image.MAX_IMAGE_PIXELS
+        raise UserError(f"{where}: more than {limit} pixels, refused; scale it down or remove it") from error
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
+        reason = "no known image format" if isinstance(error, UnidentifiedImageError) else str(error)
+        raise UserError(f"{where}: cannot be read as an image ({reason}); replace or remove it") from error
 
 
 def to_channels(image: Image.Image, channels: int) -> Image.Image:
@@ -147,8 +137,8 @@ def fit_all(pixels: Pixels, size: int) -> Pixels:
 
 def find_images(folder: Path) -> list[Path]:
     """All image files below a folder, by suffix, sorted; names that start with a dot are left out."""
-    found = (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    return sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts))
+    images = (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    return sorted(p for p in images if not any(name.startswith(".") for name in p.relative_to(folder).parts))
 
 
 def list_images(paths: Iterable[Path]) -> list[Path]:
@@ -161,10 +151,10 @@ def list_images(paths: Iterable[Path]) -> list[Path]:
     for path in paths:
         if not os.path.exists(path):  # noqa: PTH110 - the method raises for a name that no system takes
             raise UserError(f"{path}: no such file or folder")
-        found = find_images(path) if path.is_dir() else [path]
-        if not found:
+        images = find_images(path) if path.is_dir() else [path]
+        if not images:
             raise UserError(f"{path}: no images in this folder ({', '.join(sorted(SUFFIXES))})")
-        files += found
+        files += images
     if not files:
         raise UserError("no images were given")
     return files

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,12 +16,12 @@ from unixkd.config import DataConfig
 from unixkd.data.disk import DiskSplit
 from unixkd.data.images import fit, fit_all, to_channels
 from unixkd.data.sampling import hold_out, subset
-from unixkd.data.source import Decoded, Encoded, Records, Source
+from unixkd.data.source import Decoded, Encoded, ImageFormat, Records, Source, find_format
 from unixkd.data.sources.cifar import load_cifar
 from unixkd.data.sources.digits import load_digits
 from unixkd.data.sources.folder import load_folder
 from unixkd.data.sources.hub import load_hub, load_parquet
-from unixkd.data.sources.stream import StreamSplit, load_stream
+from unixkd.data.sources.stream import Streamed, StreamSplit, load_stream
 from unixkd.data.sources.webdataset import load_shards
 from unixkd.data.split import MemorySplit
 from unixkd.errors import UserError, unknown_name
@@ -28,26 +29,22 @@ from unixkd.errors import UserError, unknown_name
 _MEMORY_SIZE = 64  # side up to which images are kept in memory
 
 
-_NAMED: dict[str, Callable[[DataConfig], Source]] = {
+_BY_NAME: dict[str, Callable[[DataConfig], Source]] = {
     "digits": lambda config: load_digits(),
     "cifar10": lambda config: load_cifar("cifar10", config.root),
     "cifar100": lambda config: load_cifar("cifar100", config.root),
 }
 
 
-_IDS = ("hub", "stream")
-
-
-_PREFIXED: dict[str, Callable[[str, DataConfig], Source]] = {
-    "folder": lambda place, config: load_folder(Path(place).expanduser(), config.max_unreadable),
-    "parquet": lambda place, config: load_parquet(
-        Path(place).expanduser(), config.image_column, config.label_column, config.max_unreadable
-    ),
-    "wds": lambda place, config: load_shards(place, config.label_column, config.max_unreadable),
-    "hub": lambda place, config: load_hub(
-        place, config.image_column, config.label_column, config.max_unreadable
-    ),
+_BY_PREFIX: dict[str, Callable[[str, DataConfig], Source]] = {
+    "folder": lambda place, config: load_folder(Path(place).expanduser()),
+    "parquet": lambda place, config: load_parquet(Path(place).expanduser(), config),
+    "wds": lambda place, config: load_shards(place, config.label_column),
+    "hub": lambda place, config: load_hub(place, config),
 }
+
+
+AnySplit = MemorySplit | DiskSplit | StreamSplit
 
 
 @dataclass(frozen=True)
@@ -71,7 +68,7 @@ class Data:
     """
 
     name: str
-    train: MemorySplit | DiskSplit | StreamSplit
+    train: AnySplit
     test: MemorySplit | DiskSplit | None
     class_names: tuple[str, ...] | None
     num_classes: int | None
@@ -95,22 +92,25 @@ def data_names() -> tuple[str, ...]:
     >>> data_names()
     ('digits', 'cifar10', 'cifar100', 'folder:PATH', 'parquet:PATH', 'wds:PATH', 'hub:ID', 'stream:ID')
     """
-    prefixes = (*_PREFIXED, "stream")
-    return (*_NAMED, *(f"{prefix}:{'ID' if prefix in _IDS else 'PATH'}" for prefix in prefixes))
+    prefixes = (*_BY_PREFIX, "stream")
+    return (
+        *_BY_NAME,
+        *(f"{prefix}:{'ID' if prefix in ('hub', 'stream') else 'PATH'}" for prefix in prefixes),
+    )
 
 
 def open_source(config: DataConfig) -> Source:
-    """The source that the configuration names.
+    """The source that the configuration names, with the format of its images.
 
     Raises:
         UsageError: there is no such source.
         UserError: the source cannot be read or holds faulty data.
     """
-    if config.name in _NAMED:
-        return _NAMED[config.name](config)
     prefix, separator, _ = config.name.partition(":")
-    if separator and prefix in _PREFIXED:
-        return _PREFIXED[prefix](_place(config.name), config)
+    if config.name in _BY_NAME:
+        return _BY_NAME[config.name](config)
+    if separator and prefix in _BY_PREFIX:
+        return _BY_PREFIX[prefix](_place(config.name), config)
     if Path(config.name).expanduser().exists():
         raise unknown_name("data", config.name, [f"folder:{config.name}", f"parquet:{config.name}"])
     raise unknown_name("data", prefix, data_names())
@@ -141,103 +141,94 @@ def load_data(config: DataConfig) -> Data:
     >>> data.image_shape, data.num_classes, len(data.train), len(data.test), data.train.num_views
     ((1, 8, 8), 10, 1295, 143, 9)
     """
-    check_numbers(config)
+    check_options(config)
     if config.name.startswith("stream:"):
-        return _load_stream(config)
+        known, stream = load_stream(_place(config.name), config)
+        stream = stream if config.labels else stream.unlabelled()
+        return _data(config, known, stream, known.test, notes=(stream.announcement(),))
     source = open_source(config)
     train, test = source.train, source.test
     if not len(train):
         raise UserError(f"data {config.name} has no training images")
     if config.holdout > 0:
-        kept, held = hold_out(train.labels, len(train), config.holdout, config.split_seed)
+        rest, held_out = hold_out(train.labels, len(train), config.holdout, config.split_seed)
         if config.evaluate_on == "test" and test is None:
             raise UserError(f"data {config.name} has no test set: leave data.evaluate_on out")
-        test = test if config.evaluate_on == "test" else train.select(held)
-        train = train.select(kept)
+        test = test if config.evaluate_on == "test" else train.select(held_out)
+        train = train.select(rest)
     if config.limit is not None:
         train = train.select(subset(train.labels, len(train), config.limit, config.split_seed))
-    train, left_out = leave_out(train, config.max_unreadable, config.workers)
+    train, left_out = leave_out(train, config.max_faulty, config.workers)
     if not config.labels:
         train = train.unlabelled()
-    size = source.size if config.size is None else config.size
-    splits = [_split(part, source, size, config) for part in (train, test) if part is not None]
-    return _data(config, source, size, splits[0], splits[1] if len(splits) == 2 else None, left_out=left_out)
-
-
-def _load_stream(config: DataConfig) -> Data:
-    """The same of a stream, whose images stay where they are."""
-    source, streamed = load_stream(_place(config.name), config)
-    size = source.size if config.size is None else config.size
-    train = StreamSplit(
-        records=streamed if config.labels else streamed.unlabelled(),
-        size=size,
-        channels=source.channels,
-        padding=config.crop_padding,
-        flip=source.flip if config.flip is None else config.flip,
-        view_seed=config.view_seed,
-        workers=config.workers,
-    )
-    test = None if source.test is None else _split(source.test, source, size, config)
-    return _data(config, source, size, train, test, notes=(streamed.announcement(),))
+    return _data(config, source, train, test, left_out=left_out)
 
 
 def _data(
     config: DataConfig,
     source: Source,
-    size: int,
-    train: MemorySplit | DiskSplit | StreamSplit,
-    test: MemorySplit | DiskSplit | None,
+    train: Records | Streamed,
+    test: Records | None,
     **more: tuple[str, ...],
 ) -> Data:
+    """The data set of a source, once it is known which images are for training and for evaluation."""
+    # unreadable images are counted by leave_out; in a stream they cannot be left out
+    skip = config.max_faulty > 0 and not isinstance(train, Streamed)
+    image_format = source.format or find_format(source.train, source.test, skip_unreadable=skip)
+    if config.size is not None:
+        image_format = replace(image_format, size=config.size)
+    flip = source.flip if config.flip is None else config.flip
+    train_split = _split(train, image_format, flip, config)
+    test_split = None if test is None else _split(test, image_format, flip, config)
+    assert not isinstance(test_split, StreamSplit)
+    splits = [train_split] if test_split is None else [train_split, test_split]
     return Data(
         name=config.name,
-        train=train,
-        test=test,
+        train=train_split,
+        test=test_split,
         class_names=source.class_names,
         num_classes=source.num_classes,
-        channels=source.channels,
-        size=size,
-        mean=source.mean,
-        std=source.std,
-        fingerprint=_fingerprint([train] if test is None else [train, test], source.class_names),
+        channels=image_format.channels,
+        size=image_format.size,
+        mean=image_format.mean,
+        std=image_format.std,
+        fingerprint=_fingerprint(splits, source.class_names),
         **more,
     )
 
 
-def _split(records: Records, source: Source, size: int, config: DataConfig) -> MemorySplit | DiskSplit:
-    flip = source.flip if config.flip is None else config.flip
+def _split(
+    records: Records | Streamed, image_format: ImageFormat, flip: bool, config: DataConfig
+) -> AnySplit:
+    """The images in memory, or on disk where they are large."""
+    if isinstance(records, Streamed):
+        return StreamSplit(records, image_format.size, image_format.channels, **_loading(flip, config))
     in_memory = config.in_memory
     if in_memory is None:
-        in_memory = size <= _MEMORY_SIZE or isinstance(records, Decoded)
-    if not in_memory:
-        if isinstance(records, Decoded):
+        in_memory = image_format.size <= _MEMORY_SIZE or isinstance(records, Decoded)
+    if isinstance(records, Decoded):
+        if not in_memory:
             raise UserError(f"data {config.name} is always in memory; leave data.in_memory out")
-        return DiskSplit(
-            records=records,
-            size=size,
-            channels=source.channels,
-            padding=config.crop_padding,
-            flip=flip,
-            view_seed=config.view_seed,
-            workers=config.workers,
-            views=config.views,
-            mixes=config.mixes,
-        )
-    padding = round(size / 8) if config.crop_padding is None else config.crop_padding
-    pixels = (
-        fit_all(records.pixels, size)
-        if isinstance(records, Decoded)
-        else np.stack([fit(to_channels(records.read(i), source.channels), size) for i in range(len(records))])
-    )
+        pixels = fit_all(records.pixels, image_format.size)
+    elif in_memory:
+        images = (to_channels(records.read(i), image_format.channels) for i in range(len(records)))
+        pixels = np.stack([fit(image, image_format.size) for image in images])
+    else:
+        return DiskSplit(records, image_format.size, image_format.channels, **_loading(flip, config))
     labels = None if records.labels is None else torch.from_numpy(records.labels)
+    padding = round(image_format.size / 8) if config.crop_padding is None else config.crop_padding
     return MemorySplit(
         torch.from_numpy(pixels), labels, padding, flip, config.view_seed, config.views, config.mixes
     )
 
 
-def _fingerprint(
-    splits: Sequence[MemorySplit | DiskSplit | StreamSplit], class_names: tuple[str, ...] | None
-) -> str:
+def _loading(flip: bool, config: DataConfig) -> dict[str, Any]:
+    """How the images of a `LoadedSplit` are cut, and by how many workers."""
+    names = ("view_seed", "workers", "views", "mixes")
+    return {name: getattr(config, name) for name in names} | {"padding": config.crop_padding, "flip": flip}
+
+
+def _fingerprint(splits: Sequence[AnySplit], class_names: tuple[str, ...] | None) -> str:
     digest = hashlib.sha256(repr(class_names).encode())
     for split in splits:
         if isinstance(split, MemorySplit):
@@ -250,29 +241,44 @@ def _fingerprint(
     return digest.hexdigest()
 
 
-def check_numbers(config: DataConfig) -> None:
-    """Raise where a number is out of range."""
+_LEAST = {
+    "size": (1, ""),
+    "crop_padding": (0, ""),
+    "views": (1, "; leave it out for all views"),
+    "mixes": (1, "; leave it out for images as they are"),
+    "max_faulty": (0, ""),
+    "workers": (0, ""),
+    "stream_buffer": (1, ""),
+}
+"""The smallest value that an option may have, and what to do instead."""
+
+
+_NOT_OF_STREAMS = {
+    "holdout": "images cannot be held out of a stream",
+    "limit": "a stream has no subset: give data.stream_images",
+    "views": "a stream does not show an image again in another view",
+    "mixes": "a stream does not show an image again, so its mixes are not fixed",
+    "in_memory": "a stream is never in memory",
+}
+
+
+def check_options(config: DataConfig) -> None:
+    """Raise where an option is out of range or does not go with the others; None is what a default decides."""
     if not 0 <= config.holdout < 1:
         raise UserError(f"data.holdout must be at least 0 and below 1, not {config.holdout}")
     if config.evaluate_on not in ("auto", "test"):
         raise unknown_name("data.evaluate_on", config.evaluate_on, ("auto", "test"))
-    if config.size is not None and config.size < 1:
-        raise UserError(f"data.size must be at least 1 pixel, not {config.size}")
-    if config.crop_padding is not None and config.crop_padding < 0:
-        raise UserError(f"data.crop_padding must be at least 0 pixels, not {config.crop_padding}")
-    if config.views is not None and config.views < 1:
-        raise UserError(f"data.views must be at least 1, not {config.views}; leave it out for all views")
-    if config.mixes is not None and config.mixes < 1:
-        raise UserError(
-            f"data.mixes must be at least 1, not {config.mixes}; leave it out for images as they are"
-        )
+    for name, (least, instead) in _LEAST.items():
+        value = getattr(config, name)
+        if value is not None and value < least:
+            raise UserError(f"data.{name} must be at least {least}, not {value}{instead}")
     if config.mixes is not None and config.views is not None:
         raise UserError("data.mixes are of all views of an image: leave data.views out")
-    if config.max_unreadable < 0:
-        raise UserError(f"data.max_unreadable must be at least 0, not {config.max_unreadable}")
-    if config.workers < 0:
-        raise UserError(f"data.workers must be at least 0, not {config.workers}")
-    if config.stream_images is not None and not config.name.startswith("stream:"):
+    if config.name.startswith("stream:"):
+        for name, reason in _NOT_OF_STREAMS.items():
+            if getattr(config, name) != getattr(DataConfig, name):
+                raise UserError(f"{reason}; leave data.{name} out")
+    elif config.stream_images is not None:
         raise UserError(f"data.stream_images is for a stream, and {config.name} is none: give data.limit")
 
 
@@ -280,20 +286,20 @@ SHOWN = 3
 """Images that an error tells the reasons of."""
 
 
-def leave_out(records: Records, most: int, workers: int) -> tuple[Records, tuple[str, ...]]:
+def leave_out(records: Records, max_faulty: int, workers: int) -> tuple[Records, tuple[str, ...]]:
     """The records that can be decoded, and what is wrong with each of the others.
 
     All images are decoded once for it; where nothing may be left out none is, as reading them finds the first.
 
     Args:
         records: training images
-        most: so many may be left out
+        max_faulty: so many may be left out
         workers: threads that decode
 
     Raises:
         UserError: more of them cannot be read, or all of a class
     """
-    if not most or not isinstance(records, Encoded):
+    if not max_faulty or not isinstance(records, Encoded):
         return records, ()
 
     def problem(i: int) -> str | None:
@@ -306,9 +312,9 @@ def leave_out(records: Records, most: int, workers: int) -> tuple[Records, tuple
     with ThreadPoolExecutor(max(1, workers)) as threads:
         problems = list(threads.map(problem, range(len(records))))
     wrong = tuple(each for each in problems if each is not None)
-    if len(wrong) > most:
+    if len(wrong) > max_faulty:
         raise UserError(
-            f"{len(wrong)} of {len(records)} training images cannot be read, --data.max_unreadable allows {most}: "
+            f"{len(wrong)} of {len(records)} training images cannot be read, --data.max_faulty allows {max_faulty}: "
             + "; ".join(wrong[:SHOWN])
         )
     left = records.select(np.flatnonzero([each is None for each in problems]))

@@ -14,24 +14,24 @@ from torch import Tensor
 from unixkd.method.draws import draw_words
 
 # what is drawn for; 1 to 8 are the views', the steps' and the choice's
-_OWN, _PARTNER, _OTHER, _WEIGHT = 9, 10, 11, 12
+_VIEW, _PARTNER, _PARTNER_VIEW, _WEIGHT = 9, 10, 11, 12
 _MANTISSA = 24  # bits that float32 holds exactly
 
 
 @dataclass(frozen=True)
 class FixedMixes:
-    """What is mixed: (1 − weight) · own view of the image + weight · view of the partner.
+    """What is mixed: (1 − weight) · view of the image + weight · view of the partner.
 
     Args:
-        own: code of the image's view `[N]`
+        view: code of the image's view `[N]`
         partner: position of the partner among the training images `[N]`; it may be the image itself
-        other: code of the partner's view `[N]`
+        partner_view: code of the partner's view `[N]`
         weight: of the partner, uniform in [0, 1) `[N]`
     """
 
-    own: Int[Tensor, " n"]
+    view: Int[Tensor, " n"]
     partner: Int[Tensor, " n"]
-    other: Int[Tensor, " n"]
+    partner_view: Int[Tensor, " n"]
     weight: Float[Tensor, " n"]
 
 
@@ -60,4 +60,4 @@ def fixed_mixes(
         return words(purpose) if views is None else words(purpose) % views
 
     weight = (words(_WEIGHT) >> (63 - _MANTISSA)).float() / (1 << _MANTISSA)
-    return FixedMixes(view(_OWN), words(_PARTNER) % images, view(_OTHER), weight)
+    return FixedMixes(view(_VIEW), words(_PARTNER) % images, view(_PARTNER_VIEW), weight)

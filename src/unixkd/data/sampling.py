@@ -44,26 +44,24 @@ def hold_out(labels: Indices | None, num_images: int, share: float, seed: int) -
         Ascending positions of the training and of the held-out images.
 
     Raises:
-        UserError: the share is out of range, or nothing can be held out.
+        UserError: no class has two images.
 
-    >>> train, held = hold_out(np.repeat([0, 1], 10), 20, share=0.2, seed=0)
-    >>> len(train), len(held), int((held < 10).sum())
+    >>> train, held_out = hold_out(np.repeat([0, 1], 10), 20, share=0.2, seed=0)
+    >>> len(train), len(held_out), int((held_out < 10).sum())
     (16, 4, 2)
     """
-    if not 0 < share < 1:
-        raise UserError(f"data.holdout must be at least 0 and below 1, not {share}")
     rng = np.random.default_rng([seed, 1])
     groups = np.zeros(num_images, dtype=np.int64) if labels is None else labels
-    held = np.zeros(num_images, dtype=bool)
+    held_out = np.zeros(num_images, dtype=bool)
     for group in np.unique(groups):
         members = rng.permutation(np.flatnonzero(groups == group))
         if len(members) >= 2:
-            held[members[: min(max(round(share * len(members)), 1), len(members) - 1)]] = True
-    if not held.any():
+            held_out[members[: min(max(round(share * len(members)), 1), len(members) - 1)]] = True
+    if not held_out.any():
         raise UserError(
             f"data.holdout {share}: no class has the two images it needs ({num_images} images in all)"
         )
-    return np.flatnonzero(~held), np.flatnonzero(held)
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
 def subset(labels: Indices | None, num_images: int, limit: int, seed: int) -> Indices:
@@ -117,8 +115,8 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Shares:
-    """An epoch's images as one of several processes sees it.
+class EpochRows:
+    """The images of an epoch that one of several processes trains on.
 
     Every process takes as many steps as the others. Of a full batch each has as many rows; of a short last one
     some have one more, and their losses count for as much more: the gradient is that of the whole batch.
@@ -136,30 +134,30 @@ class Shares:
     last: float = 1.0
 
 
-def share_out(order: Int[Tensor, " n"], batch_size: int, world: Place) -> Shares:
-    """This process's part of an epoch; a last batch of fewer than two images a process is left out.
+def split_among_processes(order: Int[Tensor, " n"], batch_size: int, world: Place) -> EpochRows:
+    """This process's images of an epoch; a last batch of fewer than two images a process is left out.
 
     Args:
         order: all images that the epoch visits `[n]`
         batch_size: of all processes together
 
     >>> order = torch.arange(11)
-    >>> [share_out(order, 4, Place(rank, 2)).order.tolist() for rank in range(2)]
+    >>> [split_among_processes(order, 4, Place(rank, 2)).order.tolist() for rank in range(2)]
     [[0, 1, 4, 5], [2, 3, 6, 7]]
-    >>> share = share_out(torch.arange(9), 5, Place(0, 1))
-    >>> share.steps, share.full, share.last
+    >>> epoch = split_among_processes(torch.arange(9), 5, Place(0, 1))
+    >>> epoch.steps, epoch.full, epoch.last
     (2, 1, 1.0)
     """
     full, rest = divmod(len(order), batch_size)
     steps = num_steps(len(order), batch_size, world)
     if world.size == 1:
-        return Shares(order, steps, full)
-    own = batch_size // world.size
-    rows = order[: full * batch_size].view(full, world.size, own)[:, world.rank].flatten()
+        return EpochRows(order, steps, full)
+    batches = order[: full * batch_size].view(full, world.size, batch_size // world.size)
+    rows = batches[:, world.rank].flatten()
     if steps == full:
-        return Shares(rows, full, full)
+        return EpochRows(rows, full, full)
     last = order[full * batch_size :].tensor_split(world.size)[world.rank]
-    return Shares(torch.cat([rows, last]), steps, full, len(last) * world.size / rest)
+    return EpochRows(torch.cat([rows, last]), steps, full, len(last) * world.size / rest)
 
 
 def num_steps(images: int, batch_size: int, world: Place) -> int:
@@ -170,15 +168,6 @@ def num_steps(images: int, batch_size: int, world: Place) -> int:
     """
     full, rest = divmod(images, batch_size)
     return full + (rest >= (1 if world.size == 1 else PER_PROCESS * world.size))
-
-
-def even_parts(rows: int, size: int) -> list[int]:
-    """So many rows shared out as evenly as it goes; the first ones have one more.
-
-    >>> even_parts(7, 3)
-    [3, 2, 2]
-    """
-    return [rows // size + (rank < rows % size) for rank in range(size)]
 
 
 def check_kept(keep: float, batch_size: int, world: Place) -> None:
@@ -192,10 +181,10 @@ def check_kept(keep: float, batch_size: int, world: Place) -> None:
     Raises:
         UserError: with the numbers
     """
-    own = own_batch_size(batch_size, world)
-    if world.size > 1 and round(keep * own) < PER_PROCESS:
+    rows = own_batch_size(batch_size, world)
+    if world.size > 1 and round(keep * rows) < PER_PROCESS:
         raise UserError(
-            f"keep {keep:g} of the {own} images that each of {world.size} processes has of a batch are fewer than "
+            f"keep {keep:g} of the {rows} images that each of {world.size} processes has of a batch are fewer than "
             f"{PER_PROCESS}: raise --train.batch_size or keep more"
         )
 

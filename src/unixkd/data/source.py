@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -13,13 +14,20 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from unixkd.data.images import Pixels, read_header, read_image
+from unixkd.data.images import GREY_MODES, Pixels, read_header, read_image
 from unixkd.errors import UserError
 
 Labels = NDArray[np.int64]
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# a labelled test set comes first, then a validation set; the first that is there is evaluated on
+TEST_NAMES = ("test", "val", "valid", "validation")
+_IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_GREY_STATISTICS = ((0.449,), (0.226,))  # averages over the channels
+_INSPECT_ALL = 10_000  # headers of up to so many images are read, of more this many evenly spaced ones
+_DEFAULT_SIZE = 224
+_NUMERAL = re.compile(r"-?\d{1,18}")
 
 
+@runtime_checkable
 class Items(Protocol):
     """A sequence of encoded images: paths or bytes."""
 
@@ -134,6 +142,23 @@ Records = Decoded | Encoded
 
 
 @dataclass(frozen=True)
+class ImageFormat:
+    """What batches of a data set's images look like.
+
+    Args:
+        size: side in pixels of the square images
+        channels: 1 or 3
+        mean: per-channel mean of pixels in [0, 1]
+        std: per-channel standard deviation
+    """
+
+    size: int
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Source:
     """A data set as its source describes it.
 
@@ -142,10 +167,7 @@ class Source:
         test: test images, or None
         class_names: name of each class, or None where there are none
         num_classes: number of classes, or None where it is unknown
-        channels: 1 or 3
-        size: side in pixels that suits the data
-        mean: per-channel mean of pixels in [0, 1]
-        std: per-channel standard deviation
+        format: that suits the data; None: the images' headers decide, see `find_format`
         flip: whether a mirrored image is as good as the image
     """
 
@@ -153,16 +175,116 @@ class Source:
     test: Records | None
     class_names: tuple[str, ...] | None
     num_classes: int | None
-    channels: int
-    size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    format: ImageFormat | None = None
     flip: bool = True
 
 
-def normalization(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """ImageNet's mean and standard deviation; for grey images the averages over the channels."""
-    return ((0.449,), (0.226,)) if channels == 1 else (IMAGENET_MEAN, IMAGENET_STD)
+def labelled_source(
+    read: Callable[[str, str], tuple[Items, Sequence[Any] | None]],
+    splits: Container[str],
+    names: tuple[str, ...] | None,
+    origin: str,
+    numerals: bool = False,
+) -> Source:
+    """A source of encoded images, evaluated on the first of `TEST_NAMES` that has labels.
+
+    Args:
+        read: gives the images of a split, and the label of each as it is written, or None; of the split's name and
+            what it is called in messages
+        splits: which there are beside `train`
+        names: of the classes, or None where the labels decide
+        origin: where the images come from, for messages
+        numerals: see `class_numbers`
+
+    Raises:
+        UserError: a label is faulty, or a class has no training images.
+    """
+    images, values = read("train", origin)
+    names, num_classes, labels = class_numbers(values, names, None, f"{origin}: train", numerals)
+    if labels is not None and num_classes is not None:
+        check_filled(labels, num_classes, names, f"{origin}: train")
+    train, test = Encoded.of(images, labels, origin), None
+    for split in (name for name in TEST_NAMES if name in splits):
+        where = f"{origin}: {split}"
+        images, values = read(split, where)
+        if values is not None:
+            names, num_classes, labels = class_numbers(values, names, num_classes, where, numerals)
+            test = Encoded.of(images, labels, where)
+            break
+    return Source(train, test, names, num_classes)
+
+
+def class_numbers(
+    values: Sequence[Any] | None,
+    names: tuple[str, ...] | None,
+    num_classes: int | None,
+    where: str,
+    numerals: bool = False,
+) -> tuple[tuple[str, ...] | None, int | None, Labels | None]:
+    """Class names, number of classes, and each label's class; words are classes in alphabetical order.
+
+    Args:
+        values: the labels as they are written, numbers or words; None: there are none
+        names: known class names, or None
+        num_classes: known number of classes, or None
+        where: what the labels belong to, for messages
+        numerals: words that are all numbers are these numbers
+
+    Raises:
+        UserError: a label is no class; the first such sample is named.
+
+    >>> class_numbers(["b", "a"], None, None, "train")
+    (('a', 'b'), 2, array([1, 0]))
+    >>> class_numbers(["0", "10"], None, None, "train", numerals=True)
+    (None, 11, array([ 0, 10]))
+    """
+    if values is None:
+        return names, len(names) if names else num_classes, None
+    words = {value for value in values if isinstance(value, str)}
+    numbers = (
+        {word: int(word) for word in words if _NUMERAL.fullmatch(word)} if numerals and not names else {}
+    )
+    if names is None and num_classes is None and len(numbers) < len(words) == len(set(values)):
+        names = tuple(sorted(words))
+    if names is not None:
+        numbers, num_classes = {name: i for i, name in enumerate(names)}, len(names)
+    labels = check_labels([numbers.get(value, value) for value in values], num_classes, where)
+    return names, int(labels.max()) + 1 if num_classes is None else num_classes, labels
+
+
+def find_format(train: Records, test: Records | None, skip_unreadable: bool = False) -> ImageFormat:
+    """The format that suits the images, from their headers, with ImageNet's mean and standard deviation.
+
+    The size is the common one where all images are square and alike, else 224; there is 1 channel
+    where all images are grey, else 3. Of more than 10,000 images that many evenly spaced ones count.
+
+    Args:
+        train: training images
+        test: test images
+        skip_unreadable: pass over training images whose header is unreadable: they are counted later
+
+    Raises:
+        UserError: a header is unreadable.
+    """
+    sizes: set[tuple[int, int]] = set()
+    grey = True
+    for records in (train, test):
+        if not isinstance(records, Encoded):
+            continue
+        count = min(len(records), _INSPECT_ALL)
+        for i in np.linspace(0, len(records) - 1, count).round().astype(int):
+            try:
+                with records.header(int(i)) as image:
+                    sizes.add(image.size)
+                    grey = grey and image.mode in GREY_MODES
+            except UserError:
+                if records is test or not skip_unreadable:
+                    raise
+    width, height = next(iter(sizes), (0, 1))
+    size = width if len(sizes) == 1 and width == height else _DEFAULT_SIZE
+    if grey:
+        return ImageFormat(size, 1, *_GREY_STATISTICS)
+    return ImageFormat(size, 3, *_IMAGENET_STATISTICS)
 
 
 def check_labels(labels: Sequence[Any] | NDArray[Any], num_classes: int | None, where: str) -> Labels:

@@ -1,4 +1,4 @@
-"""Images in memory, the interface through which training and evaluation see any split, and the views it shows."""
+"""What training and evaluation see of any split, the views it shows, and the split whose images are in memory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -28,45 +28,28 @@ from unixkd.data.views import (
 from unixkd.method.batch import Batch
 
 
-@runtime_checkable
-class Split(Protocol):
+class Split(ABC):
     """Labelled or unlabelled images; what a batch holds depends on the arguments alone.
 
-    An image has `num_views` numbered views, and (index, view) always names the same picture; `Viewed`
-    says what the numbers stand for.
+    An image has `num_views` numbered views, and (index, view) always names the same picture. Where all views of a
+    bounded set are in use, the number is the view's code (see `unixkd.data.views`); where only the first `views` are,
+    it counts along a fixed random sequence of the image's own, and the code stays inside. Without a padding, views are
+    random resized crops: as many as there are seeds, and an unlimited one has its seed as its number.
+
+    With `mixes` a number stands for a mix of two images instead, each in a view of its own (see `FixedMixes`).
     """
 
-    @property
-    def labels(self) -> Int[Tensor, " n"] | None:
-        """Class of each image `[N]`, int64, or None."""
+    labels: Int[Tensor, " n"] | None  # class of each image, where it is known before the image is read
+    padding: int | None
+    flip: bool
+    view_seed: int
+    views: int | None
+    mixes: int | None
 
-    @property
-    def labelled(self) -> bool:
-        """Whether the images have labels."""
-
-    @property
-    def lasting(self) -> bool:
-        """Whether an index means the same image in every epoch, as everywhere but in a stream."""
-
-    @property
-    def num_views(self) -> int | None:
-        """How many views, or mixes, of each image are trained on; None: unbounded."""
-
-    @property
-    def mixes(self) -> int | None:
-        """How many fixed mixes of each image are trained on instead of its views; None: none."""
-
-    def epoch_order(self, seed: int, epoch: int) -> Int[Tensor, " n"]:
-        """The order in which an epoch visits all images `[N]`."""
-
+    @abstractmethod
     def __len__(self) -> int: ...
 
-    def epoch_views(self, epoch: int, index: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
-        """The number of the view in which an epoch shows each image `[N]`, int64, on the index's device."""
-
-    def views_key(self) -> str:
-        """What a view's number means: with equal keys, (index, number) names the same cut of an image."""
-
+    @abstractmethod
     def train_batches(self, epoch: int, order: Int[Tensor, " m"], batch_size: int) -> Iterator[Batch]:
         """Augmented batches in the given order, with `index` and `view`; the last may be short.
 
@@ -76,6 +59,7 @@ class Split(Protocol):
             batch_size: images per batch
         """
 
+    @abstractmethod
     def eval_batches(self, batch_size: int, first: int = 0, every: int = 1) -> Iterator[Batch]:
         """All images in their own order, not augmented, with `index`; the last batch may be short.
 
@@ -85,29 +69,14 @@ class Split(Protocol):
             every: how many batches on the next one is
         """
 
+    @abstractmethod
     def image(self, i: int) -> NDArray[np.uint8]:
         """Image i as in evaluation `[H, W, C]`, uint8."""
 
-
-class Viewed(ABC):
-    """What every split does with its views.
-
-    A batch's `view` is a number in [0, num_views). Where all views of a bounded set are in use, it is
-    the view's code (see `unixkd.data.views`); where only the first `views` are, it counts along a fixed
-    random sequence of the image's own, and the code stays inside. Without a padding, views are random
-    resized crops: as many as there are seeds, and an unlimited one has its seed as its number.
-
-    With `mixes` a number stands for a mix of two images instead, each in a view of its own (see `FixedMixes`).
-    """
-
-    padding: int | None
-    flip: bool
-    view_seed: int
-    views: int | None
-    mixes: int | None
-
-    @abstractmethod
-    def __len__(self) -> int: ...
+    @property
+    def labelled(self) -> bool:
+        """Whether the images have labels."""
+        return self.labels is not None
 
     @property
     def device(self) -> torch.device:
@@ -202,7 +171,7 @@ class Viewed(ABC):
 
 
 @dataclass(frozen=True)
-class MemorySplit(Viewed):
+class MemorySplit(Split):
     """A split whose pixels are all in memory, on any device.
 
     Args:
@@ -232,11 +201,6 @@ class MemorySplit(Viewed):
         """Where the pixels are and batches are made."""
         return self.images.device
 
-    @property
-    def labelled(self) -> bool:
-        """Whether the images have labels."""
-        return self.labels is not None
-
     def __len__(self) -> int:
         return len(self.images)
 
@@ -250,8 +214,8 @@ class MemorySplit(Viewed):
         order = order.to(self.device)
         views = self.epoch_views(epoch, order)
         for start in range(0, len(order), batch_size):  # not split(): it makes one part of nothing
-            part = slice(start, start + batch_size)
-            yield self.batch(order[part], views[part])
+            rows = slice(start, start + batch_size)
+            yield self.batch(order[rows], views[rows])
 
     def batch(self, index: Int[Tensor, " m"], view: Int[Tensor, " m"]) -> Batch:
         """These images in these views, or these mixes of them.
@@ -267,10 +231,10 @@ class MemorySplit(Viewed):
         if self.mixes is None:
             return Batch(self._cut(index, self._codes(index, view)), labels, index, view)
         mix = self._mixed(index, view)
-        own, other = self._cut(index, mix.own), self._cut(mix.partner, mix.other)
-        others = None if self.labels is None else self.labels.index_select(0, mix.partner)
-        images = own.lerp_(other, mix.weight.view(-1, 1, 1, 1))
-        return Batch(images, labels, index, view, mixed_labels=others, mix_weight=mix.weight)
+        partner_labels = None if self.labels is None else self.labels.index_select(0, mix.partner)
+        images, partners = self._cut(index, mix.view), self._cut(mix.partner, mix.partner_view)
+        images.lerp_(partners, mix.weight.view(-1, 1, 1, 1))
+        return Batch(images, labels, index, view, mixed_labels=partner_labels, mix_weight=mix.weight)
 
     def _cut(self, index: Int[Tensor, " m"], codes: Int[Tensor, " m"]) -> Float[Tensor, "m c h w"]:
         """The pixels of these images in the views of these codes."""
@@ -280,18 +244,18 @@ class MemorySplit(Viewed):
         """All images in their own order; see `Split`."""
         positions = torch.arange(len(self), device=self.device)
         for start in range(first * batch_size, len(self), every * batch_size):
-            part = slice(start, start + batch_size)
-            labels = None if self.labels is None else self.labels[part]
-            yield Batch(to_pixels(self.images[part]), labels, positions[part])
+            rows = slice(start, start + batch_size)
+            labels = None if self.labels is None else self.labels[rows]
+            yield Batch(to_pixels(self.images[rows]), labels, positions[rows])
 
     def image(self, i: int) -> NDArray[np.uint8]:
         """Image i `[H, W, C]`, uint8."""
         return self.images[i].cpu().numpy()
 
 
-AnyViewed = TypeVar("AnyViewed", bound=Viewed)
+AnySplit = TypeVar("AnySplit", bound=Split)
 
 
-def unmixed(split: AnyViewed) -> AnyViewed:
+def unmixed(split: AnySplit) -> AnySplit:
     """The same split, whose images are shown in their views and not in mixes."""
     return split if split.mixes is None else replace(split, mixes=None)  # type: ignore[type-var]

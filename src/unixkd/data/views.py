@@ -93,17 +93,17 @@ def first_codes(view_seed: int, index: Int[Tensor, " n"], views: int, limit: int
     """
     dtype = torch.int16 if views <= 1 << 15 else torch.int32
     ordered = torch.arange(views, dtype=dtype, device=index.device)
-    parts = []
-    for part in index.split(max(_CHUNK // views, 1)):
-        codes = ordered.repeat(len(part), 1)
+    chunks = []
+    for chunk in index.split(max(_CHUNK // views, 1)):
+        codes = ordered.repeat(len(chunk), 1)
         for place in range(limit):
             left = views - place
-            other = place + draw_words((_SEQUENCE, view_seed, place), part)[:, None] % left
+            other = place + draw_words((_SEQUENCE, view_seed, place), chunk)[:, None] % left
             here, there = codes[:, place : place + 1].clone(), codes.gather(1, other)
             codes.scatter_(1, other, here)
             codes[:, place : place + 1] = there
-        parts.append(codes[:, :limit].clone())
-    return torch.cat(parts)
+        chunks.append(codes[:, :limit].clone())
+    return torch.cat(chunks)
 
 
 def numbered_seeds(view_seed: int, index: Int[Tensor, " n"], view: Int[Tensor, " n"]) -> Int[Tensor, " n"]:

@@ -10,7 +10,6 @@ from torch import nn
 
 from unixkd.data.sampling import check_kept, own_batch_size
 from unixkd.distiller import Distiller
-from unixkd.errors import UserError
 from unixkd.method.epoch_choice import History
 from unixkd.method.ledger import Ledger, flops_by_size
 from unixkd.training.answers import open_store
@@ -81,9 +80,7 @@ def make_distiller(
         note: shows the user a line
         world: the processes
     """
-    config, train = run.config, run.config.train
-    if config.answers.max_faulty < 0:
-        raise UserError(f"answers.max_faulty must be at least 0, got {config.answers.max_faulty}")
+    train, path = run.config.train, run.config.answers.path
     return Distiller(
         student,
         run.teacher,
@@ -93,7 +90,7 @@ def make_distiller(
         seed=train.seed,
         rank=world.rank,
         ledger=ledger,
-        store=None if config.answers.path is None else open_store(run, config.answers.path, note),
+        store=None if path is None else open_store(run, path, note),
         student_dtype=DTYPES[train.precision],
         teacher_dtype=DTYPES[train.teacher_precision],
         marks_faulty=True,

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
-from unixkd.data.sampling import PER_PROCESS, share_out
+from unixkd.data.sampling import PER_PROCESS, split_among_processes
 from unixkd.data.split import unmixed
 from unixkd.method.batch import Batch
 from unixkd.method.method import sees_clean_images
@@ -84,7 +84,7 @@ def statistics_for_evaluation(run: Run) -> contextlib.AbstractContextManager[Non
         least = PER_PROCESS * run.world.size  # of which every batch is a multiple
         count = max(count // least, 1) * least
         size = max(size // least, 1) * PER_PROCESS
-        own = share_out(order[:count], size * run.world.size, run.world).order
+        own = split_among_processes(order[:count], size * run.world.size, run.world).order
     else:
         own = order[: count if alone or run.world.leads else 0]
     if alone or run.world.leads:

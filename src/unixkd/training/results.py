@@ -54,9 +54,32 @@ def write_results(run: Run, weights: Mapping[str, Tensor] | None = None) -> dict
         if run.resolved.method.selects and run.resolved.data.train.lasting:
             kept = selection(run.engine.tally, run.epoch, run.resolved.data)
             run.folder.write_json("selection.json", asdict(kept))
+        if unanswered(run):
+            list_left_out(run)
         summary = asdict(summarise(run))
         run.folder.write_json("summary.json", summary)
     return summary
+
+
+def list_left_out(run: Run) -> None:
+    """Leave a list of the training images that are left out, where there are any, and say so."""
+    unreadable, faulty = list(run.resolved.data.left_out), unanswered(run)
+    if not unreadable and not faulty:
+        return
+    run.folder.write_json("left_out.json", {"unreadable": unreadable, "unanswered": faulty})
+    reasons = [f"{len(unreadable)} training images cannot be read and are left out"] if unreadable else []
+    if faulty:
+        reasons.append(
+            f"the teacher's logits are not finite for {len(faulty)} training images, left out of the losses"
+        )
+    run.note(f"{'; '.join(reasons)}: {run.folder.path}/left_out.json")
+
+
+def unanswered(run: Run) -> list[int]:
+    """Numbers of the images to which the teacher's answer was not finite; images of a stream have none."""
+    if not run.resolved.data.train.lasting:
+        return []
+    return [int(i) for i in run.engine.tally.unanswered.nonzero()]
 
 
 def summarise(run: Run) -> Summary:

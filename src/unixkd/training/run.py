@@ -38,7 +38,7 @@ from unixkd.training.loggers import Loggers, check_installed, open_loggers
 from unixkd.training.memory import explained, keep_freed_memory
 from unixkd.training.predictions import Predictions
 from unixkd.training.resolved import pick_device, resolve
-from unixkd.training.results import plan_of_run, write_results
+from unixkd.training.results import list_left_out, plan_of_run, write_results
 from unixkd.training.run_folder import Mode, RunFolder
 from unixkd.training.state import Run, noting
 from unixkd.training.stopping import Stopped, stoppable
@@ -130,6 +130,8 @@ def open_folder(run: Run, mode: Mode) -> bool:
     if (planned := plan_of_run(run)) is not None:
         with run.folder.writing():
             run.folder.write_json("plan.json", asdict(planned))
+    for line in run.resolved.data.notes:
+        run.note(line, shared=True)
     list_left_out(run)
     if resumed:
         return True
@@ -137,17 +139,6 @@ def open_folder(run: Run, mode: Mode) -> bool:
         run.note("nothing was saved before the run was ended: it begins again")
     run.folder.keep_metrics(0)
     return False
-
-
-def list_left_out(run: Run) -> None:
-    """Show what is to be known of the data; leave a list of the training images that could not be read."""
-    for line in run.resolved.data.notes:
-        run.note(line, shared=True)
-    if wrong := run.resolved.data.left_out:
-        run.folder.write_json("left_out.json", {"unreadable": list(wrong)})
-        run.note(
-            f"{len(wrong)} training images cannot be read and are left out: {run.folder.path}/left_out.json"
-        )
 
 
 def begin_to_log(run: Run, log: LogConfig) -> Loggers:
@@ -178,6 +169,8 @@ def epoch_steps(run: Run) -> Iterator[None]:
     run.resolved.student.train()
     if not run.done:
         run.engine.tally.start_epoch()
+        if not run.resolved.data.train.lasting:  # the next epoch has other images in the same places
+            run.engine.tally.unanswered.zero_()
     seen = run.engine.tally.seen
 
     def images(seconds: float) -> float:
@@ -290,14 +283,15 @@ def look(run: Run) -> None:
 
 
 def check_answers(run: Run) -> None:
-    """Raise where the teacher's answers to more images than allowed were not finite; waits for the device."""
-    faulty, allowed = run.engine.tally.unanswered > 0, run.config.answers.max_faulty
-    if int(faulty.sum()) > allowed:
-        named = ", ".join(map(str, faulty.nonzero().flatten()[:NAMED].tolist()))
+    """Raise where more images are faulty than may be left out; waits for the device."""
+    faulty = run.engine.tally.unanswered.nonzero().flatten().tolist()
+    allowed, unreadable = run.config.data.max_faulty, len(run.resolved.data.left_out)
+    if faulty and len(faulty) + unreadable > allowed:
+        named = ", ".join(map(str, faulty[:NAMED]))
         raise UserError(
-            f"epoch {run.epoch + 1}: the teacher's logits are not finite for {int(faulty.sum())} images "
-            f"({named}{', …' if int(faulty.sum()) > NAMED else ''}); are its mean, std and precision right? Up to "
-            f"--answers.max_faulty ({allowed}) are left out of the losses"
+            f"epoch {run.epoch + 1}: the teacher's logits are not finite for {len(faulty)} images "
+            f"({named}{', …' if len(faulty) > NAMED else ''}); are its mean, std and precision right? Up to "
+            f"--data.max_faulty ({allowed}) are left out{f', and {unreadable} cannot be read' if unreadable else ''}"
         )
 
 

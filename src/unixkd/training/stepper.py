@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from unixkd.config import TrainConfig
-from unixkd.data.sampling import num_steps, own_batch_size, share_out
+from unixkd.data.sampling import num_steps, own_batch_size, split_among_processes
 from unixkd.data.split import MemorySplit, Split
 from unixkd.errors import first_line
 from unixkd.method.batch import Draws
@@ -38,7 +38,7 @@ class EpochPlan:
         answers: the teacher's stored logits `[m, classes]`, or None
         weight: of each image in the losses `[m]`, or None
         full_steps: how many batches are full
-        last: what the loss of a short last batch is multiplied by (`Shares`)
+        last: what the loss of a short last batch is multiplied by (`EpochRows`)
     """
 
     number: int
@@ -115,7 +115,7 @@ class Stepper:
         self.change_method(number)
         order = self.split.epoch_order(self.train.seed, number)
         order, weights = self.choose(number, order)
-        shares, size = share_out(order, self.train.batch_size, self.engine.world), self.batch_size
+        shares, size = split_among_processes(order, self.train.batch_size, self.engine.world), self.batch_size
         order = shares.order
         draws = epoch_draws(
             len(order),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from unixkd.data.cache import cache_dir, cached_array, files_key
 from unixkd.data.images import Pixels, read_image, to_array, to_channels
-from unixkd.data.source import Decoded, Source, check_filled, check_labels
+from unixkd.data.source import Decoded, ImageFormat, Source, check_filled, check_labels
 from unixkd.errors import UserError, missing_extra
 
 _CLASSES = {"cifar10": 10, "cifar100": 100}
@@ -47,23 +48,18 @@ def load_cifar(name: str, root: str | None) -> Source:
 
 
 def _source(
-    name: str, train: Decoded, test: Decoded, class_names: Sequence[str] | None, where: Path
+    name: str, splits: Sequence[tuple[Pixels, Any]], class_names: Sequence[str] | None, folder: Path
 ) -> Source:
+    """The data set of the pixels and the labels of both splits."""
     count = _CLASSES[name]
     if class_names is not None and len(class_names) != count:
-        raise UserError(f"{where}: {len(class_names)} class names, but {name} has {count}")
-    if train.labels is not None:
-        check_filled(train.labels, count, class_names, f"{where}: train")
-    return Source(
-        train=train,
-        test=test,
-        class_names=None if class_names is None else tuple(class_names),
-        num_classes=count,
-        channels=3,
-        size=32,
-        mean=_MEAN[name],
-        std=_STD[name],
-    )
+        raise UserError(f"{folder}: {len(class_names)} class names, but {name} has {count}")
+    (train, train_labels), (test, test_labels) = splits
+    checked = check_labels(train_labels, count, f"{folder}: train")
+    check_filled(checked, count, class_names, f"{folder}: train")
+    tested = Decoded(test, check_labels(test_labels, count, f"{folder}: test"))
+    names = None if class_names is None else tuple(class_names)
+    return Source(Decoded(train, checked), tested, names, count, ImageFormat(32, 3, _MEAN[name], _STD[name]))
 
 
 def _from_torchvision(name: str, folder: Path) -> Source:
@@ -73,39 +69,28 @@ def _from_torchvision(name: str, folder: Path) -> Source:
     download = not (folder / _FOLDERS[name]).is_dir()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        parts = [dataset(str(folder), train=train, download=download) for train in (True, False)]
+        splits = [dataset(str(folder), train=train, download=download) for train in (True, False)]
     except (OSError, RuntimeError) as error:
         doing = "download into" if download else "read from"
         raise UserError(
             f"cannot {doing} {folder}: {error}; give a folder that holds {name} with data.root"
         ) from error
-    train, test = (
-        Decoded(np.asarray(part.data), check_labels(part.targets, _CLASSES[name], f"{folder}: {which}"))
-        for which, part in zip(("train", "test"), parts, strict=True)
-    )
-    return _source(name, train, test, parts[0].classes, folder)
+    pairs = [(np.asarray(split.data), split.targets) for split in splits]
+    return _source(name, pairs, splits[0].classes, folder)
 
 
 def _from_parquet(name: str, folder: Path) -> Source:
-    train, class_names = _read_shards(name, folder, "train")
-    test, _ = _read_shards(name, folder, "test")
-    return _source(name, train, test, class_names, folder)
-
-
-def _read_shards(name: str, folder: Path, which: str) -> tuple[Decoded, list[str] | None]:
-    files = sorted(folder.glob(f"{which}-*.parquet"))
-    if not files:
-        raise UserError(f"{folder}: no {which}-*.parquet beside the other shards")
-    choices = ("fine_label", "label") if name == "cifar100" else ("label", "fine_label")
-    columns = [_read_column(file, choices) for file in files]
-    labels = np.concatenate([column.to_numpy() for column, _ in columns])
-
-    def decode() -> Pixels:
-        return np.stack([pixels for file in files for pixels in _decode(file)])
-
-    pixels = cached_array(f"{name}-{which}-{files_key(files)}", decode)
-    checked = check_labels(labels, _CLASSES[name], f"{folder}: {which}")
-    return Decoded(pixels, checked), columns[0][1]
+    label_columns = ("fine_label", "label") if name == "cifar100" else ("label", "fine_label")
+    splits, class_names = [], []
+    for split in ("train", "test"):
+        files = sorted(folder.glob(f"{split}-*.parquet"))
+        if not files:
+            raise UserError(f"{folder}: no {split}-*.parquet beside the other shards")
+        columns = [_read_column(file, label_columns) for file in files]
+        pixels = cached_array(f"{name}-{split}-{files_key(files)}", partial(_decode, files))
+        splits.append((pixels, np.concatenate([column.to_numpy() for column, _ in columns])))
+        class_names.append(columns[0][1])
+    return _source(name, splits, class_names[0], folder)
 
 
 def _read_column(file: Path, choices: Sequence[str]) -> tuple[Any, list[str] | None]:
@@ -126,18 +111,19 @@ def _read_column(file: Path, choices: Sequence[str]) -> tuple[Any, list[str] | N
     raise UserError(f"{file}: no column {' or '.join(choices)}; it has {', '.join(schema.names)}")
 
 
-def _decode(file: Path) -> list[Pixels]:
+def _decode(files: Sequence[Path]) -> Pixels:
     arrays = []
-    for row, value in enumerate(_read_column(file, ("img", "image"))[0].to_pylist()):
-        where = f"{file}: row {row}"
-        data = value.get("bytes") if isinstance(value, dict) else value
-        if not isinstance(data, bytes):
-            raise UserError(f"{where}: holds no image bytes")
-        image = read_image(data, where)
-        if image.size != (32, 32):
-            raise UserError(f"{where}: {image.width} x {image.height} pixels instead of 32 x 32")
-        arrays.append(to_array(to_channels(image, 3)))
-    return arrays
+    for file in files:
+        for row, value in enumerate(_read_column(file, ("img", "image"))[0].to_pylist()):
+            where = f"{file}: row {row}"
+            data = value.get("bytes") if isinstance(value, dict) else value
+            if not isinstance(data, bytes):
+                raise UserError(f"{where}: holds no image bytes")
+            image = read_image(data, where)
+            if image.size != (32, 32):
+                raise UserError(f"{where}: {image.width} x {image.height} pixels instead of 32 x 32")
+            arrays.append(to_array(to_channels(image, 3)))
+    return np.stack(arrays)
 
 
 def _class_names(metadata: dict[bytes, bytes] | None, column: str) -> list[str] | None:

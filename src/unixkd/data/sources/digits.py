@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unixkd.data.sampling import hold_out
-from unixkd.data.source import Decoded, Source
+from unixkd.data.source import Decoded, ImageFormat, Source
 from unixkd.errors import missing_extra
 
 # mean and standard deviation of the 1,438 training images' pixels, measured once
@@ -33,10 +33,7 @@ def load_digits() -> Source:
         test=everything.select(test),
         class_names=tuple("0123456789"),
         num_classes=10,
-        channels=1,
-        size=8,
-        mean=(_MEAN,),
-        std=(_STD,),
+        format=ImageFormat(8, 1, (_MEAN,), (_STD,)),
         flip=False,
     )
 

@@ -8,11 +8,10 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -23,25 +22,25 @@ from torch import Tensor
 
 from unixkd.config import DataConfig
 from unixkd.data.cache import files_key
-from unixkd.data.disk import NO_VIEW, Cut, load_pixels
+from unixkd.data.disk import NO_VIEW, LoadedSplit
 from unixkd.data.images import Pixels, read_image
-from unixkd.data.source import Encoded, Source, normalization
-from unixkd.data.sources import folder
+from unixkd.data.source import Items, Source, labelled_source
 from unixkd.data.sources.hub import (
+    Column,
     datasets_library,
-    encoded_images,
-    find_image_column,
-    find_label_column,
-    load_parts,
+    find_columns,
+    load_splits,
     parquet_files,
-    read_labels,
     reason_of,
+    training_split,
+    undecoded,
+    written_labels,
 )
-from unixkd.data.split import Viewed
 from unixkd.errors import UserError
 from unixkd.method.batch import Batch
 
 _HEAD = 64  # images at the beginning that stand for all
+_FILES = 10  # that are read side by side at most
 
 
 def load_stream(place: str, config: DataConfig) -> tuple[Source, Streamed]:
@@ -56,57 +55,45 @@ def load_stream(place: str, config: DataConfig) -> tuple[Source, Streamed]:
     Raises:
         UserError: it cannot be loaded, its length is not known, or an option is none of a stream's.
     """
-    check_stream(config)
-    origin, library = f"stream:{place}", datasets_library()
-    path = Path(place).expanduser()
+    origin, path = f"stream:{place}", Path(place).expanduser()
     files = parquet_files(path) if path.exists() else None
     how: dict[str, Any] = {"path": place} if files is None else {"path": "parquet", "data_files": files}
-    parts = load_parts(library, origin, streaming=True, **how)
-    train = parts.get("train") or (next(iter(parts.values())) if len(parts) == 1 else None)
+    splits = load_splits(origin, streaming=True, **how)
+    train = training_split(splits)
     if train is None or train.features is None:
-        known = ", ".join(parts) or "none"
+        known = ", ".join(splits) or "none"
         raise UserError(f"{origin}: no training images whose columns are known; its parts are {known}")
-    image = find_image_column(library, train.features, config.image_column, origin)
-    label = find_label_column(library, train.features, config.label_column)
-    names = None
-    if label is not None and isinstance(train.features[label], library.ClassLabel):
-        names = tuple(train.features[label].names)
-    test = _evaluation_set(library, parts, (image, label), names, origin, _version(place, files))
-    num_classes = _num_classes(names, test)
-    if label is not None and config.labels and num_classes is None:
+    image, label, names = find_columns(train.features, config, origin)
+    columns = [image] if label is None else [image, label]
+    train = undecoded(train, *columns)
+    head, total = _head(train, image, origin), _total(train, files)
+
+    def read(split: str, where: str) -> tuple[Items, Sequence[Any] | None]:
+        if split == "train":
+            return list(head), None  # its labels come with the images, in training
+        fetched = _fetch(undecoded(splits[split], *columns), where, _version(place, files))
+        return Column(fetched, image, where), written_labels(fetched, label)
+
+    labelled = {split for split, examples in splits.items() if label in (examples.features or {})}
+    source = labelled_source(read, labelled, names, origin)
+    if label is not None and config.labels and source.num_classes is None:
         raise UserError(
             f"{origin}: {label} is no class column, so that the classes are not known: give data.labels false, or "
             "another data.label_column"
         )
-    train = _undecoded(library, train, image, label)
-    head, total = _head(train, image, origin), _total(train, files)
     streamed = Streamed(
         stream=train,
         image=image,
         label=label,
-        count=_epoch(config, total, origin),
+        count=_epoch(config.stream_images, total, origin),
         total=total,
         buffer=config.stream_buffer,
         seed=config.split_seed,
-        num_classes=num_classes,
+        num_classes=source.num_classes,
         head=head,
         origin=origin,
     )
-    first = Encoded.of(list(head), None, origin)
-    size, channels = folder.inspect(first, test)
-    mean, std = normalization(channels)
-    return Source(first, test, names, num_classes, channels, size, mean, std), streamed
-
-
-def _num_classes(names: tuple[str, ...] | None, test: Encoded | None) -> int | None:
-    if names is not None:
-        return len(names)
-    return None if test is None or test.labels is None else int(test.labels.max()) + 1
-
-
-def _undecoded(library: ModuleType, part: Any, image: str, label: str | None) -> Any:
-    columns = part.select_columns([image] if label is None else [image, label])
-    return columns.cast_column(image, library.Image(decode=False))
+    return source, streamed
 
 
 def _head(train: Any, image: str, origin: str) -> tuple[bytes, ...]:
@@ -129,14 +116,13 @@ def _total(train: Any, files: dict[str, list[str]] | None) -> int | None:
     return None if known is None or not known.num_examples else int(known.num_examples)
 
 
-def _epoch(config: DataConfig, total: int | None, origin: str) -> int:
-    wanted = config.stream_images
-    if wanted is None and total is None:
+def _epoch(wanted: int | None, total: int | None, origin: str) -> int:
+    """Images of an epoch."""
+    count = total if wanted is None else wanted
+    if count is None:
         raise UserError(
             f"{origin}: how many images it has is not known: give data.stream_images, those of an epoch"
         )
-    count = total if wanted is None else wanted
-    assert count is not None
     if count < 1 or (total is not None and count > total):
         raise UserError(
             f"data.stream_images is {count}, but {origin} has {total or 'an unknown number of'} images"
@@ -147,7 +133,7 @@ def _epoch(config: DataConfig, total: int | None, origin: str) -> int:
 def _version(place: str, files: dict[str, list[str]] | None) -> str:
     """What tells the data from what they were: the files' sizes and times, or the commit on the Hub."""
     if files is not None:
-        return files_key(Path(file) for part in sorted(files) for file in files[part])
+        return files_key(Path(file) for split in sorted(files) for file in files[split])
     from huggingface_hub import HfApi  # datasets itself needs it
 
     try:
@@ -158,47 +144,27 @@ def _version(place: str, files: dict[str, list[str]] | None) -> str:
         ) from error
 
 
-def _evaluation_set(
-    library: ModuleType,
-    parts: dict[str, Any],
-    columns: tuple[str, str | None],
-    names: tuple[str, ...] | None,
-    origin: str,
-    version: str,
-) -> Encoded | None:
-    """The first labelled part that is for evaluation, from the disk."""
-    image, label = columns
-    for name in folder.TEST_NAMES:
-        part = parts.get(name)
-        if part is None or label is None or label not in (part.features or {}):
-            continue
-        part = _undecoded(library, part, image, label)
-        told = repr((origin, version, name, part.features, library.__version__))
-        try:
-            whole = library.Dataset.from_generator(
-                _examples, gen_kwargs={"stream": part}, features=part.features, **_known_by(library, told)
-            )
-        except Exception as error:
-            raise UserError(f"{origin}: {name}: cannot be read ({reason_of(error)})") from error
-        num_classes = len(names) if names else None
-        _, labels = read_labels(library, whole, label, f"{origin}: {name}", names, num_classes)
-        if labels is not None:
-            return encoded_images(library, whole, image, labels, f"{origin}: {name}")
-    return None
+def _fetch(examples: Any, origin: str, version: str) -> Any:
+    """All of a stream as a data set on the disk; `datasets` keeps it for as long as the version stays the same."""
+    library, known_by = datasets_library(), {}
+    if _accepts(library.Dataset.from_generator, "fingerprint"):  # older versions keep a copy for every start
+        key = repr((origin, version, examples.features, library.__version__))
+        known_by["fingerprint"] = hashlib.sha256(key.encode()).hexdigest()[:16]
+    try:
+        return library.Dataset.from_generator(
+            _each, gen_kwargs={"examples": examples}, features=examples.features, **known_by
+        )
+    except Exception as error:
+        raise UserError(f"{origin}: cannot be read ({reason_of(error)})") from error
 
 
-def _known_by(library: ModuleType, told: str) -> dict[str, str]:
-    """By what `datasets` knows a set again that it has kept; older versions keep a copy for every start."""
-    if "fingerprint" not in inspect.signature(library.Dataset.from_generator).parameters:
-        return {}
-    return {"fingerprint": hashlib.sha256(told.encode()).hexdigest()[:16]}
+def _each(examples: Any) -> Iterator[dict[str, Any]]:
+    yield from examples
 
 
-def _examples(stream: Any) -> Iterator[dict[str, Any]]:
-    yield from stream
-
-
-_FILES = 10  # that are read side by side at most
+def _accepts(function: Any, argument: str) -> bool:
+    """Whether this version of `datasets` knows an argument."""
+    return argument in inspect.signature(function).parameters
 
 
 @dataclass(frozen=True)
@@ -243,8 +209,10 @@ class Streamed:
             UserError: the stream cannot be read on, ends too early, or has an empty image or a faulty label.
         """
         seed = np.random.SeedSequence([self.seed, number]).generate_state(1)[0]
-        how = {"max_buffer_input_shards": self.files_at_once} if _reads_files_together(self.stream) else {}
-        examples = iter(self.stream.shuffle(seed=int(seed), buffer_size=self.buffer, **how))
+        how = {"seed": int(seed), "buffer_size": self.buffer}
+        if _accepts(self.stream.shuffle, "max_buffer_input_shards"):  # it would read ten files together
+            how["max_buffer_input_shards"] = self.files_at_once
+        examples = iter(self.stream.shuffle(**how))
         for place in range(self.count):
             where = f"{self.origin}: image {place} of epoch {number + 1}"
             try:
@@ -293,8 +261,8 @@ class Streamed:
         import datasets
 
         facts = (self.count, self.buffer, self.seed, self.image, self.label, self.stream.num_shards)
-        told = repr((facts, self.stream.features, datasets.__version__))  # its shuffling may change
-        return hashlib.sha256(told.encode() + b"".join(self.head)).digest()
+        key = repr((facts, self.stream.features, datasets.__version__))  # its shuffling may change
+        return hashlib.sha256(key.encode() + b"".join(self.head)).digest()
 
 
 def encoded(value: Any, where: str) -> bytes:
@@ -304,51 +272,21 @@ def encoded(value: Any, where: str) -> bytes:
     raise UserError(f"{where}: holds no image bytes")
 
 
-def _reads_files_together(stream: Any) -> bool:
-    """Whether this version of `datasets` would, if it were not told otherwise."""
-    return "max_buffer_input_shards" in inspect.signature(stream.shuffle).parameters
-
-
-_CPU = torch.device("cpu")
-
-
 _Sample = tuple[bytes, str, int]  # an encoded image, what it is called, the code of its view
 
 
 @dataclass(frozen=True)
-class StreamSplit(Viewed):
+class StreamSplit(LoadedSplit):
     """A split whose images come one after the other; an index is a place in the epoch and means no image of another.
 
     The stream is read and shuffled in this process and decoded in loader processes, so that their number cannot
-    change a batch. Of an epoch that is gone on with, what came before is read again and thrown away; of several
-    processes each reads all of the stream and decodes its own images.
-
-    Args:
-        records: the stream
-        size: side of the square images in pixels
-        channels: 1 or 3
-        padding: zero padding of the random crop in pixels, or None: random resized crops
-        flip: random horizontal flip
-        view_seed: seed of the augmentations
-        workers: loader processes; 0 decodes in this process
-        onto: where batches are made; they cross to it as uint8
+    change a batch. When an epoch is resumed, the stream is read again from the epoch's beginning and the images
+    already used are thrown away; of several processes each reads all of the stream and decodes its own images.
+    It has neither views nor mixes of limited number.
     """
 
     records: Streamed
-    size: int
-    channels: int
-    padding: int | None = None
-    flip: bool = True
-    view_seed: int = 0
-    workers: int = 0
-    onto: torch.device = _CPU
-    views: None = None
-    mixes: None = None
-
-    @property
-    def labels(self) -> None:
-        """Labels come with the images only."""
-        return
+    labels = None  # they come with the images only
 
     @property
     def labelled(self) -> bool:
@@ -359,13 +297,6 @@ class StreamSplit(Viewed):
     def lasting(self) -> bool:
         """Never: an index is a place in an epoch."""
         return False
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def to(self, device: torch.device | str) -> StreamSplit:
-        """The same split whose batches are made on a device."""
-        return replace(self, onto=torch.device(device))
 
     def epoch_order(self, seed: int, epoch: int) -> Int[Tensor, " n"]:
         """As the images come: the stream itself is shuffled, by a seed of the data's own."""
@@ -390,15 +321,15 @@ class StreamSplit(Viewed):
             raise ValueError("a stream gives its images in its own order only")
         views, labels = self.epoch_views(epoch, order).split(batch_size), deque[Int[Tensor, " n"]]()
         with closing(self._samples(epoch, order, batch_size, labels)) as samples:
-            loading = load_pixels(self.read, samples, self.workers, self.onto)
+            loading = self.load_pixels(samples)
             for positions, view, pixels in zip(order.split(batch_size), views, loading, strict=True):
-                own = labels.popleft()
-                yield Batch(pixels, own if self.labelled else None, positions, view).to(self.onto)
+                known = labels.popleft()
+                yield Batch(pixels, known if self.labelled else None, positions, view).to(self.onto)
 
     def read(self, sample: _Sample) -> Pixels:
         """An encoded image in the view of a code `[size, size, C]`, uint8; runs in a worker."""
         content, where, code = sample
-        return Cut(self.size, self.channels, self.padding, self.flip)(read_image(content, where), code)
+        return self.cut(read_image(content, where), code)
 
     def image(self, i: int) -> NDArray[np.uint8]:
         """One of the stream's first images as in evaluation `[size, size, C]`, uint8."""
@@ -416,31 +347,11 @@ class StreamSplit(Viewed):
         images, place = self.records.epoch(epoch), -1
         codes = self._codes(order, self.epoch_views(epoch, order))
         for positions, batch_codes in zip(order.split(batch_size), codes.split(batch_size), strict=True):
-            batch, own = [], []
+            batch, batch_labels = [], []
             for position, code in zip(positions.tolist(), batch_codes.tolist(), strict=True):
                 while place < position:
                     (content, label, where), place = next(images), place + 1
                 batch.append((content, where, code))
-                own.append(label)
-            labels.append(torch.tensor(own))
+                batch_labels.append(label)
+            labels.append(torch.tensor(batch_labels))
             yield batch
-
-
-def check_stream(config: DataConfig) -> None:
-    """Raise where an option is none of a stream's."""
-    default = DataConfig()
-    for name, reason in _NOT_OF_STREAMS.items():
-        if getattr(config, name) != getattr(default, name):
-            raise UserError(f"{reason}; leave data.{name} out")
-    if config.stream_buffer < 1:
-        raise UserError(f"data.stream_buffer must be at least 1, not {config.stream_buffer}")
-
-
-_NOT_OF_STREAMS = {
-    "holdout": "images cannot be held out of a stream",
-    "limit": "a stream has no subset: give data.stream_images",
-    "views": "a stream does not show an image again in another view",
-    "mixes": "a stream does not show an image again, so its mixes are not fixed",
-    "max_unreadable": "a stream cannot be read through beforehand",
-    "in_memory": "a stream is never in memory",
-}

@@ -10,26 +10,28 @@ import math
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unixkd.data.cache import cached_array, files_key
 from unixkd.data.images import SUFFIXES
-from unixkd.data.source import Encoded, Source, check_filled, check_labels, normalization
-from unixkd.data.sources.folder import TEST_NAMES, inspect
+from unixkd.data.source import TEST_NAMES, Source, labelled_source
 from unixkd.errors import UserError
 
-_MOST = 1_000_000
+_MAX_FILES = 1_000_000  # that a pattern may stand for
+_MAX_IMAGE, _MAX_LABEL_FILE, _MAX_LABEL, _MAX_NAME = 1 << 28, 1 << 20, 256, 1024  # bytes
+_MAX_HEADER = 1 << 20  # bytes that tarfile may read at once
+_HEAD = 1 << 14  # bytes that are usually enough for an image's mode and size
+_LABEL_FIELDS = ("label", "labels", "cls", "class", "target")
+
+Index = NDArray[np.void]
+"""A row for each image of a tar file: `name`, `offset` and `size` of its bytes, `label` as it is written, or empty."""
 
 
-_BRACES, _NUMBER = re.compile(r"\{([^{}]*)\}"), re.compile(r"-?\d{1,18}")
-
-
-def load_shards(pattern: str, label_field: str | None, most_unreadable: int = 0) -> Source:
+def load_shards(pattern: str, label_field: str | None) -> Source:
     """Tar files as a source: images `KEY.jpg`, and beside them `KEY.cls`, `KEY.json` or `KEY.txt`.
 
     The pattern is a tar file, a folder of them or with `train/` and `val/` of them, or a path with
@@ -39,26 +41,19 @@ def load_shards(pattern: str, label_field: str | None, most_unreadable: int = 0)
     Raises:
         UserError: a file is missing, is no whole tar file, or holds a faulty sample; a label is faulty.
     """
-    shards = _shards(pattern)
+    origin, shards = f"wds:{pattern}", _shards(pattern)
     if not shards.get("train"):
-        raise UserError(f"wds:{pattern}: no tar files to train on; there are some for {', '.join(shards)}")
-    images, labels = _read(shards["train"], label_field, f"wds:{pattern}")
-    classes = None if labels is None else _classes(labels)
-    train, test = _encoded(images, labels, classes, f"wds:{pattern}: train"), None
-    for part in TEST_NAMES:
-        if test is None and part in shards:
-            images, labels = _read(shards[part], label_field, f"wds:{pattern}: {part}")
-            if labels is not None:
-                classes = classes or _classes(labels)
-                test = _encoded(images, labels, classes, f"wds:{pattern}: {part}")
-    names, num_classes = classes or (None, None)
-    if train.labels is not None and num_classes is not None:
-        check_filled(train.labels, num_classes, names, f"wds:{pattern}: train")
-    elif label_field is not None and classes is None:
-        raise UserError(f"wds:{pattern}: no sample has the label {label_field}: correct data.label_column")
-    size, channels = inspect(train, test, most_unreadable)
-    mean, std = normalization(channels)
-    return Source(train, test, names, num_classes, channels, size, mean, std)
+        raise UserError(f"{origin}: no tar files to train on; there are some for {', '.join(shards)}")
+    source = labelled_source(
+        lambda split, where: _read(shards[split], label_field, where),
+        splits=shards,
+        names=None,
+        origin=origin,
+        numerals=True,
+    )
+    if label_field is not None and source.num_classes is None:
+        raise UserError(f"{origin}: no sample has the label {label_field}: correct data.label_column")
+    return source
 
 
 def expand(pattern: str) -> list[str]:
@@ -70,10 +65,10 @@ def expand(pattern: str) -> list[str]:
     Raises:
         UserError: they are more than a million.
     """
-    parts = _BRACES.split(pattern)  # what is between braces comes at odd places
-    choices = [_choices(part) if i % 2 else [part] for i, part in enumerate(parts)]
-    if math.prod(map(len, choices)) > _MOST:
-        raise UserError(f"{pattern}: stands for more than {_MOST:,} files")
+    pieces = re.split(r"\{([^{}]*)\}", pattern)  # what is between braces comes at odd places
+    choices = [_choices(piece) if i % 2 else [piece] for i, piece in enumerate(pieces)]
+    if math.prod(map(len, choices)) > _MAX_FILES:
+        raise UserError(f"{pattern}: stands for more than {_MAX_FILES:,} files")
     return ["".join(chosen) for chosen in itertools.product(*choices)]
 
 
@@ -82,22 +77,20 @@ def _choices(inside: str) -> Sequence[str]:
     if ends is None:
         return inside.split(",")
     first, last = int(ends[1]), int(ends[2])
-    if not 0 <= last - first < _MOST:
-        raise UserError(f"{{{inside}}}: from {first} to {last} is no range of at most {_MOST:,} files")
+    if not 0 <= last - first < _MAX_FILES:
+        raise UserError(f"{{{inside}}}: from {first} to {last} is no range of at most {_MAX_FILES:,} files")
     return [str(number).zfill(len(ends[1])) for number in range(first, last + 1)]
 
 
 def _shards(pattern: str) -> dict[str, list[Path]]:
-    """Tar files by the part of the data that they hold."""
+    """Tar files of each split."""
     place = Path(pattern).expanduser()
     if re.match(r"(pipe:|\w+://)", pattern):
         raise UserError(f"wds:{pattern}: shards are local files: fetch them first, or give stream:ID")
     if place.is_dir():
-        folders = {part: place / part for part in ("train", *TEST_NAMES) if (place / part).is_dir()}
-        if "train" in folders:
-            return {
-                part: found for part, folder in folders.items() if (found := sorted(folder.glob("*.tar")))
-            }
+        if (place / "train").is_dir():
+            folders = {split: sorted((place / split).glob("*.tar")) for split in ("train", *TEST_NAMES)}
+            return {split: files for split, files in folders.items() if files}
         files = sorted(place.glob("*.tar"))
     else:
         files = [Path(file) for text in expand(str(place)) for file in _matching(text)]
@@ -111,8 +104,8 @@ def _shards(pattern: str) -> dict[str, list[Path]]:
     shards: dict[str, list[Path]] = {}
     for file in files:
         words = re.split(r"[^a-z0-9]+", file.name.lower())
-        part = next((name for name in TEST_NAMES if name in words and len(files) > 1), "train")
-        shards.setdefault(part, []).append(file)
+        split = next((name for name in TEST_NAMES if name in words and len(files) > 1), "train")
+        shards.setdefault(split, []).append(file)
     return shards
 
 
@@ -120,9 +113,7 @@ def _matching(text: str) -> list[str]:
     return sorted(glob.glob(text)) if re.search(r"[*?\[]", text) and not Path(text).exists() else [text]  # noqa: PTH207
 
 
-def _read(
-    files: list[Path], label_field: str | None, where: str
-) -> tuple[TarImages, NDArray[np.bytes_] | None]:
+def _read(files: list[Path], label_field: str | None, where: str) -> tuple[TarImages, list[str] | None]:
     """The images of tar files, and their labels as they are written, or None where none has one."""
     images = TarImages(files, [tar_index(file, label_field) for file in files])
     if not len(images):
@@ -136,51 +127,7 @@ def _read(
         raise UserError(
             f"{name}: has no label, as {len(lacking)} of {len(labels)} images; the others have one"
         )
-    return images, labels
-
-
-def _classes(labels: NDArray[np.bytes_]) -> tuple[tuple[str, ...] | None, int]:
-    """Class names, where labels are words, and the number of classes."""
-    words = [text.decode("utf-8", "replace") for text in np.unique(labels).tolist()]
-    if all(_NUMBER.fullmatch(word) for word in words):
-        return None, max(max(int(word) for word in words) + 1, 1)
-    names = tuple(sorted(words))
-    return names, len(names)
-
-
-def _encoded(
-    images: TarImages,
-    labels: NDArray[np.bytes_] | None,
-    classes: tuple[tuple[str, ...] | None, int] | None,
-    origin: str,
-) -> Encoded:
-    """The images with the number of each one's class. Raises UserError for a label that is no class."""
-    if labels is None or classes is None:
-        return Encoded.of(images, None, origin)
-    names, num_classes = classes
-    number = {name: i for i, name in enumerate(names or ())}
-    texts, place = np.unique(labels, return_inverse=True)
-    words = [text.decode("utf-8", "replace") for text in texts.tolist()]
-    values = [
-        number.get(word, int(word) if not names and _NUMBER.fullmatch(word) else word) for word in words
-    ]
-    return Encoded.of(images, check_labels([values[i] for i in place], num_classes, origin), origin)
-
-
-Index = NDArray[np.void]
-"""A row for each image of a tar file: `name`, `offset` and `size` of its bytes, `label` as it is written, or empty."""
-
-
-LABEL_FIELDS = ("label", "labels", "cls", "class", "target")
-
-
-_HEADER = 1 << 20  # extended headers (long names) are read whole by tarfile
-
-
-_IMAGE, _LABEL_FILE, _LABEL, _NAME = 1 << 28, 1 << 20, 256, 1024
-
-
-_HEAD = 1 << 14  # usually enough for an image's mode and size
+    return images, np.char.decode(labels, "utf-8", "replace").tolist()
 
 
 def tar_index(file: Path, label_field: str | None) -> Index:
@@ -209,27 +156,26 @@ def _make(file: Path, label_field: str | None) -> Index:
     try:
         with file.open("rb") as opened:
             samples = _samples(opened, file)
-            rows = [_row(opened, f"{file}: {key}", parts, label_field) for key, parts in samples.items()]
+            rows = [_row(opened, f"{file}: {key}", members, label_field) for key, members in samples.items()]
     except (OSError, tarfile.TarError) as error:
         raise UserError(f"{file}: cannot be read as a tar file ({error}); fetch it again") from error
-    width = {name: max((len(row[name]) for row in rows), default=1) or 1 for name in ("name", "label")}
-    kind = [
-        ("name", f"S{width['name']}"),
-        ("offset", "<i8"),
-        ("size", "<i8"),
-        ("label", f"S{width['label']}"),
-    ]
-    return np.array([(row["name"], row["offset"], row["size"], row["label"]) for row in rows], dtype=kind)
+    name = max((len(row[0]) for row in rows), default=1)
+    label = max((len(row[3]) for row in rows), default=0) or 1  # numpy has no S0
+    kind = [("name", f"S{name}"), ("offset", "<i8"), ("size", "<i8"), ("label", f"S{label}")]
+    return np.array(rows, dtype=kind)
 
 
 class _Bounded:
     """A file of which no more is read at a time than a header may take."""
 
+    # A header may declare an extended header (a long name of GNU tar, a pax record) of any size, which tarfile reads
+    # into memory as a whole: a hostile file of a few kilobytes could ask for all the memory there is. So tarfile is
+    # handed this file, which refuses to read more than 1 MiB at once; images are read past it, by their offsets.
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.seek, self.tell = file, file.seek, file.tell
 
     def read(self, size: int = -1) -> bytes:
-        if not 0 <= size <= _HEADER:
+        if not 0 <= size <= _MAX_HEADER:
             raise tarfile.ReadError(f"a header of {size:,} bytes")
         return self.file.read(size)
 
@@ -245,8 +191,8 @@ def _samples(opened: BinaryIO, file: Path) -> dict[str, dict[str, tarfile.TarInf
             if not member.isreg() or member.issparse() or not stem or not dot:
                 continue
             key, extension = str(path.parent / stem), extension.lower()
-            if len(member.name.encode("utf-8", "surrogateescape")) > _NAME:
-                raise UserError(f"{file}: a name of more than {_NAME} bytes ({member.name[:60]}...)")
+            if len(member.name.encode("utf-8", "surrogateescape")) > _MAX_NAME:
+                raise UserError(f"{file}: a name of more than {_MAX_NAME} bytes ({member.name[:60]}...)")
             if extension in samples.setdefault(key, {}) or (samples[key] and key != last):
                 raise UserError(f"{file}: {member.name}: the key {key} is there twice")
             samples[key][extension], last = member, key
@@ -264,38 +210,42 @@ def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 
 
 def _row(
-    opened: BinaryIO, where: str, parts: dict[str, tarfile.TarInfo], label_field: str | None
-) -> dict[str, Any]:
-    images = [member for extension, member in parts.items() if f".{extension}" in SUFFIXES]
+    opened: BinaryIO, where: str, members: dict[str, tarfile.TarInfo], label_field: str | None
+) -> tuple[bytes, int, int, bytes]:
+    """A sample's row of the index."""
+    images = [member for extension, member in members.items() if f".{extension}" in SUFFIXES]
     if len(images) != 1:
-        found = ", ".join(parts)
-        raise UserError(f"{where}: {'no image' if not images else 'several images'} ({found}), one is wanted")
+        problem = "several images" if images else "no image"
+        raise UserError(f"{where}: {problem} ({', '.join(members)}), one is wanted")
     image = images[0]
-    if not 0 < image.size <= _IMAGE:
-        raise UserError(f"{where}: an image of {image.size:,} bytes, refused (limit {_IMAGE:,})")
-    label = _label(opened, where, parts, label_field)
-    if len(label) > _LABEL:
-        raise UserError(f"{where}: a label of more than {_LABEL} bytes is no class: give data.label_column")
-    name = image.name.encode("utf-8", "surrogateescape")
-    return {"name": name, "offset": image.offset_data, "size": image.size, "label": label}
+    if not 0 < image.size <= _MAX_IMAGE:
+        raise UserError(f"{where}: an image of {image.size:,} bytes, refused (limit {_MAX_IMAGE:,})")
+    label = _label(opened, where, members, label_field)
+    if len(label) > _MAX_LABEL:
+        raise UserError(
+            f"{where}: a label of more than {_MAX_LABEL} bytes is no class: give data.label_column"
+        )
+    return image.name.encode("utf-8", "surrogateescape"), image.offset_data, image.size, label
 
 
-def _label(opened: BinaryIO, where: str, parts: dict[str, tarfile.TarInfo], label_field: str | None) -> bytes:
-    """What a sample says that it is, empty where it says nothing."""
+def _label(
+    opened: BinaryIO, where: str, members: dict[str, tarfile.TarInfo], label_field: str | None
+) -> bytes:
+    """A sample's label as it is written, empty where it has none."""
     for extension in ("cls", "json", "txt"):
         in_json = extension == "json" and label_field not in ("cls", "txt")
-        if extension not in parts or not (in_json or label_field in (None, extension)):
+        if extension not in members or not (in_json or label_field in (None, extension)):
             continue
-        member = parts[extension]
-        if member.size > _LABEL_FILE:
+        member = members[extension]
+        if member.size > _MAX_LABEL_FILE:
             raise UserError(f"{where}.{extension}: {member.size:,} bytes for a label, refused")
         opened.seek(member.offset_data)
         content = opened.read(member.size)
         label = _json_label(content, f"{where}.json", label_field) if in_json else content.strip()
-        if label or extension != "json":
-            if not label:
-                raise UserError(f"{where}.{extension}: an empty label")
+        if label:
             return label
+        if not in_json:
+            raise UserError(f"{where}.{extension}: an empty label")
     return b""
 
 
@@ -306,7 +256,7 @@ def _json_label(content: bytes, where: str, label_field: str | None) -> bytes:
         raise UserError(f"{where}: cannot be read as JSON ({error})") from error
     if not isinstance(values, dict):
         raise UserError(f"{where}: holds no fields")
-    for name in LABEL_FIELDS if label_field is None else (label_field,):
+    for name in _LABEL_FIELDS if label_field is None else (label_field,):
         value = values.get(name)
         if isinstance(value, bool | float | list | dict):
             raise UserError(f"{where}: {name} is {str(value)[:40]}, no class number or name")
@@ -315,7 +265,6 @@ def _json_label(content: bytes, where: str, label_field: str | None) -> bytes:
     return b""
 
 
-@dataclass(frozen=True)
 class TarImages:
     """The encoded images of tar files, in the files' order and in each file's own.
 
@@ -324,21 +273,16 @@ class TarImages:
         indices: of each
     """
 
-    files: Sequence[Path]
-    indices: Sequence[Index]
-    starts: NDArray[np.int64] = field(init=False)
-    stamps: Sequence[tuple[int, int]] = field(init=False)
-
-    def __post_init__(self) -> None:
-        starts = np.cumsum([0, *(len(index) for index in self.indices)])
-        object.__setattr__(self, "starts", starts)
-        object.__setattr__(self, "stamps", [_stamp(file) for file in self.files])
+    def __init__(self, files: Sequence[Path], indices: Sequence[Index]) -> None:
+        self.files, self.indices = files, indices
+        self.starts = np.cumsum([0, *(len(index) for index in indices)])
+        self.stamps = [_stamp(file) for file in files]
 
     def __len__(self) -> int:
         return int(self.starts[-1])
 
     def __getitem__(self, position: int) -> bytes:
-        return self._read(position, _IMAGE)
+        return self._read(position, _MAX_IMAGE)
 
     def head(self, position: int) -> bytes:
         """The beginning of an image, usually enough to know its mode and size."""
