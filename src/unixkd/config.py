@@ -6,15 +6,23 @@ method its own number of kept samples. Fractions are shares of the *configured* 
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict, dataclass, field
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
+import msgspec
 import yaml
+from msgspec import Meta
 
 from unixkd.errors import UserError
 
 Precision = Literal["auto", "fp32", "bf16"]
+Positive = Annotated[int, Meta(ge=1)]
+NotNegative = Annotated[int, Meta(ge=0)]
+Finite = Annotated[float, Meta(ge=0, le=sys.float_info.max)]
+Share = Annotated[float, Meta(ge=0, le=1)]
 Scorer = Literal["entropy", "margin", "least_confidence", "true_loss", "random"]
 
 
@@ -50,24 +58,24 @@ class DataConfig:
 
     name: str = "digits"
     root: str | None = None
-    size: int | None = None
+    size: Positive | None = None
     limit: int | None = None
-    holdout: float = 0.0
+    holdout: Annotated[float, Meta(ge=0, lt=1)] = 0.0
     evaluate_on: Literal["auto", "test"] = "auto"
     split_seed: int = 0
-    crop_padding: int | None = None
+    crop_padding: NotNegative | None = None
     flip: bool | None = None
     view_seed: int = 0
-    views: int | None = None
-    mixes: int | None = None
+    views: Positive | None = None
+    mixes: Positive | None = None
     labels: bool = True
     image_column: str | None = None
     label_column: str | None = None
     in_memory: bool | None = None
-    workers: int = 2
-    max_faulty: int = 0
+    workers: NotNegative = 2
+    max_faulty: NotNegative = 0
     stream_images: int | None = None
-    stream_buffer: int = 2000
+    stream_buffer: Positive = 2000
 
 
 @dataclass(frozen=True)
@@ -236,35 +244,35 @@ class TrainConfig:
         sync_batchnorm: BatchNorm normalises by the images of all processes; needs CUDA
     """
 
-    epochs: int = 30
-    batch_size: int = 64
+    epochs: Positive = 30
+    batch_size: Positive = 64
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: float = 0.05
-    momentum: float = 0.9
+    lr: Finite = 0.05
+    momentum: Share = 0.9
     nesterov: bool = False
-    weight_decay: float = 5e-4
+    weight_decay: Finite = 5e-4
     schedule: Literal["multistep", "cosine", "onecycle", "constant"] = "cosine"
-    milestones: list[float] = field(default_factory=lambda: [0.625, 0.75, 0.875])
-    gamma: float = 0.1
-    warmup_epochs: float = 0.0
-    clip_norm: float | None = None
-    ema_decay: float | None = None
-    label_smoothing: float = 0.0
-    seed: int = 0
+    milestones: list[Share] = field(default_factory=lambda: [0.625, 0.75, 0.875])
+    gamma: Finite = 0.1
+    warmup_epochs: Finite = 0.0
+    clip_norm: Finite | None = None
+    ema_decay: Share | None = None
+    label_smoothing: Share = 0.0
+    seed: NotNegative = 0
     precision: Precision = "auto"
     teacher_precision: Precision = "auto"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    threads: int | None = None
+    threads: Positive | None = None
     channels_last: bool = True
     fused: bool = True
     flush_denormal: bool = True
     keep_memory: bool = True
     graph: bool = True
     compile: bool = False
-    eval_every: int = 1
-    eval_batch_size: int = 256
-    bn_images: int = 2048
-    checkpoint_every: int = 1
+    eval_every: Positive = 1
+    eval_batch_size: Positive = 256
+    bn_images: NotNegative = 2048
+    checkpoint_every: Positive = 1
     micro_batch: int | None = None
     sharding: Literal["none", "student", "both"] = "none"
     sync_batchnorm: bool = False
@@ -310,7 +318,31 @@ class RunConfig:
     answers: AnswersConfig = field(default_factory=AnswersConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     label: str | None = None
-    reference_epochs: int | None = None
+    reference_epochs: Positive | None = None
+
+
+def check_ranges(options: Any, group: str = "") -> None:
+    """Raise where a number is outside the range that its field declares; None is what a default decides.
+
+    Args:
+        options: one of the dataclasses above; groups in it are not looked into
+        group: what it is called in a configuration
+
+    >>> check_ranges(TrainConfig(epochs=0), "train")
+    Traceback (most recent call last):
+    unixkd.errors.UserError: train.epochs: Expected `int` >= 1, got 0
+    """
+    for name, kind in get_type_hints(type(options), include_extras=True).items():
+        value = getattr(options, name)
+        if not isinstance(value, Real | list | tuple):
+            continue
+        if isinstance(value, Real):  # msgspec takes Python's own numbers alone, not NumPy's
+            value = int(value) if isinstance(value, Integral) else float(value)
+        try:
+            msgspec.convert(value, kind)
+        except msgspec.ValidationError as error:
+            key = f"{group}.{name}" if group else name
+            raise UserError(f"{key}: {str(error).partition(' - at')[0]}, got {value!r}") from None
 
 
 GONE: dict[str, Any] = {

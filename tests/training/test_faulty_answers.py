@@ -96,7 +96,7 @@ def test_a_run_without_them_is_the_run_that_does_not_look(teacher, tmp_path, mon
 
 
 def test_a_negative_cap_is_refused(teacher, tmp_path):
-    with pytest.raises(UserError, match=r"data\.max_faulty must be at least 0, not -1"):
+    with pytest.raises(UserError, match=r"data\.max_faulty: .* >= 0, got -1"):
         run(allowing(distilled(teacher), -1), tmp_path / "run")
 
 

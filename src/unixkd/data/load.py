@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from unixkd.config import DataConfig
+from unixkd.config import DataConfig, check_ranges
 from unixkd.data.disk import DiskSplit
 from unixkd.data.images import fit, fit_all, to_channels
 from unixkd.data.sampling import hold_out, subset
@@ -241,18 +241,6 @@ def _fingerprint(splits: Sequence[AnySplit], class_names: tuple[str, ...] | None
     return digest.hexdigest()
 
 
-_LEAST = {
-    "size": (1, ""),
-    "crop_padding": (0, ""),
-    "views": (1, "; leave it out for all views"),
-    "mixes": (1, "; leave it out for images as they are"),
-    "max_faulty": (0, ""),
-    "workers": (0, ""),
-    "stream_buffer": (1, ""),
-}
-"""The smallest value that an option may have, and what to do instead."""
-
-
 _NOT_OF_STREAMS = {
     "holdout": "images cannot be held out of a stream",
     "limit": "a stream has no subset: give data.stream_images",
@@ -264,14 +252,9 @@ _NOT_OF_STREAMS = {
 
 def check_options(config: DataConfig) -> None:
     """Raise where an option is out of range or does not go with the others; None is what a default decides."""
-    if not 0 <= config.holdout < 1:
-        raise UserError(f"data.holdout must be at least 0 and below 1, not {config.holdout}")
+    check_ranges(config, "data")
     if config.evaluate_on not in ("auto", "test"):
         raise unknown_name("data.evaluate_on", config.evaluate_on, ("auto", "test"))
-    for name, (least, instead) in _LEAST.items():
-        value = getattr(config, name)
-        if value is not None and value < least:
-            raise UserError(f"data.{name} must be at least {least}, not {value}{instead}")
     if config.mixes is not None and config.views is not None:
         raise UserError("data.mixes are of all views of an image: leave data.views out")
     if config.name.startswith("stream:"):

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-import math
-import sys
 
 import torch
 
-from unixkd.config import RunConfig, TrainConfig
+from unixkd.config import RunConfig, TrainConfig, check_ranges
 from unixkd.data.load import Data
 from unixkd.errors import UserError, first_line
 from unixkd.method.epoch_choice import num_chosen
@@ -21,30 +19,15 @@ from unixkd.method.scoring import TrueLoss
 from unixkd.models.card import PixelModel
 from unixkd.training.memory import LEAST_ROWS
 
-COUNTS = ("epochs", "batch_size", "eval_every", "eval_batch_size", "checkpoint_every", "threads")
-NOT_NEGATIVE = ("bn_images", "seed", "lr", "weight_decay", "gamma", "warmup_epochs", "clip_norm")
-SHARES = ("momentum", "ema_decay", "label_smoothing")
-"""Training options by the numbers they may have; milestones are shares too."""
-
 
 def check_train(config: TrainConfig) -> None:
-    """Raise where a training option is out of range; None is what a default decides."""
-    for names, low, high, wanted in (
-        (COUNTS, 1, math.inf, "be at least 1"),
-        (NOT_NEGATIVE, 0, sys.float_info.max, "be finite and at least 0"),
-        (SHARES, 0, 1, "lie in [0, 1]"),
-    ):
-        for name in names:
-            value = getattr(config, name)
-            if value is not None and not low <= value <= high:
-                raise UserError(f"train.{name} must {wanted}, got {value}")
+    """Raise where a training option is out of range or does not go with another one."""
+    check_ranges(config, "train")
     if config.micro_batch is not None and config.micro_batch < LEAST_ROWS:
         raise UserError(
             f"train.micro_batch must be at least {LEAST_ROWS}, got {config.micro_batch}: BatchNorm may not be able to "
             "train on one image"
         )
-    if not all(0 <= point <= 1 for point in config.milestones):
-        raise UserError(f"train.milestones are shares of the run in [0, 1], got {config.milestones}")
     if config.optimizer == "sgd" and config.nesterov and config.momentum == 0:
         raise UserError("train.nesterov needs a momentum above 0")
 

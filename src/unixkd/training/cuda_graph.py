@@ -30,7 +30,7 @@ Recorder = Callable[[Callable[[], None]], Callable[[], None]]
 
 @dataclass(frozen=True)
 class GraphInputs:
-    """What the steps of an epoch are told, one row each, on the device.
+    """Inputs of an epoch's steps, a row for each, on the device.
 
     Args:
         index: images of each step `[steps, N]`
@@ -65,13 +65,20 @@ class GraphInputs:
     ) -> GraphInputs:
         """The full batches of an epoch whose images, views, draws and what is known lie one after the other."""
         steps = len(index) // batch_size
-        told = (index, view, draws.partner, draws.lam, draws.noise, answers, weight)
-        rows = [
-            None if t is None else t[: steps * batch_size].reshape(steps, batch_size, *t.shape[1:])
-            for t in told
-        ]
-        rates = torch.tensor(lr[:steps], dtype=torch.float32, device=index.device)
-        return cls(*rows[:5], rates, *rows[5:])  # type: ignore[arg-type, call-arg]
+
+        def table(column: Tensor) -> Tensor:
+            return column[: steps * batch_size].reshape(steps, batch_size, *column.shape[1:])
+
+        return cls(
+            index=table(index),
+            view=table(view),
+            partner=table(draws.partner),
+            lam=table(draws.lam),
+            noise=table(draws.noise),
+            lr=torch.tensor(lr[:steps], dtype=torch.float32, device=index.device),
+            answers=None if answers is None else table(answers),
+            weight=None if weight is None else table(weight),
+        )
 
     def __len__(self) -> int:
         return len(self.lr)
@@ -128,17 +135,18 @@ class CapturedStep:
         self.counter.fill_(done)
 
     def body(self) -> None:
-        """One step, told by the counter's row of the tables."""
-        told, batch = self.tables, self.split.batch(self.pick(self.tables.index), self.pick(self.tables.view))
-        if told.answers is not None:
-            batch = replace(batch, answers=self.pick(told.answers))
-        if told.weight is not None:
-            batch = replace(batch, weight=self.pick(told.weight))
-        self.engine.set_learning_rate(self.pick(told.lr))
-        draws = Draws(self.pick(told.partner), self.pick(told.lam), self.pick(told.noise))
+        """Run one step on the row of the input tables that the device-side counter selects."""
+        tables = self.tables
+        batch = self.split.batch(self.pick(tables.index), self.pick(tables.view))
+        if tables.answers is not None:
+            batch = replace(batch, answers=self.pick(tables.answers))
+        if tables.weight is not None:
+            batch = replace(batch, weight=self.pick(tables.weight))
+        self.engine.set_learning_rate(self.pick(tables.lr))
+        draws = Draws(self.pick(tables.partner), self.pick(tables.lam), self.pick(tables.noise))
         self.counts = self.engine.step(batch, draws).counts
         self.counter += 1
-        self.counter %= len(told)  # an epoch may have fewer steps than the warm-up
+        self.counter %= len(tables)  # an epoch may have fewer steps than the warm-up
 
     def pick(self, table: Tensor) -> Tensor:
         """The step's row of a table; only the device knows which."""

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from unixkd.config import ModelConfig, RunConfig, TrainConfig
+from unixkd.config import ModelConfig, RunConfig, TrainConfig, check_ranges
 from unixkd.data.load import Data, load_data
 from unixkd.errors import UserError
 from unixkd.method.from_config import build_method, build_objective, named
@@ -104,8 +104,7 @@ def build_run(config: RunConfig, device: torch.device) -> Resolved:
     """
     check_train(config.train)
     check_synchronised(config.train, device)
-    if config.reference_epochs is not None and config.reference_epochs < 1:
-        raise UserError(f"reference_epochs must be at least 1, got {config.reference_epochs}")
+    check_ranges(config)
     method = build_method(config.method)
     objective = build_objective(config.loss, method, config.train.label_smoothing)
     if config.teacher is None and method.teacher:

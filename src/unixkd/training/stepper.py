@@ -27,8 +27,8 @@ from unixkd.training.optimizer import learning_rate
 
 
 @dataclass(frozen=True)
-class EpochPlan:
-    """What an epoch's steps are told, one after the other.
+class EpochInputs:
+    """Inputs of an epoch's steps: image order, random draws, learning rates, stored teacher logits.
 
     Args:
         number: of the epoch
@@ -50,10 +50,15 @@ class EpochPlan:
     full_steps: int
     last: float = 1.0
 
+    def known(self, start: int, stop: int) -> dict[str, Tensor]:
+        """What these rows of the epoch bring along for a `Batch`, by field: stored logits, weights."""
+        columns = {"answers": self.answers, "weight": self.weight}
+        return {name: column[start:stop] for name, column in columns.items() if column is not None}
+
 
 @dataclass
 class Stepper:
-    """Makes what an epoch's steps are told, and takes them.
+    """Makes the inputs of each epoch's steps, and takes the steps.
 
     Args:
         engine: takes a step
@@ -99,19 +104,19 @@ class Stepper:
             number: of the epoch
             done: how many of its steps an interrupted run has taken already
         """
-        plan = self.plan(number)
-        if (captured := self.capture(plan, done)) is not None:
-            for _ in range(done, plan.full_steps):
+        inputs = self.inputs(number)
+        if (captured := self.capture(inputs, done)) is not None:
+            for _ in range(done, inputs.full_steps):
                 captured.replay()
                 done += 1
                 yield captured.counts
-        yield from self.eagerly(plan, done)
+        yield from self.eagerly(inputs, done)
         if self.engine.history is not None:
             self.engine.world.reduce([self.engine.history.fresh], "min")  # inf: no score
             self.engine.history.end_epoch()
 
-    def plan(self, number: int) -> EpochPlan:
-        """What an epoch's steps are told, step after step."""
+    def inputs(self, number: int) -> EpochInputs:
+        """The inputs of an epoch's steps."""
         self.change_method(number)
         order = self.split.epoch_order(self.train.seed, number)
         order, weights = self.choose(number, order)
@@ -129,7 +134,7 @@ class Stepper:
         rates = [self.rate(number, i, shares.steps) for i in range(shares.steps)]
         answers = self.fetch(number, order)
         weight = None if weights is None else weights[order].to(self.device)
-        return EpochPlan(number, order, draws, rates, answers, weight, shares.full, shares.last)
+        return EpochInputs(number, order, draws, rates, answers, weight, shares.full, shares.last)
 
     def change_method(self, number: int) -> None:
         """Set the method of an epoch; where it is another one than before, a captured step is of no use."""
@@ -167,18 +172,16 @@ class Stepper:
         nominal = number * self.steps_per_epoch + step * self.steps_per_epoch // steps
         return learning_rate(self.train, nominal, self.steps_per_epoch)
 
-    def eagerly(self, plan: EpochPlan, done: int) -> Iterator[StepCounts]:
+    def eagerly(self, inputs: EpochInputs, done: int) -> Iterator[StepCounts]:
         """The steps of an epoch that are left, one batch at a time."""
         start = done * self.batch_size
-        batches = self.split.train_batches(plan.number, plan.order[start:], self.batch_size)
+        batches = self.split.train_batches(inputs.number, inputs.order[start:], self.batch_size)
         for step, batch in enumerate(batches, done):
             stop = start + len(batch)
-            self.engine.set_learning_rate(plan.rates[step])
-            columns = {"answers": plan.answers, "weight": plan.weight}
-            known = {name: column[start:stop] for name, column in columns.items() if column is not None}
-            batch = replace(batch, **known).to(self.device)
-            weight = 1.0 if step < plan.full_steps else plan.last
-            yield self.engine.step(batch, plan.draws.part(start, stop), weight).counts
+            self.engine.set_learning_rate(inputs.rates[step])
+            batch = replace(batch, **inputs.known(start, stop)).to(self.device)
+            weight = 1.0 if step < inputs.full_steps else inputs.last
+            yield self.engine.step(batch, inputs.draws.part(start, stop), weight).counts
             start = stop
 
     def fetch(self, number: int, order: Int[Tensor, " m"]) -> Float[Tensor, "m classes"] | None:
@@ -192,17 +195,18 @@ class Stepper:
         ledger.charge_fill(filled)
         return answers
 
-    def capture(self, plan: EpochPlan, done: int) -> CapturedStep | None:
+    def capture(self, inputs: EpochInputs, done: int) -> CapturedStep | None:
         """The captured step, loaded with the epoch's full batches, so many of them done; None: steps run eagerly."""
         on_gpu = self.device.type == "cuda" or self.record is not None
-        if self.refused or not self.train.graph or not on_gpu or not plan.full_steps:
+        if self.refused or not self.train.graph or not on_gpu or not inputs.full_steps:
             return None
         if (reason := self.obstacle()) is None:
             assert isinstance(self.split, MemorySplit)
-            index, size = plan.order.to(self.device), self.train.batch_size
-            view = self.split.epoch_views(plan.number, index)
-            known = (plan.answers, plan.weight)
-            tables = GraphInputs.of_epoch(index, view, plan.draws, plan.rates, size, *known)
+            index, size = inputs.order.to(self.device), self.train.batch_size
+            view = self.split.epoch_views(inputs.number, index)
+            tables = GraphInputs.of_epoch(
+                index, view, inputs.draws, inputs.rates, size, inputs.answers, inputs.weight
+            )
             try:
                 if self.captured is None:  # no epoch has more steps than one of all images
                     self.captured = self.record_step(self.split, tables.extended(len(self.split) // size))
