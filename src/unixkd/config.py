@@ -334,7 +334,7 @@ def check_ranges(options: Any, group: str = "") -> None:
     """
     for name, kind in get_type_hints(type(options), include_extras=True).items():
         value = getattr(options, name)
-        if not isinstance(value, Real | list | tuple):
+        if isinstance(value, bool) or not isinstance(value, Real | list | tuple):
             continue
         if isinstance(value, Real):  # msgspec takes Python's own numbers alone, not NumPy's
             value = int(value) if isinstance(value, Integral) else float(value)

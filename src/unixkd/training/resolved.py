@@ -74,6 +74,8 @@ def resolve(
         UserError: something is missing or does not fit
     """
     built = world.leader_first(lambda: build_run(config, device))
+    if config.train.threads is not None:
+        torch.set_num_threads(config.train.threads)
     return replace(built, config=world.once(lambda: decide_precisions(built, folder, note)))
 
 

@@ -118,8 +118,6 @@ def prepare_process(config: RunConfig, world: World) -> torch.device:
     device = pick_device(config.train, world.local if world.size > 1 else None)
     if config.train.keep_memory and device.type == "cpu":
         keep_freed_memory(True)
-    if config.train.threads is not None:
-        torch.set_num_threads(config.train.threads)
     world.once(lambda: check_sharding(config, world))
     return device
 
