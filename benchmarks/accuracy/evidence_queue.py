@@ -20,7 +20,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from common import environment
-from evidence_arenas import SEARCH_SEEDS, STAGES, VIEWS, Arena, Contender, Place
+from evidence_arenas import SEARCH_SEEDS, STAGES, Arena, Place
+from evidence_contenders import VIEWS, Contender
 
 NEAR = 1.5
 """Points below the front up to which a contender is searched with a second seed."""

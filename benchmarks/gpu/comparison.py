@@ -12,7 +12,7 @@ import torch
 
 import full_protocol as protocol
 from common import keep_summary
-from evidence_arenas import Contender
+from evidence_contenders import Contender
 from kept import check_teacher, publish_teacher, trim
 from pieces import Pace, run_all
 from unixkd.config import RunConfig, TrainConfig

@@ -1,4 +1,4 @@
-"""The protocol of `full_scale.py`: the paper's schedule and pairs, and the contenders of `evidence_arenas.py`.
+"""The protocol of `full_scale.py`: the paper's schedule and pairs, and the contenders of `evidence_contenders.py`.
 
 CIFAR-100 as it is, crops with 4 pixels of padding and flips (162 views of each image), and each pair's recipe: 240
 epochs, batches of 64, SGD, lr 0.05 (0.01 for the small students) x 0.1 at epochs 150, 180 and 210, T = 4, KD alone.
@@ -20,8 +20,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import evidence_arenas
-from evidence_arenas import Contender
+import evidence_contenders
+from evidence_contenders import Contender
 from unixkd.cli import recipes
 from unixkd.cli.recipes import Pair
 from unixkd.config import (
@@ -72,14 +72,14 @@ QUICK = Scale(
 
 
 def contenders(views: int = VIEWS) -> tuple[Contender, ...]:
-    """Who competes: all of `evidence_arenas.CONTENDERS`, limited views in the proportion of these to its own.
+    """Who competes: all of `evidence_contenders.CONTENDERS`, limited views in the proportion of these to its own.
 
     Stores of all views are left out: filled before a run as here, they cost more than the run would ask for.
     """
     found = []
-    for contender in evidence_arenas.CONTENDERS:
+    for contender in evidence_contenders.CONTENDERS:
         if contender.views is not None:
-            scaled = round(contender.views * views / evidence_arenas.VIEWS)
+            scaled = round(contender.views * views / evidence_contenders.VIEWS)
             found.append(replace(contender, views=max(1, scaled)))
         elif not contender.stored:
             found.append(contender)

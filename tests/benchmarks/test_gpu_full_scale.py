@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import evidence_arenas
+import evidence_contenders
 import full_protocol as protocol
 import kept
 import pieces
@@ -22,7 +22,7 @@ from unixkd.models import ModelCard, PixelModel, create_model, load_student, sav
 from unixkd.training.display import Event, Note
 
 
-def contender(name: str) -> evidence_arenas.Contender:
+def contender(name: str) -> evidence_contenders.Contender:
     return next(each for each in protocol.contenders() if each.name == name)
 
 
