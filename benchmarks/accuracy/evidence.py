@@ -1,7 +1,8 @@
 """Which way to distil is cheapest? A queue of runs for every arena, and what their results say.
 
 The arenas and seeds are in `evidence_arenas.py`, the contenders in `evidence_contenders.py`, their order in
-`evidence_queue.py`. Every finished run leaves one file in `benchmarks/results/pareto/ARENA/STAGE/`; what has no file is missing, on any machine.
+`evidence_queue.py`. Every finished run leaves one file in `benchmarks/results/pareto/ARENA/STAGE/`; what has no file
+is missing, on any machine.
 
     python benchmarks/accuracy/evidence.py run --hours 2.5 --jobs 1 --root CIFAR100 --teachers TEACHERS
         --out runs/evidence
