@@ -18,7 +18,7 @@ from PIL import Image
 from unixkd.config import DataConfig
 from unixkd.data import load_data
 from unixkd.data.sampling import hold_out
-from unixkd.data.source import check_labels
+from unixkd.data.source import check_labels, class_numbers
 from unixkd.data.sources.digits import load_digits
 from unixkd.errors import UserError
 
@@ -352,6 +352,15 @@ def test_faulty_parquet_is_refused(tmp_path):
 def test_faulty_labels_are_named(labels, sample):
     with pytest.raises(UserError, match=rf"here: sample {sample} has label .*integers in 0\.\.2"):
         check_labels(labels, 3, "here")
+
+
+def test_words_are_classes_of_their_own_only_where_no_classes_are_known():
+    assert class_numbers(["b", "a", "b"], None, None, "train")[2].tolist() == [1, 0, 1]
+    assert class_numbers(["b", "a"], ("a", "b", "c"), None, "val")[:2] == (("a", "b", "c"), 3)
+    assert class_numbers(["1", "x"], None, None, "train", numerals=True)[0] == ("1", "x")
+    for values, names, count in ((["cat"], None, 2), (["cat"], ("a", "b"), 2), (["1"], None, 2)):
+        with pytest.raises(UserError, match="val: sample 0 has label"):
+            class_numbers(values, names, count, "val")
 
 
 real_cifar100 = pytest.mark.skipif(

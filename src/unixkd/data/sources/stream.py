@@ -344,14 +344,10 @@ class StreamSplit(LoadedSplit):
         self, epoch: int, order: Int[Tensor, " m"], batch_size: int, labels: deque[Int[Tensor, " n"]]
     ) -> Generator[list[_Sample]]:
         """What workers are handed, batch by batch; the labels are left in the queue."""
-        images, place = self.records.epoch(epoch), -1
+        images = enumerate(self.records.epoch(epoch))
         codes = self._codes(order, self.epoch_views(epoch, order))
         for positions, batch_codes in zip(order.split(batch_size), codes.split(batch_size), strict=True):
-            batch, batch_labels = [], []
-            for position, code in zip(positions.tolist(), batch_codes.tolist(), strict=True):
-                while place < position:
-                    (content, label, where), place = next(images), place + 1
-                batch.append((content, where, code))
-                batch_labels.append(label)
-            labels.append(torch.tensor(batch_labels))
-            yield batch
+            batch = [next(image for place, image in images if place == i) for i in positions.tolist()]
+            labels.append(torch.tensor([label for _, label, _ in batch]))
+            pairs = zip(batch, batch_codes.tolist(), strict=True)
+            yield [(content, where, code) for (content, _, where), code in pairs]
