@@ -131,7 +131,8 @@ def test_the_command_compares_variants_and_matches_their_cost(tmp_path, capsys):
     ],
 )
 def test_a_faulty_variant_waits_for_nothing(methods, told, code, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(compare, "decide", None)  # nothing is built or probed
+    for name in ("resolve", "remembered"):  # nothing is built or probed
+        monkeypatch.setattr(compare, name, None)
     words = ("--teacher", "resnet14", "--student", "resnet8", "--methods", methods, "--out", tmp_path / "out")
     assert call("compare", *words) == code
     assert told in capsys.readouterr().err

@@ -241,7 +241,7 @@ def test_methods_that_mix_or_want_one_label_are_refused(teacher, tmp_path, metho
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (DataConfig("digits", mixes=0), "at least 1, not 0"),
+        (DataConfig("digits", mixes=0), "data.mixes: .* >= 1, got 0"),
         (DataConfig("digits", mixes=2, views=3), "leave data.views out"),
         (DataConfig("stream:nobody/nothing", mixes=2), "leave data.mixes out"),
     ],
