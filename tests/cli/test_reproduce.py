@@ -215,3 +215,13 @@ def test_a_printed_command_makes_the_same_run_again(tmp_path, monkeypatch):
         ]
         assert made[0]["accuracy"] == made[1]["accuracy"] == made[2]["accuracy"]
         assert made[0]["cost"] == made[1]["cost"] == made[2]["cost"]
+
+
+def test_commands_of_old_runs_leave_out_options_that_are_gone():
+    """Those runs have every option of their day in run.yaml, at its default."""
+    runs = find_runs([Path(__file__).parents[1] / "oracles" / "first_house" / "compare"])
+    assert all("selection" in run.config["train"] for run in runs)
+    commands = [shlex.split(command.text) for command in commands_of(runs)]
+    assert len(commands) >= 3
+    for _, command, *words in commands:
+        assert main.parse(command, words).data.limit == 400

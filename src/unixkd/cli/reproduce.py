@@ -89,7 +89,7 @@ def compare_words(runs: Sequence[Run]) -> list[str]:
 
 def _command(what: str, run: Run) -> Command:
     if config_of(run.config) is not None:
-        words = run_words(flatten(run.config))
+        words = run_words(flatten(without_gone(run.config)))
     else:
         command = "train" if "model" in run.config else "distill"
         words = ["unixkd", command, "--config", str(run.folder / "run.yaml")]
