@@ -25,16 +25,16 @@ from unixkd.training.epoch_stats import EpochStats
 
 @dataclass(frozen=True)
 class MicroBatches:
-    """Trains on the kept rows in parts, for want of memory: a `Learn` of the step that goes backward itself.
+    """Trains on the kept rows in micro-batches, for want of memory: a `Learn` of the step that goes backward itself.
 
     Losses are means over rows, so the gradients add up to those of all rows at once, but for what looks across rows:
-    BatchNorm, DIST and similarity see one part at a time.
+    BatchNorm, DIST and similarity see one micro-batch at a time.
 
     Args:
-        rows: of a part at most; they are split as evenly as possible
-        backward: called with each part's share of the loss
-        agree: how many parts there are to be, of as many as are needed here: a forward of a sharded student is one of
-            all processes
+        rows: maximum rows of a micro-batch; all are split as evenly as possible
+        backward: called with each micro-batch's share of the loss
+        agree: number of micro-batches, from the number that this process needs: all processes take part in each
+            forward of a sharded student
     """
 
     rows: int
@@ -42,12 +42,12 @@ class MicroBatches:
     agree: Callable[[int], int] = int
 
     def bounds(self, k: int) -> list[tuple[int, int]]:
-        """First row of each part, and the first after it.
+        """First row of each micro-batch, and the first after it.
 
         >>> MicroBatches(4, torch.Tensor.backward).bounds(10)
         [(0, 4), (4, 7), (7, 10)]
         """
-        sizes = [len(part) for part in torch.arange(k).tensor_split(self.agree(-(-k // self.rows)))]
+        sizes = [len(rows) for rows in torch.arange(k).tensor_split(self.agree(-(-k // self.rows)))]
         stops = list(itertools.accumulate(sizes))
         return list(zip([0, *stops], stops, strict=False))
 
@@ -59,7 +59,7 @@ class MicroBatches:
         method: Method,
         objective: Objective,
     ) -> Learnt:
-        """The student's logits and its losses on all rows, detached; a part's activations go before the next come."""
+        """The student's logits and its losses on all rows, detached; activations of one micro-batch at a time."""
         logits, losses, values = [], [], []
         for start, stop in self.bounds(len(mixed)):
             rows, share = mixed.part(start, stop), (stop - start) / len(mixed)
@@ -76,7 +76,7 @@ class MicroBatches:
 
 
 def gradient_sync(student: Network, *, last: bool) -> contextlib.AbstractContextManager[None]:
-    """DDP averages gradients over processes after the last part only; other networks do nothing of the kind."""
+    """DDP averages gradients over processes after the last micro-batch only; other networks do nothing of the kind."""
     no_sync = getattr(student.module, "no_sync", None)
     if last or no_sync is None:
         return contextlib.nullcontext()
@@ -91,12 +91,12 @@ class Engine:
     Args:
         distiller: student, teacher, method and losses
         optimizer: over the student's parameters
-        tally: sums up what happens
+        tally: statistics of the epoch
         clip_norm: clip gradients to this norm
         average: moving average of the weights
         channels_last: memory layout of the images; False: contiguous
-        history: gets what the method's choice wants remembered of each image
-        world: the processes that train together, each with a part of every batch
+        history: each image's latest score, for methods that choose by it
+        world: the processes that train together, each with its rows of every batch
         micro_batch: train on so many rows at once at most, adding up gradients; None: on all
     """
 
@@ -152,11 +152,9 @@ class Engine:
 
     def distill(self, batch: Batch, draws: Draws, learn: Learn) -> StepResult:
         """The page."""
-        own = self.distiller
-        assert own.batch_size is not None
-        return distill_step(
-            own.student, own.teacher, batch, draws, own.method, own.objective, own.batch_size, learn
-        )
+        d = self.distiller
+        assert d.batch_size is not None
+        return distill_step(d.student, d.teacher, batch, draws, d.method, d.objective, d.batch_size, learn)
 
     @torch.no_grad()
     def remember(self, batch: Batch, result: StepResult) -> None:

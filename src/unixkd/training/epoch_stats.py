@@ -84,8 +84,8 @@ class EpochStats:
                 0, kept_index, torch.ones_like(kept_index, dtype=self.times_kept.dtype)
             )
             if result.mixed.partner is not None:
-                given = (MIXED_UNIT * result.mixed.weight).round().to(self.mixed.dtype)
-                self.mixed.index_add_(0, kept_index, given)
+                to_partner = (MIXED_UNIT * result.mixed.weight).round().to(self.mixed.dtype)
+                self.mixed.index_add_(0, kept_index, to_partner)
             if result.answers is not None and result.answers.finite is not None:
                 faulty = (~result.answers.finite).to(self.unanswered.dtype)
                 self.unanswered.index_add_(0, kept_index, faulty)
@@ -168,16 +168,16 @@ class EpochStats:
         world.reduce(list(self.of_images().values()), "max")
 
     def joined(self, world: World) -> EpochStats:
-        """The sums over all processes, once images are shared; of one process its own."""
+        """The sums over all processes, after `share`; with one process, these statistics themselves."""
         if world.size == 1:
             return self
         total = EpochStats(self.times_kept, self.bins)
         total.before, total.remembered = self.before, self.remembered
-        own = (
+        of_this_process = (
             {name: value.cpu() for name, value in self.sums.items()},
             {n: getattr(self, n) for n in _NUMBERS},
         )
-        for sums, numbers in world.gather(own):
+        for sums, numbers in world.gather(of_this_process):
             for name, value in sums.items():
                 total.sums[name] = total.sums[name] + value.to(self.times_kept.device)
             for name, number in numbers.items():

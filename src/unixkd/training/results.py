@@ -182,10 +182,10 @@ def plan_of_run(run: Run) -> Planned | None:
     Exact where a method keeps a number of images that is known beforehand and the teacher's answers are not stored;
     else what is expected, from a store that is empty at first. None where no loss needs a teacher.
     """
-    config, parts, teacher = run.config, run.resolved, run.engine.distiller.teacher
-    if parts.teacher is None or teacher is None:
+    config, resolved, teacher = run.config, run.resolved, run.engine.distiller.teacher
+    if resolved.teacher is None or teacher is None:
         return None
-    train, split, stored = config.train, parts.data.train, teacher.store is not None
+    train, split, stored = config.train, resolved.data.train, teacher.store is not None
     workload = Workload(
         len(split),
         train.batch_size,
@@ -195,14 +195,14 @@ def plan_of_run(run: Run) -> Planned | None:
         ahead=run.stepper.fill_ahead,
         bn_images=train.bn_images,
     )
-    strategy = Strategy(parts.method.name, config.method, stored=stored, mixed=split.mixes is not None)
+    strategy = Strategy(resolved.method.name, config.method, stored=stored, mixed=split.mixes is not None)
     forwards = teacher_forwards(strategy, workload)
-    cost = run_cost(strategy, forwards, run.ledger.emptied(), workload, has_statistics(parts.student))
-    images = expected_images(parts.method, workload.sizes, train.epochs)
+    cost = run_cost(strategy, forwards, run.ledger.emptied(), workload, has_statistics(resolved.student))
+    images = expected_images(resolved.method, workload.sizes, train.epochs)
     images["teacher_forwarded"] -= (forwards.needed - forwards.asked) * len(split)
     share = train.epochs / (config.reference_epochs or train.epochs)
     return Planned(
-        exact=parts.method.choice is None and not stored and run.world.size == 1,
+        exact=resolved.method.choice is None and not stored and run.world.size == 1,
         images=PlannedImages(**{name: round(count) for name, count in images.items()}),
         relative_to_kd=PlannedCost(**{name: share * value for name, value in cost.items()}),
     )

@@ -267,8 +267,8 @@ def check(run: Run) -> None:
     """
     resume.share(run)
     check_answers(run)
-    parts = [own_part(p.detach()) for p in run.resolved.student.parameters()]
-    weights = torch.stack([part.isfinite().all() for part in parts]).all()
+    shards = [own_part(p.detach()) for p in run.resolved.student.parameters()]
+    weights = torch.stack([shard.isfinite().all() for shard in shards]).all()
     if not all(run.world.gather(bool(run.engine.tally.finite() and weights))):
         raise not_finite(run)
 
