@@ -126,7 +126,7 @@ def test_the_command_compares_variants_and_matches_their_cost(tmp_path, capsys):
         ("unix,unix:kep=0.5", "did you mean 'keep'", 2),
         ("unix,unxi:keep=0.5", "did you mean 'unix'", 2),
         ("unix:keep=0.5,unix:keep=.5", "named twice", 2),
-        ("unix,unix:keep=1.5", r"keep (k/N) must lie in (0, 1], got 1.5", 1),
+        ("unix,unix:keep=1.5", r"keep (k/N) is a share of the batch and must lie in (0, 1], got 1.5", 1),
         ("kd,kd:steepness=3", "steepness belongs to the sigmoid curve", 1),
     ],
 )

@@ -59,7 +59,7 @@ class LendingTeacher(Teacher):
         logits = known.to(images.device, torch.float32)
         if not len(rows) and (others is None or not len(others)):
             return logits
-        asked = self.forward(images[rows], others)
+        asked = super().ask(images[rows], index[missing], view[missing], others)
         new = asked[: len(rows)]
         if len(rows):
             self.keep(self.lender, index[missing], view[missing], new)

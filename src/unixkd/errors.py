@@ -31,6 +31,19 @@ def unknown_name(kind: str, name: str, choices: Iterable[str]) -> UsageError:
     return UsageError(f"unknown {kind} '{name}'; known: {', '.join(choices)}")
 
 
+def check_share(name: str, share: float, whole: str, *, zero: bool = True) -> None:
+    """Raise where a share of something is out of range.
+
+    >>> check_share("keep", 0.0, "the batch", zero=False)
+    Traceback (most recent call last):
+    unixkd.errors.UserError: keep is a share of the batch and must lie in (0, 1], got 0
+    """
+    if not 0 <= share <= 1 or (share == 0 and not zero):
+        raise UserError(
+            f"{name} is a share of {whole} and must lie in {'[' if zero else '('}0, 1], got {share:g}"
+        )
+
+
 def missing_extra(package: str, extra: str, purpose: str) -> UserError:
     """An error for an optional dependency that is not installed.
 

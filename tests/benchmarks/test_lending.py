@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -52,13 +53,13 @@ def test_the_ledger_is_that_of_a_run_alone(method, teacher, tmp_path):
 def test_what_is_lent_is_not_asked_again(teacher, tmp_path, monkeypatch):
     """Two views of each image: the first run asks about each once, the second about none."""
     asked: list[int] = []
-    original = Teacher.forward
+    original = Teacher.ask
 
-    def forward(self: Teacher, images: torch.Tensor, others: object) -> torch.Tensor:
+    def ask(self: Teacher, images: torch.Tensor, *more: Any) -> torch.Tensor:
         asked.append(len(images))
-        return original(self, images, others)
+        return original(self, images, *more)
 
-    monkeypatch.setattr(Teacher, "forward", forward)
+    monkeypatch.setattr(Teacher, "ask", ask)
     with lending(tmp_path / "lent"):
         for name in ("first", "second"):
             run(config_of(teacher, MethodConfig("kd")), tmp_path / name)

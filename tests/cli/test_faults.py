@@ -160,8 +160,8 @@ def test_a_corrupt_image_is_named(failing, tmp_path):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("--method.keep", 0), "keep (k/N) must lie in (0, 1], got 0"),
-        (("--method.keep", 1.01), "keep (k/N) must lie in (0, 1], got 1.01"),
+        (("--method.keep", 0), "keep (k/N) is a share of the batch and must lie in (0, 1], got 0"),
+        (("--method.keep", 1.01), "keep (k/N) is a share of the batch and must lie in (0, 1], got 1.01"),
         (("--method.keep", -0.5), "got -0.5"),
         (("--method.keep", 0.01), "keep 0.01 of a batch of 32 keeps no image"),
         (("--method.mix_from", 1.5), "must lie in [0, 1], got 1.5"),

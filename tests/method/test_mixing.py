@@ -93,7 +93,7 @@ def test_a_short_batch_keeps_the_full_batch_numbers():
 
 @pytest.mark.parametrize("keep", [0.0, -0.5, 1.01, float("nan")])
 def test_share_of_kept_rows_out_of_range(keep):
-    with pytest.raises(UserError, match=r"keep \(k/N\) must lie in \(0, 1\]"):
+    with pytest.raises(UserError, match=r"keep \(k/N\) is a share of the batch and must lie in"):
         num_kept(keep, 64, 64)
 
 

@@ -68,8 +68,8 @@ def test_a_ramp_stays_between_its_ends(start, end, shape, progress):
 @pytest.mark.parametrize(
     ("ramp", "message"),
     [
-        ({"keep": 0.0}, r"keep is a share .* \(0, 1\], got 0"),
-        ({"keep": 1.5}, "keep is a share"),
+        ({"keep": 0.0}, r"keep_end is a share .* \(0, 1\], got 0"),
+        ({"keep": 1.5}, "keep_end is a share"),
         ({"full_last": -0.1}, r"full_last is a share .* \[0, 1\], got -0.1"),
         ({"shape": "cosin"}, "unknown ramp 'cosin'; did you mean 'cosine'"),
     ],

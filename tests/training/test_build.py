@@ -161,7 +161,7 @@ def test_fields_together():
         (MethodConfig("hard", steepness_end=9.0), "method hard: its mixing curve has no steepness"),
         (MethodConfig("unix", curve="step", steepness_end=9.0), "its mixing curve has no steepness"),
         (MethodConfig("stale", keep_end=0.5), "a ramp within the batch does not apply"),
-        (MethodConfig("unix", keep_end=0.0), r"keep is a share"),
+        (MethodConfig("unix", keep_end=0.0), r"keep_end is a share"),
         (MethodConfig("unix", full_last=1.5), r"full_last is a share"),
         (MethodConfig("unix", keep_end=0.5, ramp="stairs"), "unknown ramp 'stairs'"),
         (MethodConfig("random", sampling=1.0), "sampling .* needs a scorer"),

@@ -1,4 +1,4 @@
-"""What travels through the house: batches, draws, mixed batches, network outputs."""
+"""Data passed between the stages of a step: Batch, Draws, MixedBatch, Outputs, Answers."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Batch:
 
 
 def join(batches: Sequence[Batch]) -> Batch:
-    """One batch of several, which all know the same things."""
+    """One batch of several, which all have the same fields set."""
     columns = ([getattr(batch, field.name) for batch in batches] for field in fields(Batch))
     return Batch(*(None if column[0] is None else concat(column) for column in columns))  # type: ignore[arg-type]
 
@@ -88,7 +88,7 @@ class MixedBatch:
         weight: mixing weight m of the other image, 0 = pure, `[k]`
         sample_weight: weight of each row in every loss `[k]`
         position: position in the batch of each ranked image `[k]`
-        num_pure: number of leading rows that the step leaves as they came, whatever the draws: a store may know them
+        num_pure: number of leading rows that are unmixed whatever the draws, so that a store may know them
         partner: position in the batch of each row's partner `[k]`, None where no row is mixed
     """
 
@@ -115,7 +115,7 @@ class MixedBatch:
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a network said about a batch: logits `[k, classes]` and named feature maps `[k, ...]`."""
+    """A network's outputs for a batch: logits `[k, classes]` and named feature maps `[k, ...]`."""
 
     logits: Float[Tensor, "k classes"]
     features: dict[str, Tensor] = field(default_factory=dict)
@@ -127,7 +127,7 @@ class Outputs:
 
 @dataclass(frozen=True)
 class Answers:
-    """What the teacher says about the kept rows, and how many images it took.
+    """The teacher's outputs on the kept rows, and how many images went through it for them.
 
     Args:
         outputs: logits (and features) of the k rows
@@ -144,7 +144,7 @@ class Answers:
     finite: Bool[Tensor, " k"] | None = None
 
     def marked(self) -> Answers:
-        """The same with zeros for rows that are not finite, and which these are; nothing is read back."""
+        """The same with zeros in rows that are not finite and `finite` set; the device is not synchronised."""
         finite = self.outputs.logits.isfinite().all(dim=1)
 
         def clean(rows: Tensor) -> Tensor:

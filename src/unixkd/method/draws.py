@@ -13,10 +13,7 @@ from torch import Tensor
 
 from unixkd.method.batch import Draws
 
-# what is drawn for; 1 to 4 are the data's
-_PARTNER, _LAMBDA, _NOISE = 5, 6, 7
-
-
+_PARTNER, _LAMBDA, _NOISE = 5, 6, 7  # the purpose of a draw, first word of its key; 1 to 4 are the data's
 _MANTISSA = 24  # bits that float32 holds exactly
 
 
@@ -84,11 +81,7 @@ def _unit(words: Int[Tensor, " m"]) -> Float[Tensor, " m"]:
 
 
 _GAMMA = 0x9E3779B97F4A7C15
-
-
 _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
-
-
 _MASK = (1 << 64) - 1
 
 
@@ -116,11 +109,11 @@ def mix64(z: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
 def draw_words(key: tuple[int | Int[Tensor, " n"], ...], index: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
     """63 random bits for each index under a key of integers; the same key and index give the same bits.
 
-    Each part of the key, then the index, is one absorbed word: h <- mix64(h XOR word + gamma).
+    Each word of the key, then the index, is absorbed: h <- mix64(h XOR word + gamma).
 
     Args:
-        key: what the draw is for, e.g. (purpose, seed, epoch); the order of its parts matters; a part may
-            be a tensor with a value for each index `[N]`, int64
+        key: what the draw is for, e.g. (purpose, seed, epoch); the order of its words matters; a word may be a tensor
+            with a value for each index `[N]`, int64
         index: counters `[N]`, int64
 
     Returns:

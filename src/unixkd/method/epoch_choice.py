@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from unixkd.errors import UserError
+from unixkd.errors import UserError, check_share
 from unixkd.method.batch import MixedBatch, Outputs
 from unixkd.method.draws import draw_words
 from unixkd.method.losses import kl_divergence
@@ -93,7 +93,8 @@ class RandomChoice:
     row_score: ClassVar[None] = None
 
     def __post_init__(self) -> None:
-        check_shares(keep=self.keep, full_last=self.full_last)
+        check_share("keep", self.keep, "the images", zero=False)
+        check_share("full_last", self.full_last, "the run")
 
     def share(self, progress: float) -> float:
         return 1.0 if is_last(progress, self.full_last) else self.keep
@@ -130,7 +131,9 @@ class StaleChoice:
     row_score: RowScore = BY_ENTROPY
 
     def __post_init__(self) -> None:
-        check_shares(keep=self.keep, full_last=self.full_last, random_share=self.random_share)
+        check_share("keep", self.keep, "the images", zero=False)
+        check_share("random_share", self.random_share, "the images")
+        check_share("full_last", self.full_last, "the run")
         if self.max_age < 1:
             raise UserError(f"max_age must be at least 1 epoch, got {self.max_age}")
 
@@ -169,7 +172,7 @@ class InfoBatch:
     row_score: RowScore = BY_LOSS
 
     def __post_init__(self) -> None:
-        check_shares(full_last=self.full_last)
+        check_share("full_last", self.full_last, "the run")
         if not 0 <= self.prune < 1:
             raise UserError(f"prune must lie in [0, 1), got {self.prune:g}")
 
@@ -212,14 +215,6 @@ def is_last(progress: float, share: float) -> bool:
 def num_chosen(share: float, num_images: int) -> int:
     """How many images a share of them is, at least 1."""
     return max(1, round(share * num_images))
-
-
-def check_shares(**shares: float) -> None:
-    """Raise for a share that is none."""
-    for name, value in shares.items():
-        if not 0 <= value <= 1 or (name == "keep" and value == 0):
-            low = "(0" if name == "keep" else "[0"
-            raise UserError(f"{name} is a share of the images and must lie in {low}, 1], got {value:g}")
 
 
 RowScore = Callable[[Outputs, Outputs | None, MixedBatch], Float[Tensor, " k"]]

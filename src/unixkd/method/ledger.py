@@ -11,7 +11,7 @@ import copy
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, astuple, dataclass, field, fields, replace
 from functools import cache
 
 import torch
@@ -72,7 +72,7 @@ class ImageCounts:
 
 @dataclass
 class Ledger:
-    """Charges every forward pass of a run.
+    """Charges every forward pass of a run: the cost is counted here and nowhere else.
 
     Args:
         student_flops: forward FLOPs of the student per image
@@ -80,8 +80,8 @@ class Ledger:
         images: images that passed through each forward
         seen: images offered to the method; plain KD on these is what a cost is compared with by default
         teacher_evaluated: images the teacher answered for evaluation only
-        spent: FLOPs of forwards by purpose, as the size of the images was; the teacher's, and those of plain KD,
-            where sizes change from batch to batch
+        spent: FLOPs of forwards by purpose, at the size the images had; of the teacher and of plain KD too where
+            batches differ in shape
         image_size: height and width of the images; None: nothing is shrunk
         student_at: forward FLOPs of the student per image of another size (`flops_by_size`)
         noun: what is counted
@@ -125,7 +125,7 @@ class Ledger:
 
         Args:
             counts: images that went through each forward
-            each: forward FLOPs of student and teacher on one of this batch's samples, where a batch's are not another's
+            each: forward FLOPs of student and teacher on a sample of this batch, where batches differ in shape
         """
         self.seen += counts.seen
         self.images.scored += counts.scored
@@ -149,7 +149,7 @@ class Ledger:
         self.spent[purpose] = self.spent.get(purpose, 0) + flops
 
     def flops_at(self, size: Size | None) -> int:
-        """Forward FLOPs of the student per image of a size; None: as large as they come."""
+        """Forward FLOPs of the student per image of a size; None: full size."""
         if size is None:
             return self.student_flops
         if self.student_at is None:
@@ -222,29 +222,24 @@ class Ledger:
         for name in ("student_flops", "teacher_flops"):
             if state[name] != getattr(self, name):
                 raise UserError(f"ledger: {name} was {state[name]} and is now {getattr(self, name)}")
-        images = state["images"]
+        images, spent = state["images"], state.get("spent")
         assert isinstance(images, Mapping)
+        assert spent is None or isinstance(spent, Mapping)
         self.images = ImageCounts(**{f.name: int(images.get(f.name, 0)) for f in fields(ImageCounts)})
         self.seen = int(str(state["seen"]))
         self.teacher_evaluated = int(str(state["teacher_evaluated"]))
-        spent = state.get("spent")  # older states were of images as large as they come
-        assert spent is None or isinstance(spent, Mapping)
-        self.spent = dict(
-            spent
-            or {
-                "scoring": self.images.scored * self.student_flops,
-                "student_forward": self.images.trained * self.student_flops,
-            }
-        )
+        full_size = {  # states of older releases lack "spent": no image was shrunk then
+            "scoring": self.images.scored * self.student_flops,
+            "student_forward": self.images.trained * self.student_flops,
+        }
+        self.spent = dict(spent or full_size)
 
     def add(self, state: Mapping[str, object]) -> None:
         """Add what another ledger of the same networks has charged, as its `state_dict` says."""
         other = self.emptied()
         other.load_state_dict(state)
-        sums = {
-            f.name: getattr(self.images, f.name) + getattr(other.images, f.name) for f in fields(ImageCounts)
-        }
-        self.images = ImageCounts(**sums)
+        both = zip(astuple(self.images), astuple(other.images), strict=True)
+        self.images = ImageCounts(*(ours + theirs for ours, theirs in both))
         self.seen += other.seen
         self.teacher_evaluated += other.teacher_evaluated
         self.spent = {name: flops + other.spent[name] for name, flops in self.spent.items()}
@@ -271,13 +266,13 @@ def forward_flops(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
     120
     """
     first = next(iter(model.parameters()), torch.zeros(()))
-    clone = copy.deepcopy(model).eval()
+    clone = copy.deepcopy(model)
     image = torch.zeros(1, *image_shape, device=first.device, dtype=first.dtype)
-    return counted(lambda: clone(image))
+    return sample_flops(clone, lambda: clone(image))
 
 
 def flops_by_size(model: nn.Module, channels: int) -> Callable[[Size], int]:
-    """Forward FLOPs per image of any size, each size measured once, when it is first asked for.
+    """Forward FLOPs per image by size; each size is measured once, at its first use.
 
     >>> flops_by_size(nn.Sequential(nn.Flatten(), nn.Linear(12, 5)), channels=3)((2, 2))
     120
@@ -286,22 +281,16 @@ def flops_by_size(model: nn.Module, channels: int) -> Callable[[Size], int]:
 
 
 def sample_flops(model: nn.Module, forward: Callable[[], object]) -> int:
-    """FLOPs of an eval forward of the model as it is: of text a length at a time, too often for copies."""
-    with evaluating(model):
-        return counted(forward)
-
-
-def counted(forward: Callable[[], object]) -> int:
-    """FLOPs of a call without gradient."""
+    """FLOPs of a forward of the model in eval mode, which is not copied: texts of each length are measured."""
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), unfused_attention(), uncompiled(), counter:
+    with evaluating(model), torch.no_grad(), unfused_attention(), uncompiled(), counter:
         forward()
     return int(counter.get_total_flops())
 
 
 @contextlib.contextmanager
 def uncompiled() -> Iterator[None]:
-    """What torch.compile has compiled runs as it was written: of compiled kernels the counter knows nothing."""
+    """Inside, compiled modules run as they were written: the counter does not know compiled kernels."""
     if "torch._dynamo" not in sys.modules:  # nothing is compiled, and its import takes a second
         yield
         return
@@ -312,7 +301,7 @@ def uncompiled() -> Iterator[None]:
 
 @contextlib.contextmanager
 def unfused_attention() -> Iterator[None]:
-    """Attention as matrix products, which the counter knows; of torch's fused kernels it misses some."""
+    """Inside, attention runs as matrix products: the counter misses some of torch's fused kernels."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

@@ -45,15 +45,21 @@ def weighted_mean(values: Float[Tensor, " k"], weight: Float[Tensor, " k"]) -> F
 
 
 @dataclass(frozen=True)
-class KD:
-    """T² · KL(softmax(t/T) ‖ softmax(s/T)), mean over rows (Hinton et al., arXiv 1503.02531)."""
+class SoftenedLoss:
+    """A loss between both networks' logits softened by a temperature T > 0."""
 
     temperature: float = 4.0
     needs_labels: ClassVar[bool] = False
     needs_teacher: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_temperature(self.temperature)
+        if not self.temperature > 0:
+            raise UserError(f"temperature must be greater than 0, got {self.temperature:g}")
+
+
+@dataclass(frozen=True)
+class KD(SoftenedLoss):
+    """T² · KL(softmax(t/T) ‖ softmax(s/T)), mean over rows (Hinton et al., arXiv 1503.02531)."""
 
     def __call__(self, student: Outputs, teacher: Outputs | None, mixed: MixedBatch) -> Float[Tensor, ""]:
         s, t = logit_pair(student, teacher)
@@ -79,20 +85,15 @@ class CrossEntropy:
 
 
 @dataclass(frozen=True)
-class DKD:
+class DKD(SoftenedLoss):
     """Decoupled KD: α · target-class part + β · non-target part (Zhao et al., arXiv 2203.08679).
 
     Under mixed labels the loss is (1 − m) · DKD(y_a) + m · DKD(y_b), as for cross-entropy.
     """
 
-    temperature: float = 4.0
     alpha: float = 1.0
     beta: float = 8.0
     needs_labels: ClassVar[bool] = True
-    needs_teacher: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        check_temperature(self.temperature)
 
     def __call__(self, student: Outputs, teacher: Outputs | None, mixed: MixedBatch) -> Float[Tensor, ""]:
         s, t = logit_pair(student, teacher)
@@ -120,21 +121,15 @@ class DKD:
 
 
 @dataclass(frozen=True)
-class DIST:
+class DIST(SoftenedLoss):
     """1 − Pearson correlation within rows and within classes (Huang et al., arXiv 2205.10536).
 
     Softened probabilities are correlated across classes for each row (inter) and across rows for each
     class (intra); T² keeps the gradient's size, as in KD.
     """
 
-    temperature: float = 4.0
     inter: float = 1.0
     intra: float = 1.0
-    needs_labels: ClassVar[bool] = False
-    needs_teacher: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        check_temperature(self.temperature)
 
     def __call__(self, student: Outputs, teacher: Outputs | None, mixed: MixedBatch) -> Float[Tensor, ""]:
         s, t = (torch.softmax(x / self.temperature, dim=1) for x in logit_pair(student, teacher))
@@ -190,12 +185,6 @@ def label_pair(mixed: MixedBatch) -> tuple[Int[Tensor, " k"], Int[Tensor, " k"]]
     if mixed.label_a is None or mixed.label_b is None:
         raise UserError("this loss needs labels, and the images have none: use kd, dist, at or sp")
     return mixed.label_a.long(), mixed.label_b.long()
-
-
-def check_temperature(temperature: float) -> None:
-    """Raise unless T > 0."""
-    if not temperature > 0:
-        raise UserError(f"temperature must be greater than 0, got {temperature:g}")
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,10 @@ from typing import Any, Literal
 
 import torch
 
-from unixkd.errors import UserError, unknown_name
-from unixkd.method.epoch_choice import (
-    EpochChoice,
-    check_shares,
-    is_last,
-)
+from unixkd.errors import UserError, check_share, unknown_name
+from unixkd.method.epoch_choice import EpochChoice, is_last
 from unixkd.method.mixing import Curve, num_kept, num_pure
-from unixkd.method.resizing import Size, check_share, shrunk_size
+from unixkd.method.resizing import Size, shrunk_size
 from unixkd.method.scoring import Scorer, TrueLoss
 
 
@@ -43,7 +39,7 @@ class Scoring:
     def __post_init__(self) -> None:
         if self.mode not in ("train", "eval"):
             raise UserError(f"scoring_mode is train or eval, not '{self.mode}'")
-        check_share("scoring_size", self.size)
+        check_share("scoring_size", self.size, "the image's side", zero=False)
 
 
 DEFAULT_SCORING = Scoring()
@@ -83,9 +79,8 @@ class Method:
     mixes_answers: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 < self.keep <= 1:
-            raise UserError(f"method {self.name}: keep (k/N) must lie in (0, 1], got {self.keep:g}")
-        check_share(f"method {self.name}: size", self.size)
+        check_share(f"method {self.name}: keep (k/N)", self.keep, "the batch", zero=False)
+        check_share(f"method {self.name}: size", self.size, "the image's side", zero=False)
         if self.scoring != DEFAULT_SCORING and self.scorer is None:
             raise UserError(
                 f"method {self.name} does not score: how it would (scoring_mode …) does not apply"
@@ -247,9 +242,11 @@ class Ramp:
     size: float | None = None
 
     def __post_init__(self) -> None:
-        check_shares(full_last=self.full_last, **({} if self.keep is None else {"keep": self.keep}))
+        check_share("full_last", self.full_last, "the run")
+        if self.keep is not None:
+            check_share("keep_end", self.keep, "the batch", zero=False)
         if self.size is not None:
-            check_share("size_end", self.size)
+            check_share("size_end", self.size, "the image's side", zero=False)
         if self.shape not in ("linear", "cosine"):
             raise unknown_name("ramp", self.shape, ("linear", "cosine"))
 

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from unixkd.errors import UserError
+from unixkd.errors import UserError, check_share
 from unixkd.method.batch import Batch, Draws, MixedBatch
 from unixkd.method.named_inputs import blend
 
@@ -38,7 +38,7 @@ class SigmoidCurve:
     steepness: float = 10.0
 
     def __post_init__(self) -> None:
-        _check_share("mix_from (b)", self.mix_from)
+        check_share("mix_from (b)", self.mix_from, "the batch")
 
     def __call__(self, ranks: Int[Tensor, " k"], batch_size: int) -> Float[Tensor, " k"]:
         b = round(self.mix_from * batch_size)
@@ -57,7 +57,7 @@ class StepCurve:
     mix_from: float = 0.5
 
     def __post_init__(self) -> None:
-        _check_share("mix_from (b)", self.mix_from)
+        check_share("mix_from (b)", self.mix_from, "the batch")
 
     def __call__(self, ranks: Int[Tensor, " k"], batch_size: int) -> Float[Tensor, " k"]:
         return (ranks >= round(self.mix_from * batch_size)).to(torch.get_default_dtype())
@@ -78,8 +78,7 @@ def num_kept(keep: float, batch_size: int, available: int) -> int:
     >>> num_kept(0.75, 64, 64), num_kept(0.75, 64, 16)
     (48, 16)
     """
-    if not 0 < keep <= 1:
-        raise UserError(f"keep (k/N) must lie in (0, 1], got {keep:g}")
+    check_share("keep (k/N)", keep, "the batch", zero=False)
     k = round(keep * batch_size)
     if k == 0:
         raise UserError(
@@ -161,8 +160,3 @@ def num_pure(curve: Curve | None, k: int, batch_size: int) -> int:
         return k
     mixed = curve(torch.arange(k), batch_size) != 0
     return int(mixed.int().argmax()) if mixed.any() else k
-
-
-def _check_share(name: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise UserError(f"{name} is a share of the batch and must lie in [0, 1], got {value:g}")

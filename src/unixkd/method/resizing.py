@@ -75,9 +75,3 @@ def size_at(images: Shaped[Tensor, "n ..."] | NamedInputs, share: float) -> Size
 def image_size(images: Float[Tensor, "n c h w"]) -> Size:
     """Height and width of a batch's images."""
     return images.shape[2], images.shape[3]
-
-
-def check_share(name: str, share: float) -> None:
-    """Raise where a share of a side is out of range."""
-    if not 0 < share <= 1:
-        raise UserError(f"{name} is a share of the image's side and must lie in (0, 1], got {share:g}")

@@ -20,7 +20,6 @@ from unixkd.names import format_bytes
 SCHEMA, TOP_SCHEMA = 1, 2
 """Of stores of all logits and of the largest ones; raised whenever files of before would be read wrongly."""
 
-
 LOGITS, CHECKS = "logits.bin", "checks.bin"
 """The files of numbers."""
 
@@ -30,13 +29,14 @@ class Contents:
     """What a store holds.
 
     Args:
-        key: whose answers to what, by named parts
+        key: whose answers to what, by name
         images: number of images
         views: number of views of each image
         classes: logits of an answer
         precision: fp16 | fp32
         top_k: how many of an answer's logits are kept, the largest (`TopLogits`); None: all
-        temperature: at which the others weigh together what they did; of no account where all are kept
+        temperature: softmax temperature at which the dropped classes keep their total probability; unused if all
+            logits are stored
 
     Raises:
         UserError: a number is below 1, or keeping so few takes more room than keeping all
@@ -64,7 +64,9 @@ class Contents:
     @property
     def packing(self) -> Packing:
         """How an answer lies in the file."""
-        return make_packing(self.classes, self.precision, self.top_k, self.temperature)
+        if self.top_k is None:
+            return AllLogits(self.classes, self.precision)
+        return TopLogits(self.classes, self.precision, self.top_k, self.temperature)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -77,8 +79,8 @@ class Contents:
         """What the store's index says."""
         if self.top_k is not None:
             return {"schema": TOP_SCHEMA, **asdict(self)}
-        parts = {name: part for name, part in asdict(self).items() if name not in ("top_k", "temperature")}
-        return {"schema": SCHEMA, **parts}
+        values = {name: value for name, value in asdict(self).items() if name not in ("top_k", "temperature")}
+        return {"schema": SCHEMA, **values}
 
     def _check_top_k(self, top_k: int) -> None:
         if not 1 <= top_k < self.classes:
@@ -88,7 +90,7 @@ class Contents:
             )
         if not self.temperature > 0:
             raise UserError(f"the temperature of stored answers must be above 0, got {self.temperature:g}")
-        all_logits = make_packing(self.classes, self.precision, None, self.temperature)
+        all_logits = AllLogits(self.classes, self.precision)
         ours, full = (each.width * each.dtype.itemsize for each in (self.packing, all_logits))
         if ours > full:
             raise UserError(
@@ -105,14 +107,8 @@ class Contents:
 
 
 Precision = Literal["fp16", "fp32"]
-
-
 _TORCH = {"fp16": torch.float16, "fp32": torch.float32}
-
-
 _NUMPY: dict[str, np.dtype[np.floating]] = {"fp16": np.dtype("<f2"), "fp32": np.dtype("<f4")}
-
-
 _WORD = np.dtype("<u2")
 
 
@@ -158,9 +154,9 @@ class TopLogits:
 
     That level r is such that the others weigh at temperature T together as much as they did:
     (C − k) · exp(r/T) = Σ exp(x_c/T) over the C − k others. So at this T the softened probability of each of the k
-    classes and of the rest together is that of the full answer, but for rounding; how the rest is spread is lost. At
-    another temperature the rest weighs too much (above T) or too little (below it), as the right r falls with T, from
-    the others' maximum to their mean.
+    classes and of the rest together is that of the full answer, but for rounding; how it divides among the rest is
+    lost. At another temperature the rest weighs too much (above T) or too little (below it), as the right r falls
+    with T, from the others' maximum to their mean.
 
     A row is, in words of 2 bytes: k logits, the largest first, and r, as fp16 or fp32; then the k classes as uint16,
     or as uint32 where there are more than 65,536 classes.
@@ -195,19 +191,19 @@ class TopLogits:
 
     def pack(self, logits: Float[Tensor, "n classes"]) -> tuple[NDArray[Any], Float[Tensor, "n numbers"]]:
         """Rows for the file, and the numbers in them that have to be finite."""
-        values, places = (part.cpu() for part in self._select(logits))
-        parts = (values.numpy().astype(_NUMPY[self.precision]), places.numpy().astype(self._places))
-        return np.concatenate([part.view(_WORD) for part in parts], axis=1), values
+        values, places = (tensor.cpu() for tensor in self._select(logits))
+        columns = (values.numpy().astype(_NUMPY[self.precision]), places.numpy().astype(self._places))
+        return np.concatenate([column.view(_WORD) for column in columns], axis=1), values
 
     def unpack(self, rows: NDArray[Any]) -> Float[Tensor, "n classes"]:
         """The logits that rows of the file stand for; 0 for a row of zeros."""
         values = rows[:, : self._words].copy().view(_NUMPY[self.precision])
         places = rows[:, self._words :].copy().view(self._places)
-        return self._spread(torch.from_numpy(values), torch.from_numpy(places.astype(np.int64)))
+        return self._decode(torch.from_numpy(values), torch.from_numpy(places.astype(np.int64)))
 
     def rounded(self, logits: Float[Tensor, "n classes"]) -> Float[Tensor, "n classes"]:
         """What is read of these logits once they are written; on their own device."""
-        return self._spread(*self._select(logits))
+        return self._decode(*self._select(logits))
 
     @property
     def _places(self) -> np.dtype[np.unsignedinteger]:
@@ -235,7 +231,7 @@ class TopLogits:
         values = torch.cat([ordered[:, : self.top_k], level[:, None]], dim=1)
         return values.to(_TORCH[self.precision]), places[:, : self.top_k]
 
-    def _spread(
+    def _decode(
         self, values: Float[Tensor, "n numbers"], places: Int[Tensor, "n top_k"]
     ) -> Float[Tensor, "n classes"]:
         """The k logits at their classes, the level at all others."""
@@ -245,10 +241,3 @@ class TopLogits:
 
 Packing = AllLogits | TopLogits
 """From logits `[N, C]` to rows of a file `[N, width]`, and back."""
-
-
-def make_packing(classes: int, precision: Precision, top_k: int | None, temperature: float) -> Packing:
-    """All logits, or the `top_k` largest of them."""
-    if top_k is None:
-        return AllLogits(classes, precision)
-    return TopLogits(classes, precision, top_k, temperature)

@@ -29,9 +29,7 @@ from unixkd.teacher.folder import open_folder
 from unixkd.teacher.format import Contents, Precision
 from unixkd.teacher.journal import Journal
 
-_NAMED = 8  # images that an error names
-
-
+_SHOWN_IMAGES = 8  # that an error lists
 _LOG = logging.getLogger(__name__)
 
 
@@ -217,13 +215,13 @@ class AnswerStore:
         self.close()
 
     def _rows(self, index: Int[Tensor, " n"], view: Int[Tensor, " n"]) -> NDArray[np.int64]:
-        held = self.contents
+        contents = self.contents
         images, views = index.cpu().numpy().astype(np.int64), view.cpu().numpy().astype(np.int64)
-        for what, numbers, count in (("image", images, held.images), ("view", views, held.views)):
+        for what, numbers, count in (("image", images, contents.images), ("view", views, contents.views)):
             if len(numbers) and not 0 <= numbers.min() <= numbers.max() < count:
                 outside = numbers[(numbers < 0) | (numbers >= count)][0]
                 raise UserError(f"{self.path} holds {what}s 0 to {count - 1}, not {what} {outside}")
-        return images * held.views + views
+        return images * contents.views + views
 
 
 def _unstorable(index: Tensor, logits: Tensor, numbers: Tensor, precision: str) -> UserError:
@@ -239,8 +237,8 @@ def _unstorable(index: Tensor, logits: Tensor, numbers: Tensor, precision: str) 
 
 
 def _first(images: Tensor) -> str:
-    more = f" and {len(images) - _NAMED} more" if len(images) > _NAMED else ""
-    return ", ".join(map(str, images[:_NAMED].tolist())) + more
+    more = f" and {len(images) - _SHOWN_IMAGES} more" if len(images) > _SHOWN_IMAGES else ""
+    return ", ".join(map(str, images[:_SHOWN_IMAGES].tolist())) + more
 
 
 def checksum_weights(width: int) -> NDArray[np.uint64]:

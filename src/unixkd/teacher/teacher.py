@@ -24,14 +24,14 @@ def check_store(store: AnswerStore, losses: Sequence[Loss]) -> None:
         store: of all logits, or of the largest ones, which hold for one temperature
         losses: of the objective
     """
-    held = store.contents
+    contents = store.contents
     for loss in losses:
         if isinstance(loss, FeatureLoss):
             raise UserError("stored answers hold logits only: at and sp compare features, use no store")
-        temperature = getattr(loss, "temperature", held.temperature)
-        if held.top_k is not None and temperature != held.temperature:
+        temperature = getattr(loss, "temperature", contents.temperature)
+        if contents.top_k is not None and temperature != contents.temperature:
             raise UserError(
-                f"{store.path} holds the largest logits for temperature {held.temperature:g}, a loss has "
+                f"{store.path} holds the largest logits for temperature {contents.temperature:g}, a loss has "
                 f"{temperature:g}: open another store, with temperature={temperature:g}"
             )
 
@@ -58,8 +58,8 @@ class Teacher:
 
     @torch.no_grad()
     def __call__(self, batch: Batch, mixed: MixedBatch) -> Answers:
-        found = self.answer(batch, mixed)
-        return found.marked() if self.marks_faulty else found
+        answers = self.answer(batch, mixed)
+        return answers.marked() if self.marks_faulty else answers
 
     def answer(self, batch: Batch, mixed: MixedBatch) -> Answers:
         """The answers as they come."""
@@ -78,12 +78,13 @@ class Teacher:
         assert mixed.partner is not None
         both = torch.cat([mixed.position, mixed.partner])
         if batch.answers is not None:  # no unique: its size would have to be read back
-            found, place = self.recall(batch, both), torch.arange(len(both), device=both.device)
+            answers, place = self.recall(batch, both), torch.arange(len(both), device=both.device)
         else:
             distinct, place = both.unique(return_inverse=True)
-            found = self.recall(batch, distinct)
-        own, other = found.outputs.logits[place].chunk(2)
-        return replace(found, outputs=Outputs(own.lerp(other, mixed.weight[:, None].to(own.dtype))))
+            answers = self.recall(batch, distinct)
+        ranked, partner = answers.outputs.logits[place].chunk(2)
+        logits = ranked.lerp(partner, mixed.weight[:, None].to(ranked.dtype))
+        return replace(answers, outputs=Outputs(logits))
 
     def recall(
         self,
@@ -125,7 +126,7 @@ class Teacher:
         view: Int[Tensor, " p"],
         others: Shaped[Tensor, "q ..."] | NamedInputs | None = None,
     ) -> Float[Tensor, "_ classes"]:
-        """Logits on images as they are, and on others.
+        """The network's logits on images as they are, and on others.
 
         Args:
             images: pixels, on the network's device
@@ -133,7 +134,12 @@ class Teacher:
             view: number of each image's view `[p]`, on the CPU
             others: pixels of images that no store knows, asked in the same forward
         """
-        return self.forward(images, others)
+        if others is not None:
+            images = concat([images, others])
+        if not len(images):  # the network is not run on none
+            classes = 0 if self.store is None else self.store.contents.classes
+            return torch.zeros(0, classes, device=images.device)
+        return self.network(images).logits.float()
 
     def keep(
         self,
@@ -147,16 +153,3 @@ class Teacher:
             finite = logits.isfinite().all(dim=1)
             index, view, logits = index[finite.cpu()], view[finite.cpu()], logits[finite]
         store.write(index, view, logits)
-
-    def forward(
-        self,
-        images: Shaped[Tensor, "p ..."] | NamedInputs,
-        others: Shaped[Tensor, "q ..."] | NamedInputs | None,
-    ) -> Float[Tensor, "_ classes"]:
-        """The network's logits on all of them; it is not run on none."""
-        if others is not None:
-            images = concat([images, others])
-        if not len(images):
-            classes = 0 if self.store is None else self.store.contents.classes
-            return torch.zeros(0, classes, device=images.device)
-        return self.network(images).logits.float()
