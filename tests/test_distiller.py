@@ -231,7 +231,9 @@ def test_mistakes_are_named(teacher):
         Distiller(plain(4, 2, classes=6), teacher).step(images[:N])
     with pytest.raises(UserError, match="the batch is empty"):
         Distiller(plain(4, 2), teacher).step(images[:0], labels[:0])
-    with pytest.raises(UserError, match=r"keep \(k/N\) must lie in \(0, 1\], got 0"):
+    with pytest.raises(
+        UserError, match=r"keep \(k/N\) is a share of the batch and must lie in \(0, 1\], got 0"
+    ):
         unix(keep=0.0)
     with pytest.raises(
         UserError, match=r"keep 0\.01 of a batch of 32 keeps no image; raise keep or the batch"

@@ -121,10 +121,10 @@ class Distiller:
             index: position of each image in its data set `[N]`
             view: code of each image's augmentation `[N]`
         """
-        given, found = as_inputs(inputs)
-        if len(given) == 0:
+        samples, batch_labels = as_inputs(inputs)
+        if len(samples) == 0:
             raise UserError("the batch is empty")
-        batch = Batch(given, found if labels is None else labels, index, view)
+        batch = Batch(samples, batch_labels if labels is None else labels, index, view)
         self.check_method()
         draws = make_draws(
             len(batch),
@@ -132,9 +132,9 @@ class Distiller:
             step=self.steps,
             rank=self.rank,
             per_sample_lambda=self.method.per_sample_lambda,
-            device=given.device,
+            device=samples.device,
         )
-        each = self.measure_batch(given)
+        each = self.measure_batch(samples)
         if self.teacher is not None and any(m.training for m in self._teacher_modules):
             self.teacher.network.module.eval()  # a caller's model.train() may have reached it
         result = self.run(batch, draws)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class UserError(ValueError):
@@ -29,6 +32,17 @@ def unknown_name(kind: str, name: str, choices: Iterable[str]) -> UsageError:
     if near:
         return UsageError(f"unknown {kind} '{name}'; did you mean {' or '.join(map(repr, near))}?")
     return UsageError(f"unknown {kind} '{name}'; known: {', '.join(choices)}")
+
+
+def lookup(kind: str, name: str, table: Mapping[str, T]) -> T:
+    """The entry of that name; an error that offers the nearest ones where there is none.
+
+    >>> lookup("digit", "two", {"one": 1, "two": 2})
+    2
+    """
+    if name not in table:
+        raise unknown_name(kind, name, table)
+    return table[name]
 
 
 def check_share(name: str, share: float, whole: str, *, zero: bool = True) -> None:

@@ -75,7 +75,9 @@ def test_a_short_batch_may_be_larger_than_k():
 
 @pytest.mark.parametrize("keep", [0.0, -1.0, 1.5, float("nan")])
 def test_keep_out_of_range(keep):
-    with pytest.raises(UserError, match=r"method unix: keep \(k/N\) must lie in \(0, 1\]"):
+    with pytest.raises(
+        UserError, match=r"method unix: keep \(k/N\) is a share of the batch and must lie in \(0, 1\]"
+    ):
         unix(keep)
 
 

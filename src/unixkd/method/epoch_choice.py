@@ -64,7 +64,7 @@ class Chosen:
 
 
 class EpochChoice(Protocol):
-    """Chooses an epoch's images; `row_score` says what is to be remembered of those visited, if anything."""
+    """Chooses an epoch's images; `row_score` gives the value stored for each visited image, or is None."""
 
     @property
     def row_score(self) -> RowScore | None: ...
@@ -112,10 +112,10 @@ class StaleChoice:
 
     Args:
         keep: share of the images, in (0, 1]
-        random_share: of the places left, the share given away at random, in [0, 1]
+        random_share: share of the remaining places that is filled at random, in [0, 1]
         max_age: every image is visited at least once in about so many epochs, ≥ 1
         full_last: in this last share of the run all are visited, in [0, 1]
-        row_score: what is remembered of an image
+        row_score: the value stored for each visited image
 
     >>> history = History(4)
     >>> history.record(torch.arange(4), torch.tensor([0.1, 0.9, 0.2, 0.8]))
@@ -218,7 +218,7 @@ def num_chosen(share: float, num_images: int) -> int:
 
 
 RowScore = Callable[[Outputs, Outputs | None, MixedBatch], Float[Tensor, " k"]]
-"""(student, teacher, rows) -> what is remembered of each row `[k]`, higher = more worth another visit."""
+"""(student, teacher, rows) -> the value stored for each row's image `[k]`, higher = more worth another visit."""
 
 
 class History:

@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import fields, replace
-from typing import TypeVar
 
 import torch
 
 from unixkd.config import LossConfig, MethodConfig
-from unixkd.errors import UserError, unknown_name
+from unixkd.errors import UserError, lookup, unknown_name
 from unixkd.method.epoch_choice import EpochChoice, StaleChoice, Uncertainty
-from unixkd.method.losses import (
-    DIST,
-    DKD,
-    KD,
-    AttentionTransfer,
-    CrossEntropy,
-    Loss,
-    SimilarityPreserving,
-)
+from unixkd.method.losses import DIST, DKD, KD, AttentionTransfer, CrossEntropy, Loss, SimilarityPreserving
 from unixkd.method.method import Method, Ramp, Scoring
 from unixkd.method.mixing import Curve, SigmoidCurve, StepCurve
 from unixkd.method.objective import Objective, Term
 from unixkd.method.scoring import Scorer, TrueLoss, entropy, least_confidence, margin
 from unixkd.method.unix import METHODS
-
-T = TypeVar("T")
-
 
 SCORERS: dict[str, Scorer | TrueLoss | None] = {
     "entropy": entropy,
@@ -36,8 +24,6 @@ SCORERS: dict[str, Scorer | TrueLoss | None] = {
     "true_loss": TrueLoss(),
     "random": None,  # ranks by noise and so needs no forward
 }
-
-
 CURVES = ("sigmoid", "step", "none")
 
 
@@ -50,12 +36,12 @@ def build_method(config: MethodConfig) -> Method:
     >>> build_method(MethodConfig("unix", keep=0.5)).keep
     0.5
     """
-    method = named("method", config.name, METHODS)()
+    method = lookup("method", config.name, METHODS)()
     if config.name == "student-alone" and config != MethodConfig(config.name):
         raise UserError("student-alone trains on every image as it is: keep, mixing and scoring do not apply")
     changes: dict[str, object] = {}
     if config.scorer is not None and method.choice is None:
-        changes["scorer"] = named("scorer", config.scorer, SCORERS)
+        changes["scorer"] = lookup("scorer", config.scorer, SCORERS)
     if (curve := _curve(config, method)) is not method.curve:
         changes["curve"] = curve
     if (choice := _choice(config, method)) is not method.choice:
@@ -78,7 +64,7 @@ SCORING_FIELDS = ("scoring_mode", "scoring_size", "scoring_precision")
 
 
 def _scoring(config: MethodConfig, scoring: Scoring) -> Scoring:
-    """The method's way of scoring with the configured fields changed."""
+    """How the method scores, with the configured fields changed."""
     changes: dict[str, object] = {
         name.removeprefix("scoring_"): value
         for name in SCORING_FIELDS
@@ -102,7 +88,7 @@ def _choice(config: MethodConfig, method: Method) -> EpochChoice | None:
         changes.pop("keep", None)
         changes.pop("full_last", None)
     elif config.scorer is not None:
-        scorer = named("scorer", config.scorer, SCORERS)
+        scorer = lookup("scorer", config.scorer, SCORERS)
         if not isinstance(method.choice, StaleChoice) or scorer is None or isinstance(scorer, TrueLoss):
             raise UserError(f"method {method.name}: scorer {config.scorer} does not apply")
         changes["row_score"] = Uncertainty(scorer)
@@ -127,13 +113,14 @@ def _ramp(config: MethodConfig, method: Method) -> Ramp | None:
 
 
 def _curve(config: MethodConfig, method: Method) -> Curve | None:
-    current = method.curve
-    if config.curve is not None and config.curve not in CURVES:
-        raise unknown_name("curve", config.curve, CURVES)
-    kind = config.curve or ("sigmoid" if isinstance(current, SigmoidCurve) else None)
-    default = current if isinstance(current, SigmoidCurve) else SigmoidCurve()
+    """The method's mixing curve with the configured fields changed."""
+    sigmoid = method.curve if isinstance(method.curve, SigmoidCurve) else None
+    kind = config.curve or ("sigmoid" if sigmoid else None)
+    default = sigmoid or SigmoidCurve()
     mix_from = default.mix_from if config.mix_from is None else config.mix_from
     steepness = default.steepness if config.steepness is None else config.steepness
+    if kind is not None and kind not in CURVES:
+        raise unknown_name("curve", kind, CURVES)
     if config.steepness is not None and kind != "sigmoid":
         raise UserError(f"method {method.name}: steepness belongs to the sigmoid curve")
     if config.mix_from is not None and kind not in ("sigmoid", "step"):
@@ -142,14 +129,7 @@ def _curve(config: MethodConfig, method: Method) -> Curve | None:
         return SigmoidCurve(mix_from, steepness)
     if kind == "step":
         return StepCurve(mix_from)
-    return None if config.curve == "none" else current
-
-
-def named(kind: str, name: str, table: Mapping[str, T]) -> T:
-    """The entry of that name; an error that offers the nearest ones where there is none."""
-    if name not in table:
-        raise unknown_name(kind, name, table)
-    return table[name]
+    return None if kind == "none" else method.curve
 
 
 LOSSES: dict[str, Callable[[LossConfig], Loss]] = {

@@ -259,13 +259,13 @@ class Ramp:
         """The method with the values of this point of a run, in [0, 1)."""
         if is_last(progress, self.full_last):
             return replace(method, **_ALL, ramp=None)
-        way = 1 - cosine(1.0, 0.0, progress) if self.shape == "cosine" else progress
-        keep = method.keep if self.keep is None else method.keep + way * (self.keep - method.keep)
-        size = method.size if self.size is None else method.size + way * (self.size - method.size)
-        return replace(method, keep=keep, size=size, curve=self.curve(method, way), ramp=None)
+        fraction = 1 - cosine(1.0, 0.0, progress) if self.shape == "cosine" else progress
+        keep = method.keep if self.keep is None else method.keep + fraction * (self.keep - method.keep)
+        size = method.size if self.size is None else method.size + fraction * (self.size - method.size)
+        return replace(method, keep=keep, size=size, curve=self.curve(method, fraction), ramp=None)
 
-    def curve(self, method: Method, way: float) -> Curve | None:
-        """The mixing curve so much of the way to its end."""
+    def curve(self, method: Method, fraction: float) -> Curve | None:
+        """The mixing curve at this fraction of its change, in [0, 1]."""
         wanted = {"mix_from": self.mix_from, "steepness": self.steepness}
         ends = {name: end for name, end in wanted.items() if end is not None}
         if not ends:
@@ -275,7 +275,7 @@ class Ramp:
             start = getattr(method.curve, name, None)
             if start is None:
                 raise UserError(f"method {method.name}: its mixing curve has no {name} that could change")
-            changed[name] = start + way * (end - start)
+            changed[name] = start + fraction * (end - start)
         return replace(method.curve, **changed)  # type: ignore[type-var]
 
 

@@ -46,9 +46,9 @@ class Network:
         """The forward alone."""
         if isinstance(inputs, Tensor):
             return logits_of(self.module(inputs), self.module)
-        own = inputs.of(self.prefix)
-        with weaving(self.module, own.woven.get(TOKENS)):
-            return logits_of(self.module(**own.tensors), self.module)
+        inputs = inputs.of(self.prefix)
+        with weaving(self.module, inputs.woven.get(TOKENS)):
+            return logits_of(self.module(**inputs.tensors), self.module)
 
     def autocast(self, device: str) -> contextlib.AbstractContextManager[object]:
         """The context that gives a forward its precision."""
@@ -69,10 +69,10 @@ def logits_of(output: object, module: nn.Module) -> Float[Tensor, "n classes"]:
     Raises:
         UserError: it has none
     """
-    found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
-    if isinstance(found, Tensor) and found.ndim == 2:
-        return found
-    what = f"logits of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(output).__name__
+    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
+    if isinstance(logits, Tensor) and logits.ndim == 2:
+        return logits
+    what = f"logits of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(output).__name__
     raise UserError(
         f"{type(unwrap(module)).__name__} gives {what}, not logits [N, classes] or an object that has them as .logits"
     )
@@ -115,14 +115,15 @@ def embedding_of(module: nn.Module) -> nn.Module:
         UserError: there is none, or more than one
     """
     inner = unwrap(module)
-    if callable(own := getattr(inner, "get_input_embeddings", None)) and isinstance(own(), nn.Module):
-        return own()
-    found = [child for child in inner.modules() if isinstance(child, nn.Embedding)]
-    if len(found) == 1:
-        return found[0]
+    getter = getattr(inner, "get_input_embeddings", None)
+    if callable(getter) and isinstance(embedding := getter(), nn.Module):
+        return embedding
+    embeddings = [child for child in inner.modules() if isinstance(child, nn.Embedding)]
+    if len(embeddings) == 1:
+        return embeddings[0]
     raise UserError(
-        f"{type(inner).__name__} has {len(found) or 'no'} embeddings: give it a method get_input_embeddings() that "
-        "returns that of its tokens"
+        f"{type(inner).__name__} has {len(embeddings) or 'no'} embeddings: give it a method get_input_embeddings() "
+        "that returns that of its tokens"
     )
 
 

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from unixkd.config import TrainConfig
-from unixkd.errors import unknown_name
-from unixkd.method.from_config import named
+from unixkd.errors import lookup, unknown_name
 from unixkd.method.method import cosine
 from unixkd.models.card import PixelModel
 from unixkd.training.distributed.sharding import is_sharded_role
@@ -65,7 +64,7 @@ def build_optimizer(
     fused = config.fused and not (config.optimizer == "sgd" and is_sharded_role(config, "student"))
     if device.type == "cuda" and fused:
         lr = torch.tensor(config.lr, device=device)
-    return named("optimizer", config.optimizer, OPTIMIZERS)(
+    return lookup("optimizer", config.optimizer, OPTIMIZERS)(
         config, params=parameters, lr=lr, weight_decay=config.weight_decay, fused=fused
     )
 

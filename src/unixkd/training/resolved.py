@@ -12,8 +12,8 @@ from torch import nn
 
 from unixkd.config import ModelConfig, RunConfig, TrainConfig, check_ranges
 from unixkd.data.load import Data, load_data
-from unixkd.errors import UserError
-from unixkd.method.from_config import build_method, build_objective, named
+from unixkd.errors import UserError, lookup
+from unixkd.method.from_config import build_method, build_objective
 from unixkd.method.losses import FeatureLoss
 from unixkd.method.method import Method
 from unixkd.method.objective import Objective
@@ -191,7 +191,7 @@ def pick_device(config: TrainConfig, number: int | None = None) -> torch.device:
         "cuda": torch.cuda.is_available,
         "mps": torch.backends.mps.is_available,
     }
-    if not named("device", config.device, available)():
+    if not lookup("device", config.device, available)():
         raise UserError(f"device {config.device} is not available here; give --train.device auto or cpu")
     device = default_device() if config.device == "auto" else torch.device(config.device)
     if device.type != "cuda" or number is None:
