@@ -158,7 +158,7 @@ def test_the_last_part_of_a_run_visits_all(choice):
     history = history_of([float(i) for i in range(8)])
     visited = [choice.choose(history, epoch, 8, 0).mask.sum().item() for epoch in range(8)]
     assert visited == [4] * 6 + [8] * 2
-    assert [choice.share(epoch / 8) for epoch in range(8)] == [0.5] * 6 + [1.0] * 2
+    assert [choice.expected_fraction(epoch / 8) for epoch in range(8)] == [0.5] * 6 + [1.0] * 2
 
 
 def test_infobatch_by_hand():
@@ -188,7 +188,7 @@ def test_infobatch_keeps_the_expected_sum_of_any_gradient():
 
 
 def test_the_expected_share_of_a_run_by_hand():
-    assert RandomChoice(0.5, full_last=0.25).share(0.7) == 0.5
+    assert RandomChoice(0.5, full_last=0.25).expected_fraction(0.7) == 0.5
     method = Method("own", choice=InfoBatch(prune=0.5, full_last=0.25))
     assert method.mean_share(8) == (1 + 5 * 0.75 + 2) / 8
     assert stale(0.6).mean_share(7) == pytest.approx(0.6)

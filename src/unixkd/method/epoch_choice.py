@@ -69,8 +69,8 @@ class EpochChoice(Protocol):
     @property
     def row_score(self) -> RowScore | None: ...
 
-    def share(self, progress: float) -> float:
-        """Share of the images that an epoch at this point of the run, in [0, 1), is expected to visit."""
+    def expected_fraction(self, progress: float) -> float:
+        """Fraction of the images that an epoch at this point of the run, in [0, 1), is expected to visit."""
 
     def choose(self, history: History, epoch: int, epochs: int, seed: int) -> Chosen:
         """The images of an epoch: a function of the arguments alone."""
@@ -96,11 +96,11 @@ class RandomChoice:
         check_share("keep", self.keep, "the images", zero=False)
         check_share("full_last", self.full_last, "the run")
 
-    def share(self, progress: float) -> float:
+    def expected_fraction(self, progress: float) -> float:
         return 1.0 if is_last(progress, self.full_last) else self.keep
 
     def choose(self, history: History, epoch: int, epochs: int, seed: int) -> Chosen:
-        count = num_chosen(self.share(epoch / epochs), len(history))
+        count = num_chosen(self.expected_fraction(epoch / epochs), len(history))
         return Chosen(first_of(noise(history, epoch, seed), count))
 
 
@@ -137,11 +137,11 @@ class StaleChoice:
         if self.max_age < 1:
             raise UserError(f"max_age must be at least 1 epoch, got {self.max_age}")
 
-    def share(self, progress: float) -> float:
+    def expected_fraction(self, progress: float) -> float:
         return 1.0 if is_last(progress, self.full_last) else self.keep
 
     def choose(self, history: History, epoch: int, epochs: int, seed: int) -> Chosen:
-        n, count = len(history), num_chosen(self.share(epoch / epochs), len(history))
+        n, count = len(history), num_chosen(self.expected_fraction(epoch / epochs), len(history))
         drawn, unseen = noise(history, epoch, seed), history.score.isinf()
         # Lower keys first: never seen, overdue (the older the sooner), drawn, then by falling score.
         overdue = unseen | (history.age >= self.max_age)
@@ -176,7 +176,7 @@ class InfoBatch:
         if not 0 <= self.prune < 1:
             raise UserError(f"prune must lie in [0, 1), got {self.prune:g}")
 
-    def share(self, progress: float) -> float:
+    def expected_fraction(self, progress: float) -> float:
         """Half of the images are taken to lie below the mean, and all to be visited at first."""
         return 1.0 if is_last(progress, self.full_last) or progress == 0 else 1 - self.prune / 2
 

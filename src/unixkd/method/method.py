@@ -130,7 +130,7 @@ class Method:
         """
         if self.choice is None:
             return 1.0
-        return sum(self.choice.share(epoch / epochs) for epoch in range(epochs)) / epochs
+        return sum(self.choice.expected_fraction(epoch / epochs) for epoch in range(epochs)) / epochs
 
     def counts(self, images: int, batch_size: int, size: Size | None = None) -> StepCounts:
         """What one step on `images` images costs without stored answers, before it is run.

@@ -150,7 +150,7 @@ def phases(method: Method, epochs: int) -> list[Phase]:
 
 def visited(method: Method, progress: float) -> float:
     """Share of the images that an epoch at this point of a run, in [0, 1), is expected to visit."""
-    return 1.0 if method.choice is None else method.choice.share(progress)
+    return 1.0 if method.choice is None else method.choice.expected_fraction(progress)
 
 
 def answerable(method: Method, sizes: Sequence[int]) -> float:

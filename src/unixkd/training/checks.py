@@ -72,7 +72,7 @@ def smallest_step(method: Method, images: int, train: TrainConfig) -> int:
     """
     points = [epoch / train.epochs for epoch in range(train.epochs)]
     if method.choice is not None:
-        return min(num_chosen(method.choice.share(point), images) for point in points)
+        return min(num_chosen(method.choice.expected_fraction(point), images) for point in points)
     last = images % train.batch_size or train.batch_size
     return min(num_kept(method.at(point).keep, train.batch_size, last) for point in points)
 
