@@ -25,8 +25,8 @@ from unixkd.training.checkpoint import load_checkpoint
 from unixkd.training.distributed.sharding import (
     check_sharding,
     gathered,
-    load_parts,
-    own_part,
+    load_whole,
+    local_shard,
     shard,
     size,
     skeleton,
@@ -172,12 +172,12 @@ def hold_parts() -> tuple[int, int, bool, bool]:
         number = size(network)
         shard(network, world, torch.device("cpu"))
         assert is_sharded(network)
-        held = sum(own_part(p).numel() for p in network.parameters())
+        held = sum(local_shard(p).numel() for p in network.parameters())
         with torch.no_grad():
             as_before = torch.allclose(network(images), expected, atol=1e-5)
             for parameter in network.parameters():
                 parameter.zero_()
-            load_parts(network, whole)
+            load_whole(network, whole)
         back = gathered(network.state_dict(), world)
         assert world.leads or not back
         return number, held, as_before, all(torch.equal(back[name], whole[name]) for name in back)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from unixkd.errors import UserError
 from unixkd.run_files import aside, checksum, sync
-from unixkd.training.distributed.sharding import part_of
+from unixkd.training.distributed.sharding import shard_like
 
 FILES = ("state.safetensors", "state.json")
 
@@ -160,7 +160,7 @@ def unpack_optimizer(
         for key, value in values.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
                 # In the weights' own memory layout: a fused step walks through all of them in one go.
-                own = part_of(value, parameter)
+                own = shard_like(value, parameter)
                 values[key] = torch.empty_like(parameter).copy_(own)
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         if isinstance(rate, Tensor):  # the same tensor, as a captured step holds on to it

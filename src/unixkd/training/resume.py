@@ -22,7 +22,7 @@ from unixkd.training.checkpoint import (
     save_checkpoint,
     unpack_optimizer,
 )
-from unixkd.training.distributed.sharding import gathered, load_parts
+from unixkd.training.distributed.sharding import gathered, load_whole
 from unixkd.training.state import Run
 
 
@@ -160,7 +160,7 @@ def restore(run: Run) -> None:
 def restore_engine(run: Run, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
     """Put back what a step changes."""
     engine, rank = run.engine, run.world.rank
-    load_parts(run.resolved.student.net, group(tensors, "student"))
+    load_whole(run.resolved.student.net, group(tensors, "student"))
     if engine.average is not None:
         engine.average.load_state_dict(group(tensors, "average"))
     unpack_optimizer(engine.optimizer, group(tensors, "optimizer"), state["optimizer"])

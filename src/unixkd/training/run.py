@@ -31,7 +31,7 @@ from unixkd.training.display import (
     silent,
     unfailing,
 )
-from unixkd.training.distributed.sharding import check_sharding, gathered, own_part
+from unixkd.training.distributed.sharding import check_sharding, gathered, local_shard
 from unixkd.training.distributed.world import ALONE, Agreement, World, together
 from unixkd.training.evaluation import evaluate_student, evaluate_teacher
 from unixkd.training.loggers import Loggers, check_installed, open_loggers
@@ -267,7 +267,7 @@ def check(run: Run) -> None:
     """
     resume.share(run)
     check_answers(run)
-    shards = [own_part(p.detach()) for p in run.resolved.student.parameters()]
+    shards = [local_shard(p.detach()) for p in run.resolved.student.parameters()]
     weights = torch.stack([shard.isfinite().all() for shard in shards]).all()
     if not all(run.world.gather(bool(run.engine.tally.finite() and weights))):
         raise not_finite(run)

@@ -12,32 +12,32 @@ from unixkd.errors import UserError
 
 
 class LeaderError(UserError):
-    """What the leading process has told the user already."""
+    """An error that the first process has shown already."""
 
 
 def processes() -> int:
-    """How many were started together.
+    """Number of processes that were started together.
 
     Raises:
         UserError: WORLD_SIZE is no number
     """
-    given = os.environ.get("WORLD_SIZE", "1")
-    if not given.isdecimal() or int(given) < 1:
-        raise UserError(f"the environment variable WORLD_SIZE is {given!r}, which is no number of processes")
-    return int(given)
+    size = os.environ.get("WORLD_SIZE", "1")
+    if not size.isdecimal() or int(size) < 1:
+        raise UserError(f"the environment variable WORLD_SIZE is {size!r}, which is no number of processes")
+    return int(size)
 
 
 def rank() -> int:
-    """This process's number among them; 0 leads, and alone speaks for all."""
-    own = os.environ.get("RANK", "0")
-    return int(own) if own.isdecimal() and os.environ.get("WORLD_SIZE", "1") != "1" else 0
+    """Number of this process; process 0 leads, and alone prints."""
+    number = os.environ.get("RANK", "0")
+    return int(number) if number.isdecimal() and os.environ.get("WORLD_SIZE", "1") != "1" else 0
 
 
 def end(code: int) -> NoReturn:
-    """End the process with an exit code, one of several without Python's last clean-up.
+    """End the process with an exit code; where it is one of several, without finalising the interpreter.
 
-    That takes the interpreter away from under torch's threads: one that still holds a message's tensor then aborts
-    the process (https://github.com/pytorch/pytorch/pull/179291), and with it a run that is done.
+    Finalising it while one of torch's threads still holds a message's tensor aborts the process, and with it a run
+    that is done (https://github.com/pytorch/pytorch/pull/179291).
     """
     if os.environ.get("WORLD_SIZE", "1") == "1":
         sys.exit(code)

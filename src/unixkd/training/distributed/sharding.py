@@ -1,7 +1,7 @@
 """Networks whose weights are sharded over the processes of a run: each holds a shard of every tensor (FSDP2).
 
-torch's `fully_shard` does the work: a unit of a network gathers its weights for its forward and its backward and lets
-them go after each; gradients, and the optimiser's state, are of a process's own part alone.
+torch's `fully_shard` does the work: each unit of a network gathers its weights for its forward and its backward, and
+frees them after each. A process has the gradients and the optimiser's state of its own shards alone.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from unixkd.config import RunConfig, TrainConfig
 from unixkd.errors import UserError, first_line
 from unixkd.training.distributed.world import World
 
-LARGE = 1 / 8
-"""Share of a network's parameters: of a layer that has more of them, and of a stage that is divided into its blocks."""
-MOST = 3 / 4
-"""Share of a module's parameters that lie in its blocks, where it is a stage of them and not a block itself."""
+LARGE_SHARE = 1 / 8
+"""A layer with a larger share of the network's parameters is a unit; a larger stage is divided into its blocks."""
+STAGE_SHARE = 3 / 4
+"""A module with at least this share of its parameters in blocks of one class is a stage, and no block itself."""
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
-"""Layers whose weights are used by their own forward; a subclass may be used in another way."""
+"""Layers whose weights are read in their own forward alone; a subclass may differ."""
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
@@ -40,7 +40,7 @@ def check_sharding(config: RunConfig, world: World) -> None:
     """Raise for what a run with sharded weights cannot do.
 
     Raises:
-        UserError: it is alone, or wants what needs a whole network in one place
+        UserError: there is one process, or an option needs a whole network in one place
     """
     train = config.train
     if train.sharding == "none":
@@ -66,15 +66,15 @@ def check_sharding(config: RunConfig, world: World) -> None:
 
 
 def shard(network: nn.Module, world: World, device: torch.device) -> None:
-    """Spread a network's weights over all processes, in place; every process has to call it.
+    """Shard a network's weights over all processes, in place; every process has to call it.
 
-    It becomes the leader's, in the default memory layout, unit by unit on the device. From then on its `parameters()`
-    are DTensors, it cannot be copied, and a forward is one of all processes together.
+    The weights are the leader's, in the default memory layout. Afterwards `parameters()` are DTensors, the network
+    cannot be copied, and all processes have to run a forward together.
 
     Args:
-        network: as it is called; alike in all processes
+        network: of the same architecture in all processes
         world: the processes
-        device: where each keeps its part
+        device: where each keeps its shard
 
     Raises:
         UserError: torch does not shard such weights
@@ -99,11 +99,11 @@ def shard(network: nn.Module, world: World, device: torch.device) -> None:
 
 
 def units(network: nn.Module) -> list[nn.Module]:
-    """The parts of a network that gather their weights together; what is in none is gathered with the whole.
+    """The modules of a network that gather their weights one at a time; weights outside are gathered with the root.
 
-    Blocks, which are modules with layers inside whose class occurs more than once; the blocks of a stage, where that
-    is one too and is larger than `LARGE`; and single layers that are larger. None of them shares a parameter with
-    anything outside, as a tied embedding does.
+    Units are blocks, which are modules with layers inside whose class occurs more than once, and layers above
+    `LARGE_SHARE`. A stage above that share is divided into its blocks. A module that shares a parameter with another
+    one, as a tied embedding does, is no unit.
 
     >>> block = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     >>> [type(unit).__name__ for unit in units(nn.TransformerEncoder(block, num_layers=3))]
@@ -112,18 +112,21 @@ def units(network: nn.Module) -> list[nn.Module]:
     [Linear(in_features=9, out_features=90, bias=True)]
     """
     kinds = Counter(type(module) for module in network.modules() if is_block(module))
-    owners = Counter(map(id, own_parameters(network)))
-    limit = LARGE * size(network)
+    uses = Counter(map(id, parameters_of_modules(network)))
+    limit = LARGE_SHARE * size(network)
 
-    def is_stage(block: nn.Module) -> bool:
-        parts = [part for part in block.modules() if part is not block and kinds[type(part)] > 1]
-        alike = [[part for part in parts if type(part) is kind] for kind in {type(part) for part in parts}]
-        return any(len(each) > 1 and sum(map(size, each)) >= MOST * size(block) for each in alike)
+    def is_stage(module: nn.Module) -> bool:
+        blocks = [block for block in module.modules() if block is not module and kinds[type(block)] > 1]
+        return any(
+            number > 1 and sum(size(b) for b in blocks if type(b) is kind) >= STAGE_SHARE * size(module)
+            for kind, number in Counter(map(type, blocks)).items()
+        )
 
     def is_unit(module: nn.Module) -> bool:
         large = size(module) > limit
         block = kinds[type(module)] > 1 and not (large and is_stage(module))
-        shared = any(owners[key] > count for key, count in Counter(map(id, own_parameters(module))).items())
+        inside = Counter(map(id, parameters_of_modules(module)))
+        shared = any(uses[key] > count for key, count in inside.items())
         return (block or (large and type(module) in _LAYERS)) and not shared
 
     def visit(module: nn.Module) -> Iterator[nn.Module]:
@@ -136,23 +139,23 @@ def units(network: nn.Module) -> list[nn.Module]:
     return list(visit(network))
 
 
-def own_parameters(network: nn.Module) -> list[nn.Parameter]:
-    """Those of every module inside, one that modules share as often as they do."""
+def parameters_of_modules(network: nn.Module) -> list[nn.Parameter]:
+    """The parameters of every module inside; one that several modules share occurs several times."""
     return [p for module in network.modules() for p in module._parameters.values() if p is not None]
 
 
 def is_block(module: nn.Module) -> bool:
-    """Whether it is a module of layers with a forward of its own."""
+    """Whether a module has layers inside and is no container."""
     return not isinstance(module, _CONTAINERS) and any(size(child) for child in module.children())
 
 
 def size(module: nn.Module) -> int:
-    """Its parameters, each counted once."""
+    """Number of parameters, each counted once."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 def skeleton(network: nn.Module) -> nn.Module:
-    """A copy without numbers, on the meta device, that takes no memory: what is measured on it needs shapes only.
+    """A copy on the meta device, which has shapes and no values, to count FLOPs on.
 
     >>> skeleton(nn.Linear(3, 2)).weight
     Parameter containing:
@@ -164,14 +167,14 @@ def skeleton(network: nn.Module) -> nn.Module:
     return copy.deepcopy(network, empty | {id(b): b.to("meta") for b in network.buffers()})
 
 
-def own_part(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor: all of it where it is not sharded."""
-    part: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    return part
+def local_shard(tensor: Tensor) -> Tensor:
+    """This process's shard of a tensor: all of it, unless it is a DTensor."""
+    shard: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return shard
 
 
 def gathered(tensors: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
-    """The tensors with those that are sharded whole, on the CPU, in the leader; the others get none of these.
+    """Whole tensors, by name: sharded ones on the CPU and in the leader alone, the others as they are.
 
     Every process has to call it, with the same names in the same order.
     """
@@ -186,19 +189,19 @@ def gathered(tensors: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
     return found
 
 
-def part_of(whole: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor sharded like another one, from what this process has: nothing is sent."""
-    if not hasattr(like, "full_tensor"):
+def shard_like(whole: Tensor, other: Tensor) -> Tensor:
+    """A whole tensor sharded as another one is. Every process has the whole tensor: nothing is sent."""
+    if not hasattr(other, "full_tensor"):
         return whole
     from torch.distributed.tensor import DTensor, distribute_tensor
 
-    assert isinstance(like, DTensor)
-    return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+    assert isinstance(other, DTensor)
+    return distribute_tensor(whole.to(other.device), other.device_mesh, other.placements, src_data_rank=None)
 
 
-def load_parts(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def load_whole(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Load whole tensors into a network that may be sharded."""
-    own = network.state_dict()
+    state = network.state_dict()
     network.load_state_dict(
-        {name: part_of(t, own[name]) if name in own else t for name, t in tensors.items()}
+        {name: shard_like(t, state[name]) if name in state else t for name, t in tensors.items()}
     )

@@ -1,4 +1,4 @@
-"""Several processes that train one student on parts of each batch: who each is, and what they tell each other.
+"""Several processes that train one student, each on some rows of every batch: their ranks and their messages.
 
 torch.distributed does the work. `torchrun`, or whatever sets `RANK`, `WORLD_SIZE`, `MASTER_ADDR` and
 `MASTER_PORT`, starts the processes; without these there is one, and nothing here costs it anything.
@@ -7,12 +7,11 @@ torch.distributed does the work. `torchrun`, or whatever sets `RANK`, `WORLD_SIZ
 from __future__ import annotations
 
 import atexit
-import inspect
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -30,9 +29,9 @@ class World(Place):
     """The processes of a run. The first one leads: it alone writes files and shows what happens.
 
     Args:
-        rank: this process's number
-        size: how many there are
-        local: its number among those of this machine
+        rank: number of this process
+        size: number of processes
+        local: number of this process on its machine
     """
 
     local: int = 0
@@ -43,30 +42,28 @@ class World(Place):
         return self.rank == 0
 
     def once(self, make: Callable[[], T]) -> T:
-        """What the leader makes, or the error it runs into, for every process.
+        """Call `make` in the leader; every process gets its value, or its UserError.
 
         Raises:
             UserError: the leader's
         """
         if self.size == 1:
             return make()
-        told: list[object] = [None, None]
-        if self.leads:
-            try:
-                value = make()
-                told[0] = value
-            except UserError as error:
-                self._tell([None, str(error)])
-                raise
-        self._tell(told)
         if not self.leads:
-            if told[1] is not None:
-                raise LeaderError(str(told[1]))
-            value = told[0]  # type: ignore[assignment]
-        return value
+            value, error = self._broadcast(None, None)
+            if error is not None:
+                raise LeaderError(error)
+            return cast("T", value)
+        try:
+            made = make()
+        except UserError as failed:
+            self._broadcast(None, str(failed))
+            raise
+        self._broadcast(made, None)
+        return made
 
     def leader_first(self, make: Callable[[], T]) -> T:
-        """What each process makes, the leader before the others, which find what it has fetched or written."""
+        """Call `make` in the leader, then in the others, which find the files that the leader wrote."""
         if self.size == 1:
             return make()
         made: list[T] = []
@@ -74,7 +71,7 @@ class World(Place):
         return made[0] if self.leads else make()
 
     def gather(self, value: T) -> list[T]:
-        """What every process has, by rank."""
+        """The values of all processes, by rank."""
         if self.size == 1:
             return [value]
         values: list[T] = [value] * self.size
@@ -88,7 +85,7 @@ class World(Place):
                 dist.all_reduce(tensor, getattr(dist.ReduceOp, how.upper()))
 
     def take_from_leader(self, tensors: Sequence[Tensor]) -> None:
-        """Overwrite tensors with the leader's; as one message for each type of number."""
+        """Overwrite tensors with the leader's, in one message for each dtype."""
         if self.size == 1:
             return
         for dtype in sorted({tensor.dtype for tensor in tensors}, key=str):
@@ -107,26 +104,25 @@ class World(Place):
             return student
         from torch.nn.parallel import DistributedDataParallel
 
-        options: dict[str, Any] = {"device_ids": None if device.type == "cpu" else [device]}
-        known = inspect.signature(DistributedDataParallel).parameters
-        name = (
-            "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-        )  # torch < 2.14
-        options[name] = False
+        name = "broadcast_buffers" if torch.__version__ < (2, 14) else "forward_sync_buffers"
+        options: dict[str, Any] = {name: False, "device_ids": None if device.type == "cpu" else [device]}
         return DistributedDataParallel(student, gradient_as_bucket_view=True, **options)
 
-    def _tell(self, values: list[object]) -> None:
-        dist.broadcast_object_list(values, src=0, device=torch.device("cpu"))
+    def _broadcast(self, *values: Any) -> list[Any]:
+        """The leader's values, in every process; those of the others do not count."""
+        received = list(values)
+        dist.broadcast_object_list(received, src=0, device=torch.device("cpu"))
+        return received
 
 
 ALONE = World()
 
 _PEER_LOST = ("gloo", "NCCL")
-"""What is found in the RuntimeErrors of torch.distributed's ways to send."""
+"""Backends that torch.distributed names in a RuntimeError when another process is gone."""
 
 
 class Agreement:
-    """A yes of any process, heard by all of them after the same step: the one after it was said.
+    """Asynchronous OR over processes: once one says yes, all see it after the same step, the next one.
 
     >>> Agreement(World()).ask(True)
     True
@@ -134,36 +130,36 @@ class Agreement:
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.said = torch.zeros((), dtype=torch.int32)
+        self.any_yes = torch.zeros((), dtype=torch.int32)
         self.pending: dist.Work | None = None
 
     def ask(self, yes: bool) -> bool:
-        """Say yes or no; whether anyone had said yes when it was last called."""
+        """Say yes or no; returns whether any process had said yes by the last call."""
         if self.world.size == 1:
             return yes
-        heard = False
+        known = False
         if self.pending is not None:
             self.pending.wait()
-            heard = bool(self.said)
-        self.said.fill_(int(yes or heard))
-        self.pending = dist.all_reduce(self.said, dist.ReduceOp.MAX, async_op=True)
-        return heard
+            known = bool(self.any_yes)
+        self.any_yes.fill_(int(yes or known))
+        self.pending = dist.all_reduce(self.any_yes, dist.ReduceOp.MAX, async_op=True)
+        return known
 
 
 def leave() -> None:
-    """End this process's part in the group, unless its caller has."""
+    """Leave the process group, unless the caller has ended it."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 @contextmanager
 def together() -> Iterator[World]:
-    """Inside, this process's place among those that were started with it.
+    """Within, this process's `World`: its rank among the processes that were started together.
 
     A process group that the caller has made is used; one that is made here lasts as long as the process.
 
     Raises:
-        UserError: the variables that tell are not all there, or another process is gone
+        UserError: an environment variable of torchrun is missing, or another process is gone
     """
     size = processes()
     if size == 1:
