@@ -104,7 +104,8 @@ class World(Place):
             return student
         from torch.nn.parallel import DistributedDataParallel
 
-        name = "broadcast_buffers" if torch.__version__ < (2, 14) else "forward_sync_buffers"
+        # a TorchVersion, which compares with a text number by number
+        name = "broadcast_buffers" if torch.__version__ < "2.14" else "forward_sync_buffers"
         options: dict[str, Any] = {name: False, "device_ids": None if device.type == "cpu" else [device]}
         return DistributedDataParallel(student, gradient_as_bucket_view=True, **options)
 
