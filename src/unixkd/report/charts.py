@@ -1,4 +1,4 @@
-"""The charts of a report: each function gives one inline SVG, drawn with matplotlib.
+"""The charts of a report: each function gives one `<svg>` element, drawn with matplotlib, to stand inside the page.
 
 Colours are drawn with the hexadecimal values below and replaced by CSS variables, so one drawing serves light and dark
 pages. A legend stands below where a chart shows more than one thing.
@@ -11,36 +11,104 @@ import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
-from xml.etree import ElementTree
+from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
 from unixkd.errors import missing_extra
 from unixkd.names import methods
-from unixkd.report.numbers import percent
 from unixkd.report.runs import Group, MeanStd, curve
-from unixkd.report.wording import Measure, matched_to
+from unixkd.report.wording import Measure, matched_to, percent
 from unixkd.run_files import Epoch
 
+INK, MUTED, GRID, CARD = "#1f2328", "#57606b", "#d9dfe5", "#fffffe"
+# In this order distinguishable with any one kind of colour blindness; markers differ as well.
+SERIES = ("#0a56a4", "#c4460b", "#00806a", "#a03a8c", "#2878b4", "#3d444c", "#8a6a01")
+_DARK_SERIES = ("#5aa9ff", "#ff9a5c", "#3fd4ac", "#ee8fd0", "#a6dcff", "#cfd6de", "#e6c04a")
 _MARKERS = "oDs^vPX*<>h"
+
+LIGHT = {"ink": INK, "muted": MUTED, "grid": GRID, "card": CARD}
+LIGHT |= {f"c{i}": colour for i, colour in enumerate(SERIES)}
+DARK = {"ink": "#e8ecf1", "muted": "#9da7b3", "grid": "#30363d", "card": "#161b22"}
+DARK |= {f"c{i}": colour for i, colour in enumerate(_DARK_SERIES)}
+
+_LEGEND_ROW = 16
+"""Pixels."""
+_LONGEST = 20
+"""Characters of a name in a legend."""
+_SYMBOLS = {"keep": "k=", "mix_from": "b=", "steepness": "w=", "scorer": "", "curve": ""}
+
+_STYLE = {
+    "font.size": 11,
+    "text.color": INK,
+    "text.parse_math": False,  # a method's name may hold dollar signs
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": MUTED,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.unicode_minus": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "ytick.major.size": 0,
+    "xtick.major.size": 3,
+    "lines.linewidth": 2,
+    "svg.fonttype": "none",
+}
+
+
+class Figure(NamedTuple):
+    """A chart under its caption; the remark stands beside the caption."""
+
+    svg: Markup
+    caption: str
+    remark: str = ""
+
+
+@dataclass(frozen=True)
+class Style:
+    """Colour and marker of a method, the same in every chart; hollow: plain KD at the cost of the method so styled."""
+
+    number: int
+    hollow: bool = False
+
+    @property
+    def variable(self) -> str:
+        """The CSS variable of its colour, without the dashes."""
+        return f"c{self.number % len(SERIES)}"
+
+    @property
+    def colour(self) -> str:
+        """Its colour on a light page."""
+        return LIGHT[self.variable]
+
+    @property
+    def marker(self) -> str:
+        """Matplotlib's letter for its marker."""
+        return _MARKERS[self.number % len(_MARKERS)]
+
+    @property
+    def marks(self) -> dict[str, str]:
+        """Matplotlib's options for its marker."""
+        edge, face = (self.colour, CARD) if self.hollow else (CARD, self.colour)
+        return {"marker": self.marker, "markeredgecolor": edge, "markerfacecolor": face}
 
 
 def styles_of(groups: Sequence[Group]) -> dict[str, Style]:
     """Known methods have their own style, others take the next free ones in order; `kd@X` looks like X, but hollow."""
-    names = [matched_to(group.method) or group.method for group in groups]
+    names = {group.method: matched_to(group.method) or group.method for group in groups}
     known = sorted(methods(), key=lambda name: name != "unix")  # which has the first colour
-    taken = {name: known.index(name) for name in names if name in known}
-    free = (slot for slot in range(1_000_000) if slot not in taken.values())
-    slots = {name: taken.get(name, -1) for name in names}
-    for name, slot in slots.items():
-        slots[name] = next(free) if slot < 0 else slot
-    return {
-        group.method: Style(
-            SERIES[slots[name] % len(SERIES)], _MARKERS[slots[name] % len(_MARKERS)], name != group.method
-        )
-        for group, name in zip(groups, names, strict=True)
+    absent = [number for number, name in enumerate(known) if name not in names.values()]
+    free = iter([*absent, *range(len(known), len(known) + len(names))])
+    numbers = {
+        name: known.index(name) if name in known else next(free) for name in dict.fromkeys(names.values())
     }
+    return {method: Style(numbers[name], hollow=name != method) for method, name in names.items()}
 
 
 def training_curves(
@@ -72,9 +140,9 @@ def training_curves(
         frame(axes, f"{measure.name}, %", "computation so far, % of plain KD" if by_cost else "epoch")
         legend_below(axes, shown)
 
-    said = ", ".join(f"{g.method} ends at {percent(p[-1][1])}" for g, p in lines)
+    description = ", ".join(f"{g.method} ends at {percent(p[-1][1])}" for g, p in lines)
     along = "computation so far" if by_cost else "epoch"
-    return draw(plot, name, f"{measure.name} in % by {along}", said)
+    return draw(plot, name, f"{measure.name} in % by {along}", description)
 
 
 def focus(lines: Sequence[Sequence[float]]) -> tuple[float, float]:
@@ -114,8 +182,8 @@ def kept_and_dropped(
         frame(axes, title, "epoch")
         legend_below(axes, shown)
 
-    said = ", ".join(f"{which} ends at {p[-1][1].mean * scale:.3g}" for which, p in lines.items() if p)
-    return draw(plot, name, f"{group.method}: {title} by epoch", said, size=(330, 230))
+    description = ", ".join(f"{which} ends at {p[-1][1].mean * scale:.3g}" for which, p in lines.items() if p)
+    return draw(plot, name, f"{group.method}: {title} by epoch", description, size=(330, 230))
 
 
 def times_kept(group: Group, style: Style, shares: Sequence[float], name: str) -> Markup:
@@ -127,8 +195,8 @@ def times_kept(group: Group, style: Style, shares: Sequence[float], name: str) -
         frame(axes, "images, %", "times kept")
 
     mean = sum(times * share for times, share in enumerate(shares))
-    said = f"on average {mean:.1f} of {len(shares) - 1} times"
-    return draw(plot, name, f"{group.method}: how often each image was kept", said, size=(330, 220))
+    description = f"on average {mean:.1f} of {len(shares) - 1} times"
+    return draw(plot, name, f"{group.method}: how often each image was kept", description, size=(330, 220))
 
 
 def _line(group: Group, value: Callable[[Epoch], float | None], by_cost: bool) -> list[tuple[float, MeanStd]]:
@@ -150,10 +218,16 @@ def _band(axes: Any, points: Sequence[tuple[float, MeanStd]], style: Style) -> A
         low, high = zip(*((m - d, m + d) for m, d in zip(y, sd, strict=True)), strict=True)
         axes.fill_between(x, low, high, color=style.colour, alpha=0.15, linewidth=0)
     every = max(1, len(x) // 5)
-    marks = {"marker": style.marker, "markersize": 6, "markeredgewidth": 0.8, **style.marks}
-    dashes = (0, (5, 2)) if style.hollow else "-"
-    at = list(range(len(x) - 1, -1, -every))
-    (line,) = axes.plot(x, y, color=style.colour, linestyle=dashes, markevery=at, **marks)
+    (line,) = axes.plot(
+        x,
+        y,
+        color=style.colour,
+        linestyle=(0, (5, 2)) if style.hollow else "-",
+        markevery=list(range(len(x) - 1, -1, -every)),
+        markersize=6,
+        markeredgewidth=0.8,
+        **style.marks,
+    )
     return line
 
 
@@ -163,16 +237,6 @@ def frame(axes: Any, above: str, below: str) -> None:
     axes.set_xlabel(below, fontsize=11)
     axes.locator_params(axis="y", nbins=6)
     axes.locator_params(axis="x", nbins=7)
-
-
-_LEGEND_ROW = 16
-"""Pixels."""
-
-
-_LONGEST = 20
-
-
-_SYMBOLS = {"keep": "k=", "mix_from": "b=", "steepness": "w=", "scorer": "", "curve": ""}
 
 
 def legend_below(axes: Any, shown: Sequence[tuple[Any, str]]) -> None:
@@ -210,83 +274,16 @@ def shortened(text: str) -> str:
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
 
 
-INK, MUTED, GRID, CARD = "#1f2328", "#57606b", "#d9dfe5", "#fffffe"
-
-
-# in this order distinguishable with any one kind of colour blindness; markers differ as well
-SERIES = ("#0a56a4", "#c4460b", "#00806a", "#a03a8c", "#2878b4", "#3d444c", "#8a6a01")
-
-
-LIGHT = {"ink": INK, "muted": MUTED, "grid": GRID, "card": CARD}
-
-
-DARK = {"ink": "#e8ecf1", "muted": "#9da7b3", "grid": "#30363d", "card": "#161b22"}
-
-
-_DARK_SERIES = ("#5aa9ff", "#ff9a5c", "#3fd4ac", "#ee8fd0", "#a6dcff", "#cfd6de", "#e6c04a")
-
-
-LIGHT |= {f"c{i}": colour for i, colour in enumerate(SERIES)}
-
-
-DARK |= {f"c{i}": colour for i, colour in enumerate(_DARK_SERIES)}
-
-
-_STYLE = {
-    "font.size": 11,
-    "text.color": INK,
-    "text.parse_math": False,  # a method's name may hold dollar signs
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": MUTED,
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.unicode_minus": True,
-    "grid.color": GRID,
-    "grid.linewidth": 0.8,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "ytick.major.size": 0,
-    "xtick.major.size": 3,
-    "lines.linewidth": 2,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "unixkd",
-}
-
-
-@dataclass(frozen=True)
-class Style:
-    """Colour and marker of a method, the same in every chart; hollow: plain KD at the cost of the method so styled."""
-
-    colour: str
-    marker: str
-    hollow: bool = False
-
-    @property
-    def variable(self) -> str:
-        """The CSS variable of its colour, without the dashes."""
-        return next(name for name, colour in LIGHT.items() if colour == self.colour)
-
-    @property
-    def marks(self) -> dict[str, str]:
-        """How matplotlib draws its marker."""
-        filled = {"markeredgecolor": CARD, "markerfacecolor": self.colour}
-        return {"markeredgecolor": self.colour, "markerfacecolor": CARD} if self.hollow else filled
-
-
 def draw(
-    plot: Callable[[Any], None], name: str, title: str, said: str, size: tuple[int, int] = (430, 280)
+    plot: Callable[[Any], None], name: str, title: str, description: str, size: tuple[int, int] = (430, 280)
 ) -> Markup:
     """Draw one chart as an `<svg>` element to stand inside an HTML page.
 
     Args:
         plot: draws on the matplotlib axes it is given; coordinates are pixels (72 dpi)
-        name: prefix of every id in the SVG, different for each chart of a page
+        name: different for each chart of a page, so that their ids differ
         title: what the chart is of
-        said: what it shows, for those who cannot see it
+        description: what it shows, for those who cannot see it
         size: width and height in pixels
 
     Raises:
@@ -294,58 +291,31 @@ def draw(
     """
     try:
         import matplotlib as mpl
-        from matplotlib.figure import Figure
+        from matplotlib.figure import Figure as Drawing
     except ImportError as error:
         raise missing_extra("matplotlib", "plots", "report pages") from error
     out = io.StringIO()
-    nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
     with mpl.rc_context(), warnings.catch_warnings():
         mpl.rcdefaults()  # a user's own matplotlibrc must not change the page
-        mpl.rcParams.update(_STYLE)
+        mpl.rcParams.update(_STYLE | {"svg.hashsalt": name})
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # the browser's fonts have it
-        figure = Figure(figsize=(size[0] / 72, size[1] / 72), dpi=72)
-        figure.patch.set_visible(False)
-        axes = figure.add_axes((44 / size[0], 42 / size[1], 1 - 60 / size[0], 1 - 70 / size[1]))
-        axes.patch.set_visible(False)
+        drawing = Drawing(figsize=(size[0] / 72, size[1] / 72), dpi=72)
+        axes = drawing.add_axes((44 / size[0], 42 / size[1], 1 - 60 / size[0], 1 - 70 / size[1]))
         plot(axes)
-        figure.savefig(out, format="svg", metadata=nothing, transparent=True)
-    return Markup(_inline(out.getvalue(), name, title, said))
+        drawing.savefig(out, format="svg", transparent=True)
+    width, height = drawing.bbox.size
+    return Markup(
+        '<svg role="img" aria-labelledby="{0}-title {0}-desc" viewBox="0 0 {1:g} {2:g}">'
+        '<title id="{0}-title">{3}</title><desc id="{0}-desc">{4}</desc>\n{5}'
+    ).format(name, width, height, title, description, _for_page(out.getvalue()))
 
 
-_SVG, _LINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
-
-
-def _inline(svg: str, name: str, title: str, said: str) -> str:
-    """A drawing as an element of an HTML page: no namespaces, ids of its own, colours that are CSS variables."""
-    svg = re.sub(
-        "[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "", svg
-    )  # no XML, but may be in a name
-    drawn = ElementTree.fromstring(svg)
-    root = ElementTree.Element("svg", {"role": "img", "aria-labelledby": f"{name}-title {name}-desc"})
-    root.set("viewBox", drawn.get("viewBox", ""))
-    ElementTree.SubElement(root, "title", id=f"{name}-title").text = title
-    ElementTree.SubElement(root, "desc", id=f"{name}-desc").text = said
-    for part in drawn:
-        if (
-            part.tag != f"{_SVG}metadata" and part.find(f"{_SVG}style") is None
-        ):  # its rules would be the page's too
-            root.append(part)
-            for element in part.iter():
-                _for_page(element, name)
-    return ElementTree.tostring(root, encoding="unicode")
-
-
-def _for_page(element: ElementTree.Element, name: str) -> None:
-    """Change one element as `_inline` says; the page's ids begin with the chart's name."""
-    element.tag = element.tag.removeprefix(_SVG)
-    for key, value in list(element.attrib.items()):
-        del element.attrib[key]
-        key = key.removeprefix(_LINK)
-        if key == "id":
-            value = f"{name}-{value}"
-        elif key in ("href", "clip-path"):
-            value = value.replace("#", f"#{name}-")
-        elif key == "style":
-            for variable, colour in LIGHT.items():
-                value = value.replace(colour, f"var(--{variable})")
-        element.set(key, value)
+def _for_page(svg: str) -> Markup:
+    """Matplotlib's drawing from its first group on; no group has an id, as another chart has the same; CSS colours."""
+    svg = svg[
+        svg.index('<g id="figure_1">') :
+    ]  # what stands before it are namespaces and rules for the whole page
+    svg = re.sub('<g id="[^"]*"', "<g", svg).replace("<use xlink:href", "<use href")
+    for variable, colour in LIGHT.items():
+        svg = svg.replace(f": {colour}", f": var(--{variable})")
+    return Markup(svg)

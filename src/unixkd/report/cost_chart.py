@@ -3,53 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from unixkd.report.charts import MUTED, Style, draw, frame, legend_below
-from unixkd.report.numbers import percent
-from unixkd.report.parts import Figure
+from unixkd.report.charts import MUTED, Figure, Style, draw, frame, legend_below
 from unixkd.report.records import Run
 from unixkd.report.runs import Group, MeanStd
-from unixkd.report.wording import Measure, hero_of, matched_to, measure_of
+from unixkd.report.wording import Measure, hero_of, matched_to, measure_of, percent
 
 MANY = 10
 """With more methods than these only plain KD, the method of the report and those on the front are named."""
 
 
-@dataclass(frozen=True)
-class Price:
-    """What a result may be set against.
-
-    Args:
-        key: short name, different for each
-        axis: written below the axis
-        caption: above the chart
-        remark: beside the caption
-        of_run: the price of a run, None where unknown
-        scale: of the axis
-        reference: a dashed line stands here
-    """
+class Price(NamedTuple):
+    """What a result may be set against: an id, the name of the axis, caption and remark, and a run's price or None."""
 
     key: str
     axis: str
     caption: str
     remark: str
     of_run: Callable[[Run], float | None]
-    scale: float = 1.0
-    reference: float | None = None
+    scale: int = 1
+
+    @property
+    def is_computation(self) -> bool:
+        """Whether it is computation in percent of plain KD's."""
+        return self.scale == 100
 
 
 _COMPUTATION = "computation, % of plain KD"
 PRICES = (
-    Price(
-        "cost1", _COMPUTATION, "backward = 1 forward", "as in the UNIX paper", lambda run: run.cost_1x, 100, 100
-    ),
+    Price("cost1", _COMPUTATION, "backward = 1 forward", "as in the UNIX paper", lambda run: run.cost_1x, 100),
     Price(
         "cost2", _COMPUTATION, "backward = 2 forwards", "nearer to what convolutions cost",
-        lambda run: run.cost_2x, 100, 100,
+        lambda run: run.cost_2x, 100,
     ),
     Price(
         "seconds", "training time, s", "training time", "as measured, without evaluation",
@@ -62,7 +50,7 @@ def accuracy_against_cost(groups: Sequence[Group], styles: dict[str, Style]) -> 
     """Computation in both conventions and the time side by side; None where no computation is known."""
     measure = measure_of(groups)
     charts = [(price, chart(groups, styles, measure, price)) for price in PRICES]
-    if all(svg is None for price, svg in charts if price.scale == 100):
+    if all(svg is None for price, svg in charts if price.is_computation):
         return None
     return {
         "figures": [Figure(svg, price.caption, price.remark) for price, svg in charts if svg is not None],
@@ -100,8 +88,8 @@ def chart(groups: Sequence[Group], styles: dict[str, Style], measure: Measure, p
         named = {"kd", hero_of(groups).method, *(points[i][0].method for i in unbeaten)}
 
     def plot(axes: Any) -> None:
-        if price.reference is not None:
-            axes.axvline(price.reference, color=MUTED, linewidth=1, linestyle=(0, (3, 3)))
+        if price.is_computation:
+            axes.axvline(100, color=MUTED, linewidth=1, linestyle=(0, (3, 3)))
         x, y = zip(*(means[i] for i in unbeaten), strict=True)
         axes.plot(x, y, color=MUTED, linewidth=1, drawstyle="steps-post", zorder=1)
         _join_controls(axes, {g.method: at for (g, _, _), at in zip(points, means, strict=True)}, styles)
@@ -114,12 +102,12 @@ def chart(groups: Sequence[Group], styles: dict[str, Style], measure: Measure, p
         axes.set_xlim(left=max(0, axes.get_xlim()[0]))
         legend_below(axes, [(marker, method) for marker, method in shown if method in named])
 
-    said = ", ".join(
+    description = ", ".join(
         f"{g.method} {percent(r)} at {at[0]:.1f}" for at, (g, _, r) in zip(means, points, strict=True)
     )
     best = ", ".join(points[i][0].method for i in unbeaten)
     title = f"{measure.name} in % against {price.axis} ({price.caption})"
-    return draw(plot, price.key, title, f"{said}; not beaten: {best}")
+    return draw(plot, price.key, title, f"{description}; not beaten: {best}")
 
 
 def _join_controls(axes: Any, at: dict[str, tuple[float, float]], styles: dict[str, Style]) -> None:
@@ -139,7 +127,6 @@ def _error_bar(axes: Any, cost: MeanStd, result: MeanStd, style: Style, scale: f
         xerr=scale * cost.sd if cost.sd else None,
         yerr=100 * result.sd if result.sd else None,
         color=style.colour,
-        marker=style.marker,
         markersize=9,
         **style.marks,
         elinewidth=1.6,

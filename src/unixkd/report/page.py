@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
@@ -15,15 +15,22 @@ from markupsafe import Markup
 from unixkd.errors import UserError
 from unixkd.names import NONE, count, flops, plural, seconds
 from unixkd.report import charts
-from unixkd.report.charts import DARK, LIGHT, Style, styles_of
+from unixkd.report.charts import DARK, LIGHT, Figure, Style, styles_of
 from unixkd.report.cost_chart import accuracy_against_cost
-from unixkd.report.numbers import percent, points
-from unixkd.report.parts import Figure, Table
 from unixkd.report.records import Command, Run
 from unixkd.report.runs import Group, MeanStd, curve, group_runs, paired_difference, teacher_runs
 from unixkd.report.selection import how_often, what_was_kept
-from unixkd.report.table import columns_of, teacher_accuracy, teacher_line
-from unixkd.report.wording import baseline_of, explain, headline, hero_of, measure_of, protocol_notes
+from unixkd.report.table import PageTable, columns_of, teacher_accuracy, teacher_line
+from unixkd.report.wording import (
+    baseline_of,
+    explain,
+    headline,
+    hero_of,
+    measure_of,
+    percent,
+    points,
+    protocol_notes,
+)
 
 
 def write_page(
@@ -124,34 +131,28 @@ def first_screen(runs: Sequence[Run], groups: Sequence[Group], unfinished: int) 
     }
 
 
-@dataclass(frozen=True)
-class Answer:
-    """A question, its answer in a few characters, and what has to be said with it."""
-
-    question: str
-    value: str
-    lines: tuple[str, ...]
+Answer = tuple[str, str, Sequence[str]]
+"""A question, its answer in a few characters, and the lines below it."""
 
 
 def got(runs: Sequence[Run], groups: Sequence[Group], hero: Group, kd: Group | None) -> Answer:
     """The result after the last epoch, beside plain KD's and the teacher's."""
-    measure, question = measure_of(groups), "What did I get?"
+    question, measure = "What did I get?", measure_of(groups)
     result = hero.mean_std(measure.of_run)
     if result is None:
-        return Answer(question, NONE, (f"{hero.method} had neither labels nor a teacher to be judged by",))
+        return question, NONE, [f"{hero.method} had neither labels nor a teacher to be judged by"]
     over = "1 run" if result.n == 1 else f"± over {result.n} runs"
     lines = [f"{hero.method}: {measure.name}, last epoch, {over}"]
     if kd is None:
         lines.append("plain KD was not run here")
     elif kd is not hero:
-        theirs = kd.mean_std(measure.of_run)
-        difference = paired_difference(hero, kd, measure.of_run)
-        lines.append(f"plain KD {_percent(theirs)}")
-        lines += [] if difference is None else [f"difference {points(difference)} points"]
+        lines.append(f"plain KD {_percent(kd.mean_std(measure.of_run))}")
+        if (difference := paired_difference(hero, kd, measure.of_run)) is not None:
+            lines.append(f"difference {points(difference)} points")
     teacher = teacher_accuracy(runs)
     if teacher is not None and measure.name == "accuracy":
         lines.append(f"teacher {_percent(teacher)}")
-    return Answer(question, _percent(result), tuple(lines))
+    return question, _percent(result), lines
 
 
 def cost(hero: Group) -> Answer:
@@ -159,19 +160,23 @@ def cost(hero: Group) -> Answer:
     question = "What did it cost?"
     share_1x, share_2x = hero.mean_std(lambda run: run.cost_1x), hero.mean_std(lambda run: run.cost_2x)
     spent, took = hero.mean_std(lambda run: run.flops(2)), hero.mean_std(lambda run: run.train_seconds)
-    own = [flops(spent.mean)] if spent is not None else []
-    own += [f"{seconds(took.mean)} of training, measured"] if took is not None else []
+    amounts = [flops(spent.mean)] if spent is not None else []
+    amounts += [f"{seconds(took.mean)} of training, measured"] if took is not None else []
     if share_1x is None or share_2x is None:
-        lines = ("computation, backward = 2 forwards", *own[1:]) if spent is not None else ()
-        return Answer(question, own[0] if own else NONE, lines)
+        first, *others = amounts or [NONE]
+        return question, first, ["computation, backward = 2 forwards", *others] if spent is not None else []
+    line = ", ".join(amounts)
     if hero.method == "kd" and share_2x.mean == 1:
-        return Answer(question, "100 %", ("it is plain KD itself", ", ".join(own)))
-    lines = (
-        "of plain KD’s computation, backward = 2 forwards",
-        f"{_percent(share_1x, 1)} if a backward counts as 1 forward",
-        ", ".join(own),
+        return question, "100 %", ["it is plain KD itself", line]
+    return (
+        question,
+        _percent(share_2x, 1),
+        [
+            "of plain KD’s computation, backward = 2 forwards",
+            f"{_percent(share_1x, 1)} if a backward counts as 1 forward",
+            *([line] if line else []),
+        ],
     )
-    return Answer(question, _percent(share_2x, 1), tuple(filter(None, lines)))
 
 
 def plain_kd(hero: Group, kd: Group | None) -> Answer:
@@ -182,16 +187,15 @@ def plain_kd(hero: Group, kd: Group | None) -> Answer:
         hero.mean_std(lambda run: run.kd_flops(2)),
     )
     if spent_1x is None or spent_2x is None:
-        return Answer(question, NONE, ("no teacher was asked here: there is nothing to compare with",))
+        return question, NONE, ["no teacher was asked here: there is nothing to compare with"]
     took = None if kd is None else kd.mean_std(lambda run: run.train_seconds)
-    reference = _reference(hero.runs[0])
-    measured = f"{seconds(took.mean)} of training, measured" if took else "not run here, so no seconds"
     lines = [
         f"backward = 2 forwards; {flops(spent_1x.mean)} if it is 1",
-        measured,
-        reference and f"worked out for {reference}",
+        f"{seconds(took.mean)} of training, measured" if took else "not run here, so no seconds",
     ]
-    return Answer(question, flops(spent_2x.mean), tuple(filter(None, lines)))
+    if reference := _reference(hero.runs[0]):
+        lines.append(f"worked out for {reference}")
+    return question, flops(spent_2x.mean), lines
 
 
 def _percent(stat: MeanStd | None, digits: int = 2) -> str:
@@ -201,7 +205,7 @@ def _percent(stat: MeanStd | None, digits: int = 2) -> str:
 def results(runs: Sequence[Run], groups: Sequence[Group], styles: dict[str, Style]) -> dict[str, Any]:
     """The table, what the methods are and what the columns mean."""
     columns = columns_of(groups)
-    table = Table(
+    table = PageTable(
         "Results of every method",
         [column.header for column in columns],
         [[column.cell(group) for column in columns] for group in groups],
@@ -220,52 +224,51 @@ def results(runs: Sequence[Run], groups: Sequence[Group], styles: dict[str, Styl
 def training(runs: Sequence[Run], groups: Sequence[Group], styles: dict[str, Style]) -> dict[str, Any] | None:
     """Curves over epochs and over computation, and their numbers."""
     measure, teacher = measure_of(groups), teacher_accuracy(runs)
+    captions = {False: ("by epoch", ""), True: ("by computation", "backward = 2 forwards")}
     figures = []
-    for by_cost, caption in ((False, "by epoch"), (True, "by computation")):
+    for by_cost, caption in captions.items():
         svg = charts.training_curves(groups, styles, measure, teacher, by_cost, f"curve{int(by_cost)}")
         if svg is not None:
-            figures.append(Figure(svg, caption, "backward = 2 forwards" if by_cost else ""))
+            figures.append(Figure(svg, *caption))
     if not figures:
         return None
     curves = {group.method: dict(curve(group, measure.of_epoch)) for group in groups}
     epochs = sorted(set[int]().union(*curves.values()))
     rows = [[str(epoch), *(percent(curves[group.method].get(epoch)) for group in groups)] for epoch in epochs]
     headers = ["epoch", *(group.method for group in groups)]
-    table = Table(f"{measure.name.capitalize()} in % after every epoch", headers, rows)
+    table = PageTable(f"{measure.name.capitalize()} in % after every epoch", headers, rows)
     return {"figures": figures, "table": table}
 
 
 def surroundings(runs: Sequence[Run], groups: Sequence[Group]) -> list[tuple[str, str]]:
     """Teacher, student, data and machine."""
-    lines = [("Teacher’s accuracy", f"{percent(teacher_accuracy(runs))} %")] if teacher_accuracy(runs) else []
+    students = [run for group in groups for run in group.runs]
+    summaries = [run.summary for run in students]
+    teacher = teacher_accuracy(runs)
+    lines = [("Teacher’s accuracy", "" if teacher is None else f"{percent(teacher)} %")]
     for run in teacher_runs(runs):
         size = f", {run.summary.parameters:,} parameters" if run.summary.parameters else ""
         lines.append(("Teacher’s own training", f"{run.summary.epochs} epochs{size}, seed {run.seed}"))
-    students = [run for group in groups for run in group.runs]
-    lines.append(
-        (
-            "Student’s parameters",
-            _distinct(f"{run.summary.parameters:,}" for run in students if run.summary.parameters),
-        )
-    )
-    lines.append(("Epochs", _distinct(str(run.summary.epochs) for run in students)))
-    lines.append(
-        (
-            "Reference for costs",
-            _distinct(f"plain KD for {text}" for text in map(_reference, students) if text),
-        )
-    )
-    lines.append(("Expected calibration error", ", ".join(filter(None, map(_calibration, groups)))))
-    names = list(dict.fromkeys(name for run in students for name in run.summary.environment))
+    sizes = (f"{each.parameters:,}" for each in summaries if each.parameters)
+    references = (f"plain KD for {text}" for text in map(_reference, students) if text)
+    errors = [(group.method, group.mean_std(lambda run: run.summary.calibration_error)) for group in groups]
     lines += [
-        (name, _distinct(str(run.summary.environment.get(name, NONE)) for run in students)) for name in names
+        ("Student’s parameters", _distinct(sizes)),
+        ("Epochs", _distinct(str(each.epochs) for each in summaries)),
+        ("Reference for costs", _distinct(references)),
+        ("Expected calibration error", ", ".join(f"{name} {stat.mean:.3f}" for name, stat in errors if stat)),
+    ]
+    names = dict.fromkeys(name for each in summaries for name in each.environment)
+    lines += [
+        (name, _distinct(str(each.environment.get(name, NONE)) for each in summaries)) for name in names
     ]
     return [(name, value) for name, value in lines if value]
 
 
 def _evaluated_on(groups: Sequence[Group]) -> str:
-    holdouts = {_holdout(run) for group in groups for run in group.runs}
-    return "held-out training images" if holdouts == {True} else "the evaluation images of the data set"
+    data = [run.config.get("data") for group in groups for run in group.runs]
+    held_out = all(isinstance(each, dict) and each.get("holdout") for each in data)
+    return "held-out training images" if held_out else "the evaluation images of the data set"
 
 
 def _reference(run: Run) -> str:
@@ -275,24 +278,15 @@ def _reference(run: Run) -> str:
     return f"{plural(reference.epochs, 'epoch')} of {count(reference.images)} images"
 
 
-def _calibration(group: Group) -> str:
-    stat = group.mean_std(lambda run: run.summary.calibration_error)
-    return "" if stat is None else f"{group.method} {stat.mean:.3f}"
+def _distinct(values: Iterable[str]) -> str:
+    return ", ".join(filter(None, dict.fromkeys(values)))
 
 
-def _holdout(run: Run) -> bool:
-    data = run.config.get("data")
-    return isinstance(data, dict) and bool(data.get("holdout"))
-
-
-def _distinct(values: object) -> str:
-    return ", ".join(filter(None, dict.fromkeys(values)))  # type: ignore[call-overload]
-
-
+_CONVENTIONS = ("backward_1x", "backward_2x")
 _IMAGES = {"scored": "images\nscored", "teacher_forwarded": "teacher\nqueries", "trained": "images\ntrained"}
 
 
-def plan_beside_measurement(groups: Sequence[Group], styles: dict[str, Style]) -> Table | None:
+def plan_beside_measurement(groups: Sequence[Group], styles: dict[str, Style]) -> PageTable | None:
     """A line of predictions and one of measurements for every method; None where nothing was predicted."""
     planned = [group for group in groups if any(run.planned for run in group.runs)]
     if not planned:
@@ -302,46 +296,35 @@ def plan_beside_measurement(groups: Sequence[Group], styles: dict[str, Style]) -
     for group in planned:
         rows += [_plan(group), _measured(group)]
         marks += [styles[group.method]] * 2
-    return Table("Planned and measured cost of every method", headers, rows, marks)
+    return PageTable("Planned and measured cost of every method", headers, rows, marks)
 
 
 def _plan(group: Group) -> list[str]:
     plans = [run.planned for run in group.runs if run.planned]
-    cost = [
-        _mean([getattr(plan.relative_to_kd, name) for plan in plans])
-        for name in ("backward_1x", "backward_2x")
-    ]
-    images = [count(_mean([getattr(plan.images, name) for plan in plans])) for name in _IMAGES]
     word = "planned" if all(plan.exact for plan in plans) else "expected"
-    return [group.method, word, *(f"{100 * share:.2f}" for share in cost), *images, NONE]
+    shares = (fmean(getattr(plan.relative_to_kd, name) for plan in plans) for name in _CONVENTIONS)
+    images = (fmean(getattr(plan.images, name) for plan in plans) for name in _IMAGES)
+    return [group.method, word, *(f"{100 * share:.2f}" for share in shares), *map(count, images), NONE]
 
 
 def _measured(group: Group) -> list[str]:
     """Of the runs that had a plan."""
     with_plan = Group(group.method, tuple(run for run in group.runs if run.planned))
-    cost = [with_plan.mean_std(lambda run: run.cost_1x), with_plan.mean_std(lambda run: run.cost_2x)]
-    images = [
-        count(_mean([getattr(run.summary.cost.images, name) for run in with_plan.runs])) for name in _IMAGES
-    ]
+    shares = with_plan.mean_std(lambda run: run.cost_1x), with_plan.mean_std(lambda run: run.cost_2x)
+    costs = [run.summary.cost for run in with_plan.runs]
+    images = (fmean(getattr(each.images, name) for each in costs) for name in _IMAGES)
     took = with_plan.mean_std(lambda run: run.train_seconds)
+    time = NONE if took is None else seconds(took.mean)
     return [
         group.method,
         "measured",
-        *(percent(share, sd=False) for share in cost),
-        *images,
-        NONE if took is None else seconds(took.mean),
+        *(percent(share, sd=False) for share in shares),
+        *map(count, images),
+        time,
     ]
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
 
 
 def configuration(groups: Sequence[Group]) -> list[tuple[str, str]]:
     """The configuration of the first run of every method, under the run's name."""
-    firsts = [(group.method, group.runs[0]) for group in groups]
-    return [
-        (f"{method}, seed {run.seed}", run.config_text.strip())
-        for method, run in firsts
-        if run.config_text.strip()
-    ]
+    firsts = [(f"{group.method}, seed {group.runs[0].seed}", group.runs[0].config_text) for group in groups]
+    return [(name, text.strip()) for name, text in firsts if text.strip()]

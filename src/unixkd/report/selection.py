@@ -10,27 +10,36 @@ from markupsafe import Markup
 
 from unixkd.names import NONE, plural
 from unixkd.report import charts
-from unixkd.report.charts import MUTED, Style, draw, frame
-from unixkd.report.numbers import percent
-from unixkd.report.parts import Figure, Table
-from unixkd.report.records import Run
-from unixkd.report.runs import Group, MeanStd, curve
-from unixkd.report.wording import hero_of
-from unixkd.run_files import Epoch, Histogram, Picture, Selected
+from unixkd.report.charts import MUTED, Figure, Style, draw, frame
+from unixkd.report.runs import Group, curve
+from unixkd.report.table import PageTable
+from unixkd.report.wording import hero_of, percent
+from unixkd.run_files import Epoch, Histogram, Picture
 
 
 def what_was_kept(groups: Sequence[Group], styles: dict[str, Style]) -> dict[str, Any] | None:
     """Hard share, mean score and histograms of kept and dropped images; None if nothing was dropped."""
     selecting = [group for group in groups if _drops(group)]
-    hard, scores = [], []
-    for number, group in enumerate(selecting):
+    sections = {
+        "hard": _kept_and_dropped(selecting, styles, "hard images, %", "hard"),
+        "scores": _kept_and_dropped(selecting, styles, "mean score", "score"),
+        "by_score": by_score(selecting, styles),
+    }
+    return sections | {"last_epoch": _last_epoch(selecting, styles)} if any(sections.values()) else None
+
+
+def _kept_and_dropped(
+    groups: Sequence[Group], styles: dict[str, Style], title: str, quantity: str
+) -> list[Figure]:
+    """A chart for each method of which `QUANTITY_kept` is known."""
+    kept, dropped = _selected(f"{quantity}_kept"), _selected(f"{quantity}_dropped")
+    figures = []
+    for number, group in enumerate(groups):
         style = styles[group.method]
-        pair = _of(lambda kept: kept.hard_kept), _of(lambda kept: kept.hard_dropped)
-        hard.append((group, charts.kept_and_dropped(group, style, *pair, "hard images, %", f"hard{number}")))
-        pair = _of(lambda kept: kept.score_kept), _of(lambda kept: kept.score_dropped)
-        scores.append((group, charts.kept_and_dropped(group, style, *pair, "mean score", f"score{number}")))
-    drawn = {"hard": _figures(hard), "scores": _figures(scores), "by_score": by_score(selecting, styles)}
-    return drawn | {"last_epoch": _last_epoch(selecting, styles)} if any(drawn.values()) else None
+        svg = charts.kept_and_dropped(group, style, kept, dropped, title, f"{quantity}{number}")
+        if svg is not None:
+            figures.append(Figure(svg, group.method))
+    return figures
 
 
 def how_often(groups: Sequence[Group], styles: dict[str, Style]) -> dict[str, Any] | None:
@@ -49,7 +58,7 @@ def how_often(groups: Sequence[Group], styles: dict[str, Style]) -> dict[str, An
     if not figures:
         return None
     headers = ["method", "times kept, mean", "never kept", "kept every time"]
-    table = Table("How often images were kept", headers, rows, shown)
+    table = PageTable("How often images were kept", headers, rows, shown)
     return {"figures": figures, "table": table, "pictures": _pictures(groups)}
 
 
@@ -68,8 +77,9 @@ def kept_shares(group: Group) -> list[float] | None:
     return shares
 
 
-def _of(value: Callable[[Selected], float | None]) -> Callable[[Epoch], float | None]:
-    return lambda epoch: None if epoch.selection is None else value(epoch.selection)
+def _selected(name: str) -> Callable[[Epoch], float | None]:
+    """Reads a field of `run_files.Selected` from an epoch."""
+    return lambda epoch: None if epoch.selection is None else getattr(epoch.selection, name)
 
 
 def _drops(group: Group) -> bool:
@@ -77,59 +87,30 @@ def _drops(group: Group) -> bool:
     return any(share is not None and share < 1 for share in kept)
 
 
-def _figures(drawn: Sequence[tuple[Group, Markup | None]]) -> list[Figure]:
-    return [Figure(svg, group.method) for group, svg in drawn if svg is not None]
-
-
-def _last_epoch(groups: Sequence[Group], styles: dict[str, Style]) -> Table:
-    columns: list[tuple[str, Callable[[Selected], float | None]]] = [
-        ("images\nkept", lambda kept: kept.kept_of_all),
-        ("training images\nused at least once", lambda kept: kept.distinct),
-        ("hard among\nkept", lambda kept: kept.hard_kept),
-        ("hard among\ndropped", lambda kept: kept.hard_dropped),
-    ]
+def _last_epoch(groups: Sequence[Group], styles: dict[str, Style]) -> PageTable:
+    columns = {
+        "images\nkept": _selected("kept_of_all"),
+        "training images\nused at least once": _selected("distinct"),
+        "hard among\nkept": _selected("hard_kept"),
+        "hard among\ndropped": _selected("hard_dropped"),
+    }
     rows = []
     for group in groups:
-        ends = [_last(group, _of(value)) for _, value in columns]
-        rows.append(
-            [group.method, *(NONE if end is None else f"{percent(end, 1, sd=False)} %" for end in ends)]
-        )
-    headers = ["last epoch", *(header for header, _ in columns)]
-    caption = "What was kept in the last epoch"
-    return Table(caption, headers, rows, [styles[group.method] for group in groups])
+        curves = [curve(group, value) for value in columns.values()]
+        ends = [f"{percent(points[-1][1], 1, sd=False)} %" if points else NONE for points in curves]
+        rows.append([group.method, *ends])
+    marks = [styles[group.method] for group in groups]
+    return PageTable("What was kept in the last epoch", ["last epoch", *columns], rows, marks)
 
 
-def _last(group: Group, value: Callable[[Epoch], float | None]) -> MeanStd | None:
-    points = curve(group, value)
-    return points[-1][1] if points else None
-
-
-@dataclass(frozen=True)
-class Shown:
-    """A picture as the page shows it: its file in base64, what it is in words, its label and a figure below it."""
-
-    png: str
-    words: str
-    label: str
-    figure: str
-
-
-@dataclass(frozen=True)
-class PictureRow:
-    """Pictures under a heading."""
-
-    title: str
-    pictures: tuple[Shown, ...]
-
-
-def _pictures(groups: Sequence[Group]) -> list[PictureRow]:
-    """Of one run: of the method the report is about, else of the first that has any."""
-    shown = [hero_of(groups), *groups]
-    pictured = (run for group in shown for run in group.runs if run.selection and run.selection.most_kept)
-    run: Run | None = next(pictured, None)
-    if run is None or run.selection is None:
+def _pictures(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """Rows of pictures, of one run: of the method the report is about, else of the first that has any."""
+    for run in (run for group in (hero_of(groups), *groups) for run in group.runs):
+        if run.selection and run.selection.most_kept:
+            break
+    else:
         return []
-    whose, selection = f"{run.method}, seed {run.seed}", run.selection
+    selection, whose = run.selection, f"({run.method}, seed {run.seed})"
     never = dict(zip(selection.histogram.times_kept, selection.histogram.images, strict=True)).get(0, 0)
     least = "Kept least often"
     if never:
@@ -137,28 +118,22 @@ def _pictures(groups: Sequence[Group]) -> list[PictureRow]:
         more = "; then those kept least often" if others else f", {len(selection.least_kept)} of them shown"
         least = f"Never kept: {plural(never, 'image')}{more}"
     rows = [
-        _row(f"Kept most often ({whose})", selection.most_kept, _times),
-        _row(f"{least} ({whose})", selection.least_kept, _times),
-        _row(f"Mixed most strongly ({whose})", selection.most_mixed, _share),
+        ("Kept most often", [_picture(each, f"{each.times}×") for each in selection.most_kept]),
+        (least, [_picture(each, f"{each.times}×") for each in selection.least_kept]),
+        ("Mixed most strongly", [_picture(each, _mixed(each)) for each in selection.most_mixed]),
     ]
-    return [row for row in rows if row.pictures]
+    return [{"title": f"{title} {whose}", "pictures": pictures} for title, pictures in rows if pictures]
 
 
-def _row(title: str, pictures: Sequence[Picture], figure: Callable[[Picture], str]) -> PictureRow:
-    shown = []
-    for picture in pictures:
-        label = str(picture.label) if picture.label is not None else f"#{picture.index}"
-        mixed = f", {_share(picture)} of its rows was given to partners" if picture.mixed else ""
-        words = f"training image {picture.index}, {label}, kept {picture.times} times{mixed}"
-        shown.append(Shown(picture.png, words, label, figure(picture)))
-    return PictureRow(title, tuple(shown))
+def _picture(picture: Picture, figure: str) -> dict[str, str]:
+    """A picture as the page shows it: its file in base64, what it is in words, its label and a figure below it."""
+    label = str(picture.label) if picture.label is not None else f"#{picture.index}"
+    mixed = f", {_mixed(picture)} of its rows was given to partners" if picture.mixed else ""
+    words = f"training image {picture.index}, {label}, kept {picture.times} times{mixed}"
+    return {"png": picture.png, "words": words, "label": label, "figure": figure}
 
 
-def _times(picture: Picture) -> str:
-    return f"{picture.times}×"
-
-
-def _share(picture: Picture) -> str:
+def _mixed(picture: Picture) -> str:
     """How much of the image's rows, on average, was its partners'."""
     return f"{100 * (picture.mixed or 0) / max(1, picture.times):.0f} %"
 
@@ -201,8 +176,8 @@ def bars_over_time(group: Group) -> list[Bars]:
     if not epochs:
         return []
     chosen = sorted({epochs[0], epochs[(len(epochs) - 1) // 2], epochs[-1]})
-    found = [_bars(epoch, [run[epoch] for run in per_run]) for epoch in chosen]
-    return [bars for bars in found if bars is not None]
+    means = [_bars(epoch, [run[epoch] for run in per_run]) for epoch in chosen]
+    return [bars for bars in means if bars is not None]
 
 
 def by_score(groups: Sequence[Group], styles: dict[str, Style]) -> list[list[Figure]]:
@@ -211,10 +186,12 @@ def by_score(groups: Sequence[Group], styles: dict[str, Style]) -> list[list[Fig
     for number, group in enumerate(groups):
         bars, style = bars_over_time(group), styles[group.method]
         if any(sum(each.dropped) for each in bars):
-            drawn = (chart(group, style, bars, i, f"bins{number}x{i}") for i in range(len(bars)))
-            rows.append(
-                [Figure(svg, group.method, _remark(each)) for svg, each in zip(drawn, bars, strict=True)]
-            )
+            figures = []
+            for i, each in enumerate(bars):
+                svg = chart(group, style, bars, i, f"bins{number}x{i}")
+                remembered = ", remembered" if each.bins.remembered else ""
+                figures.append(Figure(svg, group.method, f"epoch {each.epoch}{remembered}"))
+            rows.append(figures)
     return rows
 
 
@@ -249,21 +226,12 @@ def chart(group: Group, style: Style, over_time: Sequence[Bars], number: int, na
             )  # fmt: skip
         frame(axes, "images, %", bins.score)
 
-    parts = [
+    description = ", ".join(
         f"{100 * sum(shares):.0f} % {word}, {100 * sum(hard):.0f} % {word} and hard"
         for word, _, _, shares, hard in halves
-    ]
-    return draw(
-        plot,
-        name,
-        f"{group.method}, epoch {bars.epoch}, images by {bins.score}",
-        ", ".join(parts),
-        (330, 240),
     )
-
-
-def _remark(bars: Bars) -> str:
-    return f"epoch {bars.epoch}" + (", remembered" if bars.bins.remembered else "")
+    title = f"{group.method}, epoch {bars.epoch}, images by {bins.score}"
+    return draw(plot, name, title, description, (330, 240))
 
 
 def _bars(epoch: int, runs: Sequence[Histogram]) -> Bars | None:

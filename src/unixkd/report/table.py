@@ -1,4 +1,4 @@
-"""The table of results, for the terminal, for Markdown and (its columns) for the page."""
+"""Tables: the one of results for the terminal, Markdown and (its columns) the page, and what a table of the page is."""
 
 from __future__ import annotations
 
@@ -11,14 +11,35 @@ from rich.table import Table
 from rich.text import Text
 
 from unixkd.names import NONE, count
-from unixkd.report.numbers import percent, points
+from unixkd.report.charts import Style
 from unixkd.report.records import Run
 from unixkd.report.runs import Group, MeanStd, group_runs, paired_difference, teacher_runs
-from unixkd.report.wording import baseline_of, explain, hero_of, measure_of
+from unixkd.report.wording import baseline_of, explain, hero_of, measure_of, percent, points
 
 _MEDIUM = ("method", "result", "best", "difference", "cost_1x", "cost_2x", "seconds", "n")
 _SMALL = ("method", "result", "difference", "cost_2x")
 _TINY = ("method", "result", "cost_2x")
+
+
+@dataclass(frozen=True)
+class PageTable:
+    """A table whose first column heads its rows.
+
+    Args:
+        caption: for those who cannot see the heading above it
+        headers: one per column
+        rows: texts, as many per row as there are headers
+        styles: one per row, shown before the first cell; or none
+        titles: one per column, shown on hovering its header; or none
+        hero: the row to set in bold
+    """
+
+    caption: str
+    headers: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    styles: Sequence[Style] = ()
+    titles: Sequence[str] = ()
+    hero: int | None = None
 
 
 @dataclass(frozen=True)
@@ -55,23 +76,44 @@ def columns_of(groups: Sequence[Group]) -> list[Column]:
             f"difference of {measure.name} to plain KD in points, seed by seed",
             lambda group: points(paired_difference(group, kd, measure.of_run)),
         ),
-        Column("scored", "images\nscored", "images scored by the student", _images("scored")),
+        Column(
+            "scored",
+            "images\nscored",
+            "images scored by the student",
+            lambda group: _count(group.mean_std(lambda run: run.summary.cost.images.scored)),
+        ),
         Column(
             "queries",
             "teacher\nqueries",
             "images that went through the teacher (answered from the store)",
             _queries,
         ),
-        Column("trained", "images\ntrained", "images the student was trained on", _images("trained")),
-        Column("cost_1x", "cost %\nback ×1", "computation in % of plain KD, backward = 1 forward", _cost(1)),
-        Column("cost_2x", "cost %\nback ×2", "computation in % of plain KD, backward = 2 forwards", _cost(2)),
+        Column(
+            "trained",
+            "images\ntrained",
+            "images the student was trained on",
+            lambda group: _count(group.mean_std(lambda run: run.summary.cost.images.trained)),
+        ),
+        Column(
+            "cost_1x",
+            "cost %\nback ×1",
+            "computation in % of plain KD, backward = 1 forward",
+            lambda group: percent(group.mean_std(lambda run: run.cost_1x), digits=1, sd=False),
+        ),
+        Column(
+            "cost_2x",
+            "cost %\nback ×2",
+            "computation in % of plain KD, backward = 2 forwards",
+            lambda group: percent(group.mean_std(lambda run: run.cost_2x), digits=1, sd=False),
+        ),
         Column("seconds", "train\nseconds", "measured training time without evaluation", _seconds),
         Column("n", "n", "number of runs", lambda group: str(len(group.runs))),
     ]
+    runs = [run for group in groups for run in group.runs]
     empty = {
-        "best": not any(map(_has_best, groups)),
+        "best": all(run.summary.accuracy.best is None for run in runs),
         "difference": kd is None or len(groups) == 1,
-        "seconds": not any(run.train_seconds is not None for group in groups for run in group.runs),
+        "seconds": all(run.train_seconds is None for run in runs),
     }
     return [column for column in columns if not empty.get(column.key)]
 
@@ -135,43 +177,27 @@ def _table(groups: Sequence[Group], columns: Sequence[Column], caption: Text) ->
 def _caption(runs: Sequence[Run], shortened: bool) -> Text:
     groups = group_runs(runs)
     lines = [teacher_line(runs)]
-    labelled = [group.method for group in groups if group.method.startswith("kd@")]
-    lines += [f"{method}: {explain(method)}." for method in (labelled if len(labelled) == 1 else [])]
-    if len(labelled) > 1:
+    controls = [group.method for group in groups if group.method.startswith("kd@")]
+    if len(controls) == 1:
+        lines.append(f"{controls[0]}: {explain(controls[0])}.")
+    elif controls:
         lines.append("kd@X: plain KD for as many epochs as the computation of X buys.")
-    lines += ["Cost in % of plain KD, counting the backward pass as 1 or 2 forwards."]
-    lines += ["A wider terminal shows more columns."] if shortened else []
+    lines.append("Cost in % of plain KD, counting the backward pass as 1 or 2 forwards.")
+    if shortened:
+        lines.append("A wider terminal shows more columns.")
     return Text("\n".join(line for line in lines if line))
 
 
-def _images(name: str) -> Callable[[Group], str]:
-    def cell(group: Group) -> str:
-        stat = group.mean_std(lambda run: getattr(run.summary.cost.images, name))
-        return NONE if stat is None else count(stat.mean)
-
-    return cell
+def _count(stat: MeanStd | None) -> str:
+    return NONE if stat is None else count(stat.mean)
 
 
 def _queries(group: Group) -> str:
     asked = group.mean_std(lambda run: run.summary.cost.images.teacher_forwarded)
-    cached = group.mean_std(lambda run: run.summary.cost.images.teacher_cached)
-    if asked is None or cached is None:
-        return NONE
-    return f"{count(asked.mean)} ({count(cached.mean)})" if cached.mean else count(asked.mean)
-
-
-def _cost(backward: int) -> Callable[[Group], str]:
-    def cell(group: Group) -> str:
-        stat = group.mean_std(lambda run: run.cost_1x if backward == 1 else run.cost_2x)
-        return percent(stat, digits=1, sd=False)
-
-    return cell
+    stored = group.mean_std(lambda run: run.summary.cost.images.teacher_cached)
+    return f"{_count(asked)} ({_count(stored)})" if stored is not None and stored.mean else _count(asked)
 
 
 def _seconds(group: Group) -> str:
     stat = group.mean_std(lambda run: run.train_seconds)
     return NONE if stat is None else f"{stat.mean:.{1 if stat.mean < 100 else 0}f}"
-
-
-def _has_best(group: Group) -> bool:
-    return any(run.summary.accuracy.best is not None for run in group.runs)

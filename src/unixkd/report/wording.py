@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from unixkd.names import methods, seconds
-from unixkd.report.numbers import points
+from unixkd.names import NONE, methods, seconds
 from unixkd.report.records import Run
 from unixkd.report.runs import Group, MeanStd, paired_difference
 from unixkd.run_files import Epoch
@@ -76,6 +75,31 @@ def explain(method: str) -> str:
     changed = f", with {options.replace(':', ', ').replace('=', ' = ')}" if options else ""
     known = methods().get(name, "").partition(" (")[0].rstrip(".")
     return f"{known[:1].lower() if known[1:2].islower() else known[:1]}{known[1:]}{changed}" if known else ""
+
+
+def percent(stat: MeanStd | None, digits: int = 2, sd: bool = True) -> str:
+    """A fraction in percent, with its deviation where there is one.
+
+    >>> percent(MeanStd(0.979, 0.0012, 3))
+    '97.90 ± 0.12'
+    """
+    if stat is None:
+        return NONE
+    text = f"{100 * stat.mean:.{digits}f}"
+    return f"{text} ± {100 * stat.sd:.{digits}f}" if sd and stat.sd is not None else text
+
+
+def points(stat: MeanStd | None, sd: bool = True) -> str:
+    """A difference of fractions in points, signed.
+
+    >>> points(MeanStd(-0.002, None, 1))
+    '−0.20'
+    """
+    if stat is None:
+        return NONE
+    text = f"{100 * stat.mean:+.2f}".replace("-", "−")
+    text = "0.00" if text in ("+0.00", "−0.00") else text
+    return f"{text} ± {100 * stat.sd:.2f}" if sd and stat.sd is not None else text
 
 
 def headline(groups: Sequence[Group]) -> list[str]:
