@@ -255,7 +255,7 @@ def sample_run(arena: Arena, contender: Contender, place: Place, path: Path) -> 
 
 def quick(arena: Arena) -> Arena:
     """The same in a few steps, to try the machinery."""
-    data = arena.data if arena.on_photos else replace(arena.data, holdout=0.01)
+    data = arena.data if arena.on_photos else replace(arena.data, holdout=0.01, limit=2048)
     images = 64 if arena.on_photos else 256
     teacher = replace(arena.teacher, train=replace(arena.teacher.train, epochs=1))
     return replace(arena, images=images, epochs=4, data=data, teacher=teacher)
