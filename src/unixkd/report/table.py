@@ -76,6 +76,22 @@ def columns_of(groups: Sequence[Group]) -> list[Column]:
             f"difference of {measure.name} to plain KD in points, seed by seed",
             lambda group: points(paired_difference(group, kd, measure.of_run)),
         ),
+        *_spent_columns(),
+        Column("seconds", "train\nseconds", "measured training time without evaluation", _seconds),
+        Column("n", "n", "number of runs", lambda group: str(len(group.runs))),
+    ]
+    runs = [run for group in groups for run in group.runs]
+    empty = {
+        "best": all(run.summary.accuracy.best is None for run in runs),
+        "difference": kd is None or len(groups) == 1,
+        "seconds": all(run.train_seconds is None for run in runs),
+    }
+    return [column for column in columns if not empty.get(column.key)]
+
+
+def _spent_columns() -> list[Column]:
+    """Images that went through each network, and computation."""
+    return [
         Column(
             "scored",
             "images\nscored",
@@ -106,16 +122,7 @@ def columns_of(groups: Sequence[Group]) -> list[Column]:
             "computation in % of plain KD, backward = 2 forwards",
             lambda group: percent(group.mean_std(lambda run: run.cost_2x), digits=1, sd=False),
         ),
-        Column("seconds", "train\nseconds", "measured training time without evaluation", _seconds),
-        Column("n", "n", "number of runs", lambda group: str(len(group.runs))),
     ]
-    runs = [run for group in groups for run in group.runs]
-    empty = {
-        "best": all(run.summary.accuracy.best is None for run in runs),
-        "difference": kd is None or len(groups) == 1,
-        "seconds": all(run.train_seconds is None for run in runs),
-    }
-    return [column for column in columns if not empty.get(column.key)]
 
 
 def render_table(runs: Sequence[Run], width: int | None = None) -> Table:
