@@ -312,9 +312,10 @@ def draw(
 
 def _for_page(svg: str) -> Markup:
     """Matplotlib's drawing from its first group on; no group has an id, as another chart has the same; CSS colours."""
-    svg = svg[
-        svg.index('<g id="figure_1">') :
-    ]  # what stands before it are namespaces and rules for the whole page
+    start = svg.index(
+        '<g id="figure_1">'
+    )  # before it stand namespaces, and rules that would be the whole page's
+    svg = svg[start:]
     svg = re.sub('<g id="[^"]*"', "<g", svg).replace("<use xlink:href", "<use href")
     for variable, colour in LIGHT.items():
         svg = svg.replace(f": {colour}", f": var(--{variable})")
