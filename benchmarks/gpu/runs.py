@@ -124,7 +124,7 @@ class Run:
         captured = self.stepper.captured
         assert captured is not None
         with self.on_its_stream():
-            captured.counter.add_(1).remainder_(len(captured.tables))
+            captured.counter.add_(1).remainder_(captured.steps)
 
     def losses(self, steps: int) -> Tensor:
         """The loss of each of the next steps `[steps]`, float64, on the CPU."""

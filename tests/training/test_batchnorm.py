@@ -72,7 +72,7 @@ def test_what_is_saved_has_seen_clean_images_alone(teacher, tmp_path):
     trainer = start(config, RunFolder(tmp_path / "run"), "new", silent)
     fit(trainer)
     split, norm = trainer.resolved.data.train, trainer.resolved.student.net.bn1
-    order = trainer.stepper.inputs(0).order[:64]
+    order = trainer.stepper.inputs(0).rows.order[:64]
     (batch,) = split.train_batches(0, order, config.train.eval_batch_size)
     net = trainer.resolved.student
     shown = net.net.conv1((batch.images - net.mean) / net.std)

@@ -25,7 +25,7 @@ from unixkd.config import AnswersConfig, DataConfig, LossConfig, MethodConfig, R
 from unixkd.errors import UserError
 from unixkd.method.draws import epoch_draws
 from unixkd.training import build as training_build
-from unixkd.training.cuda_graph import WARM_UPS, CapturedStep, GraphInputs
+from unixkd.training.cuda_graph import WARM_UPS, CapturedStep, tables_of_epoch
 from unixkd.training.display import Event, Note
 from unixkd.training.engine import Engine
 from unixkd.training.epoch_stats import EpochStats
@@ -269,20 +269,26 @@ def test_each_replay_has_the_learning_rate_of_its_step(teacher, tmp_path):
 def test_the_epochs_tables_by_hand():
     draws = epoch_draws(5, 2, seed=0, first_step=0, per_sample_lambda=True)
     index, view, answers = torch.tensor([4, 0, 3, 1, 2]), torch.arange(5), torch.rand(5, 3)
-    tables = GraphInputs.of_epoch(index, view, draws, [0.5, 0.25], 2, answers)
-    assert len(tables) == 2
-    assert tables.index.tolist() == [[4, 0], [3, 1]]
-    assert tables.view.tolist() == [[0, 1], [2, 3]]
-    assert tables.lr.tolist() == [0.5, 0.25]
-    assert torch.equal(tables.noise, draws.noise[:4].view(2, 2))
-    assert torch.equal(tables.answers, answers[:4].view(2, 2, 3))
-    other = GraphInputs.of_epoch(index + 1, view, draws, [0.1, 0.2], 2, answers + 1)
-    kept = tables.index
-    tables.copy_(other)
-    assert tables.index is kept
-    assert kept.tolist() == [[5, 1], [4, 2]]
-    assert torch.equal(tables.lr, other.lr)
-    assert torch.equal(tables.answers, other.answers)
+    columns = {"index": index, "view": view, **vars(draws), "answers": answers}
+    tables = tables_of_epoch(columns, [0.5, 0.25], 2)
+    assert tables["index"].tolist() == [[4, 0], [3, 1]]
+    assert tables["view"].tolist() == [[0, 1], [2, 3]]
+    assert tables["lr"].tolist() == [0.5, 0.25]
+    assert torch.equal(tables["noise"], draws.noise[:4].view(2, 2))
+    assert torch.equal(tables["answers"], answers[:4].view(2, 2, 3))
+
+
+def test_another_epoch_of_fewer_steps_is_loaded_in_place(tmp_path):
+    made = Run(short(alone()), tmp_path / "run")
+    step = captured_step(made.engine, made.trainer, Tape())
+    before, memory = step.tables["index"].clone(), step.tables["index"].data_ptr()
+    index = torch.arange(BATCH).flip(0)
+    columns = {"index": index, "view": index, **vars(epoch_draws(BATCH, BATCH, seed=1, first_step=0))}
+    step.load(tables_of_epoch(columns, [0.2], BATCH), done=1)
+    assert step.tables["index"].data_ptr() == memory
+    assert torch.equal(step.tables["index"], torch.stack([index, before[1]]))
+    assert step.tables["lr"].tolist() == torch.tensor([0.2, 0.05]).tolist()
+    assert step.counter.item() == 1
 
 
 # No trace
@@ -297,8 +303,8 @@ def captured_step(engine: Engine, trainer: TrainingRun, record: Any) -> Captured
     index = torch.arange(2 * BATCH)
     draws = epoch_draws(len(index), BATCH, seed=0, first_step=0)
     split = trainer.resolved.data.train
-    tables = GraphInputs.of_epoch(index, split.epoch_views(0, index), draws, [0.1, 0.05], BATCH)
-    return CapturedStep(engine, split, tables, record)
+    columns = {"index": index, "view": split.epoch_views(0, index), **vars(draws)}
+    return CapturedStep(engine, split, tables_of_epoch(columns, [0.1, 0.05], BATCH), record)
 
 
 @pytest.mark.parametrize("stepped", [False, True], ids=["fresh", "after an epoch"])

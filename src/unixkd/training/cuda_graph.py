@@ -9,11 +9,10 @@ from __future__ import annotations
 import contextlib
 import gc
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from unixkd.data.split import MemorySplit
@@ -28,77 +27,25 @@ Recorder = Callable[[Callable[[], None]], Callable[[], None]]
 """Takes a body that may be run several times, gives back what repeats its work."""
 
 
-@dataclass(frozen=True)
-class GraphInputs:
-    """Inputs of an epoch's steps, a row for each, on the device.
+Tables = dict[str, Tensor]
+"""Inputs of an epoch's steps by name, a row for each step, on the device."""
+
+
+def tables_of_epoch(columns: Mapping[str, Tensor], rates: list[float], batch_size: int) -> Tables:
+    """The full batches of an epoch: each column as `[steps, N, ...]`, and `lr` `[steps]`.
 
     Args:
-        index: images of each step `[steps, N]`
-        view: their views `[steps, N]`
-        partner: as in `Draws` `[steps, N]`
-        lam: as in `Draws` `[steps, N]`
-        noise: as in `Draws` `[steps, N]`
-        lr: learning rate `[steps]`
-        answers: the teacher's stored logits `[steps, N, classes]`, or None
-        weight: of each image in the losses `[steps, N]`, or None
+        columns: of the epoch's images `[m, ...]`: index, view, those of `Draws`, and what is known for a `Batch`
+        rates: learning rate of each step
+        batch_size: N
     """
-
-    index: Int[Tensor, "steps n"]
-    view: Int[Tensor, "steps n"]
-    partner: Int[Tensor, "steps n"]
-    lam: Float[Tensor, "steps n"]
-    noise: Float[Tensor, "steps n"]
-    lr: Float[Tensor, " steps"]
-    answers: Float[Tensor, "steps n classes"] | None = None
-    weight: Float[Tensor, "steps n"] | None = None
-
-    @classmethod
-    def of_epoch(
-        cls,
-        index: Int[Tensor, " m"],
-        view: Int[Tensor, " m"],
-        draws: Draws,
-        lr: list[float],
-        batch_size: int,
-        answers: Float[Tensor, "m classes"] | None = None,
-        weight: Float[Tensor, " m"] | None = None,
-    ) -> GraphInputs:
-        """The full batches of an epoch whose images, views, draws and what is known lie one after the other."""
-        steps = len(index) // batch_size
-
-        def table(column: Tensor) -> Tensor:
-            return column[: steps * batch_size].reshape(steps, batch_size, *column.shape[1:])
-
-        return cls(
-            index=table(index),
-            view=table(view),
-            partner=table(draws.partner),
-            lam=table(draws.lam),
-            noise=table(draws.noise),
-            lr=torch.tensor(lr[:steps], dtype=torch.float32, device=index.device),
-            answers=None if answers is None else table(answers),
-            weight=None if weight is None else table(weight),
-        )
-
-    def __len__(self) -> int:
-        return len(self.lr)
-
-    def copy_(self, other: GraphInputs) -> None:
-        """Take over another epoch's values, in place; it may have fewer steps."""
-        for field in fields(self):
-            mine, theirs = getattr(self, field.name), getattr(other, field.name)
-            if mine is not None:
-                mine[: len(other)].copy_(theirs)
-
-    def extended(self, steps: int) -> GraphInputs:
-        """The same with room for so many steps."""
-        grown = {}
-        for field in fields(self):
-            table = getattr(self, field.name)
-            if table is not None:
-                table = torch.cat([table, table.new_zeros(steps - len(self), *table.shape[1:])])
-            grown[field.name] = table
-        return GraphInputs(**grown)
+    steps = len(columns["index"]) // batch_size
+    tables = {
+        name: column[: steps * batch_size].reshape(steps, batch_size, *column.shape[1:])
+        for name, column in columns.items()
+    }
+    device = columns["index"].device
+    return tables | {"lr": torch.tensor(rates[:steps], dtype=torch.float32, device=device)}
 
 
 class CapturedStep:
@@ -107,7 +54,7 @@ class CapturedStep:
     Args:
         engine: what is stepped; its optimiser's learning rate is a tensor
         split: the training images, on the device
-        tables: of some epoch; later ones have as many steps or fewer
+        tables: of some epoch; later ones have the same names
         record: how the step is recorded; another one than a CUDA graph lets a CPU test the rest
 
     Raises:
@@ -115,10 +62,13 @@ class CapturedStep:
     """
 
     def __init__(
-        self, engine: Engine, split: MemorySplit, tables: GraphInputs, record: Recorder | None = None
+        self, engine: Engine, split: MemorySplit, tables: Tables, record: Recorder | None = None
     ) -> None:
-        self.engine, self.split, self.tables = engine, split, tables
-        self.counter = torch.zeros(1, dtype=torch.int64, device=tables.lr.device)
+        self.engine, self.split = engine, split
+        self.steps = len(split) // tables["index"].shape[1]  # no epoch has more than one of all images
+        self.tables = {name: t.new_zeros(self.steps, *t.shape[1:]) for name, t in tables.items()}
+        self.counter = torch.zeros(1, dtype=torch.int64, device=tables["lr"].device)
+        self.load(tables)
         self.counts = StepCounts(0, 0, 0, 0)
         before = {name: tensor.detach().clone() for name, tensor in engine.state().items()}
         random = torch.cuda.get_rng_state() if record is None else None
@@ -129,28 +79,22 @@ class CapturedStep:
             if random is not None:
                 torch.cuda.set_rng_state(random)
 
-    def load(self, tables: GraphInputs, done: int = 0) -> None:
-        """Begin an epoch, or go on with it after so many steps."""
-        self.tables.copy_(tables)
+    def load(self, tables: Tables, done: int = 0) -> None:
+        """Begin an epoch, which may have fewer steps than another one, or go on with it after `done` steps."""
+        for name, table in tables.items():
+            self.tables[name][: len(table)].copy_(table)
         self.counter.fill_(done)
 
     def body(self) -> None:
         """Run one step on the row of the input tables that the device-side counter selects."""
-        tables = self.tables
-        batch = self.split.batch(self.pick(tables.index), self.pick(tables.view))
-        if tables.answers is not None:
-            batch = replace(batch, answers=self.pick(tables.answers))
-        if tables.weight is not None:
-            batch = replace(batch, weight=self.pick(tables.weight))
-        self.engine.set_learning_rate(self.pick(tables.lr))
-        draws = Draws(self.pick(tables.partner), self.pick(tables.lam), self.pick(tables.noise))
+        row = {name: table.index_select(0, self.counter)[0] for name, table in self.tables.items()}
+        known = {name: row[name] for name in ("answers", "weight") if name in row}
+        batch = replace(self.split.batch(row["index"], row["view"]), **known)
+        self.engine.set_learning_rate(row["lr"])
+        draws = Draws(row["partner"], row["lam"], row["noise"])
         self.counts = self.engine.step(batch, draws).counts
         self.counter += 1
-        self.counter %= len(tables)  # an epoch may have fewer steps than the warm-up
-
-    def pick(self, table: Tensor) -> Tensor:
-        """The step's row of a table; only the device knows which."""
-        return table.index_select(0, self.counter)[0]
+        self.counter %= self.steps  # an epoch may have fewer steps than the warm-up
 
     @torch.no_grad()
     def restore(self, before: dict[str, Tensor]) -> None:

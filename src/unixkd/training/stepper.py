@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from unixkd.config import TrainConfig
-from unixkd.data.sampling import num_steps, own_batch_size, split_among_processes
+from unixkd.data.sampling import EpochRows, num_steps, own_batch_size, split_among_processes
 from unixkd.data.split import MemorySplit, Split
 from unixkd.errors import first_line
 from unixkd.method.batch import Draws
@@ -21,7 +21,7 @@ from unixkd.method.mixing import num_kept
 from unixkd.method.resizing import shrunk_share
 from unixkd.planning.timing import synchronize
 from unixkd.training.answers import fetch_answers
-from unixkd.training.cuda_graph import CapturedStep, GraphInputs, Recorder
+from unixkd.training.cuda_graph import CapturedStep, Recorder, Tables, tables_of_epoch
 from unixkd.training.engine import Engine
 from unixkd.training.optimizer import learning_rate
 
@@ -32,28 +32,17 @@ class EpochInputs:
 
     Args:
         number: of the epoch
-        order: images to visit `[m]`
+        rows: images of this process, and how they are divided into steps
         draws: of each step `[m]`
         rates: learning rate of each step
-        answers: the teacher's stored logits `[m, classes]`, or None
-        weight: of each image in the losses `[m]`, or None
-        full_steps: how many batches are full
-        last: what the loss of a short last batch is multiplied by (`EpochRows`)
+        known: more columns of a `Batch` by field: stored `answers` `[m, classes]`, `weight` in the losses `[m]`
     """
 
     number: int
-    order: Int[Tensor, " m"]
+    rows: EpochRows
     draws: Draws
     rates: list[float]
-    answers: Float[Tensor, "m classes"] | None
-    weight: Float[Tensor, " m"] | None
-    full_steps: int
-    last: float = 1.0
-
-    def known(self, start: int, stop: int) -> dict[str, Tensor]:
-        """What these rows of the epoch bring along for a `Batch`, by field: stored logits, weights."""
-        columns = {"answers": self.answers, "weight": self.weight}
-        return {name: column[start:stop] for name, column in columns.items() if column is not None}
+    known: dict[str, Tensor]
 
 
 @dataclass
@@ -106,7 +95,7 @@ class Stepper:
         """
         inputs = self.inputs(number)
         if (captured := self.capture(inputs, done)) is not None:
-            for _ in range(done, inputs.full_steps):
+            for _ in range(done, inputs.rows.full):
                 captured.replay()
                 done += 1
                 yield captured.counts
@@ -120,21 +109,23 @@ class Stepper:
         self.change_method(number)
         order = self.split.epoch_order(self.train.seed, number)
         order, weights = self.choose(number, order)
-        shares, size = split_among_processes(order, self.train.batch_size, self.engine.world), self.batch_size
-        order = shares.order
+        rows = split_among_processes(order, self.train.batch_size, self.engine.world)
         draws = epoch_draws(
-            len(order),
-            size,
+            len(rows.order),
+            self.batch_size,
             seed=self.train.seed,
             first_step=number * self.steps_per_epoch,
             rank=self.engine.world.rank,
             per_sample_lambda=self.engine.distiller.method.per_sample_lambda,
             device=self.device,
         )
-        rates = [self.rate(number, i, shares.steps) for i in range(shares.steps)]
-        answers = self.fetch(number, order)
-        weight = None if weights is None else weights[order].to(self.device)
-        return EpochInputs(number, order, draws, rates, answers, weight, shares.full, shares.last)
+        rates = [self.rate(number, i, rows.steps) for i in range(rows.steps)]
+        known = {}
+        if (answers := self.fetch(number, rows.order)) is not None:
+            known["answers"] = answers
+        if weights is not None:
+            known["weight"] = weights[rows.order].to(self.device)
+        return EpochInputs(number, rows, draws, rates, known)
 
     def change_method(self, number: int) -> None:
         """Set the method of an epoch; where it is another one than before, a captured step is of no use."""
@@ -175,12 +166,13 @@ class Stepper:
     def eagerly(self, inputs: EpochInputs, done: int) -> Iterator[StepCounts]:
         """The steps of an epoch that are left, one batch at a time."""
         start = done * self.batch_size
-        batches = self.split.train_batches(inputs.number, inputs.order[start:], self.batch_size)
+        batches = self.split.train_batches(inputs.number, inputs.rows.order[start:], self.batch_size)
         for step, batch in enumerate(batches, done):
             stop = start + len(batch)
             self.engine.set_learning_rate(inputs.rates[step])
-            batch = replace(batch, **inputs.known(start, stop)).to(self.device)
-            weight = 1.0 if step < inputs.full_steps else inputs.last
+            known = {name: column[start:stop] for name, column in inputs.known.items()}
+            batch = replace(batch, **known).to(self.device)
+            weight = 1.0 if step < inputs.rows.full else inputs.rows.last
             yield self.engine.step(batch, inputs.draws.part(start, stop), weight).counts
             start = stop
 
@@ -198,18 +190,17 @@ class Stepper:
     def capture(self, inputs: EpochInputs, done: int) -> CapturedStep | None:
         """The captured step, loaded with the epoch's full batches, so many of them done; None: steps run eagerly."""
         on_gpu = self.device.type == "cuda" or self.record is not None
-        if self.refused or not self.train.graph or not on_gpu or not inputs.full_steps:
+        if self.refused or not self.train.graph or not on_gpu or not inputs.rows.full:
             return None
         if (reason := self.obstacle()) is None:
             assert isinstance(self.split, MemorySplit)
-            index, size = inputs.order.to(self.device), self.train.batch_size
-            view = self.split.epoch_views(inputs.number, index)
-            tables = GraphInputs.of_epoch(
-                index, view, inputs.draws, inputs.rates, size, inputs.answers, inputs.weight
-            )
+            index = inputs.rows.order.to(self.device)
+            columns = {"index": index, "view": self.split.epoch_views(inputs.number, index)}
+            columns |= vars(inputs.draws) | inputs.known
+            tables = tables_of_epoch(columns, inputs.rates, self.batch_size)
             try:
-                if self.captured is None:  # no epoch has more steps than one of all images
-                    self.captured = self.record_step(self.split, tables.extended(len(self.split) // size))
+                if self.captured is None:
+                    self.captured = self.record_step(self.split, tables)
                 self.captured.load(tables, done)
                 return self.captured
             except RuntimeError as error:
@@ -218,7 +209,7 @@ class Stepper:
         self.note(f"steps run one by one, not as a CUDA graph: {reason}")
         return None
 
-    def record_step(self, split: MemorySplit, tables: GraphInputs) -> CapturedStep:
+    def record_step(self, split: MemorySplit, tables: Tables) -> CapturedStep:
         """Capture the step, with whatever it compiles; the first time is set-up, later ones are training."""
         started = time.perf_counter()
         try:
