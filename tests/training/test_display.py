@@ -9,7 +9,6 @@ import pytest
 from rich.console import Console
 
 from unixkd.names import percent
-from unixkd.training import display
 from unixkd.training.display import (
     BarDisplay,
     EpochDone,
@@ -19,7 +18,6 @@ from unixkd.training.display import (
     Note,
     Started,
     Stepped,
-    Throttle,
     epoch_line,
     silent,
     unfailing,
@@ -196,13 +194,6 @@ def test_several_runs_have_a_bar_each_and_one_for_all():
 def test_silence():
     for event in events():
         assert silent(event) is None
-
-
-def test_a_throttle_lets_through_once_in_a_while(monkeypatch):
-    clock = iter([100.0, 100.1, 100.24, 100.26, 100.3, 100.6])
-    monkeypatch.setattr(display.time, "monotonic", lambda: next(clock))
-    throttle = Throttle(0.25)
-    assert [throttle.ready() for _ in range(6)] == [True, False, False, True, False, True]
 
 
 @pytest.mark.parametrize("error", [RuntimeError("no server"), OSError(32, "Broken pipe"), SystemExit(1)])

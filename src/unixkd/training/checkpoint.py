@@ -47,33 +47,28 @@ def save_checkpoint(folder: Path, name: str, tensors: dict[str, Tensor], state: 
     Raises:
         UserError: it cannot be written, for want of space say; those that are there stay
     """
+    final = folder / name
+    # Copied, as safetensors refuses tensors that share memory (tied weights).
+    copies = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
     try:
-        return write_checkpoint(folder, name, tensors, state)
+        with aside(final) as temporary:
+            temporary.mkdir(parents=True)
+            save_file(copies, temporary / FILES[0])
+            (temporary / FILES[1]).write_text(json.dumps(state))
+            manifest = {name: checksum(temporary / name) for name in FILES}
+            (temporary / "manifest.json").write_text(json.dumps(manifest))
+            for path in (*temporary.iterdir(), temporary):
+                sync(path)
+            shutil.rmtree(final, ignore_errors=True)
+        sync(folder)
+        for old in checkpoints(folder)[:-2]:
+            shutil.rmtree(old)
     except (OSError, SafetensorError) as error:
         kept = checkpoints(folder)
         raise UserError(
             f"cannot save a checkpoint in {folder}: {error}; "
             + (f"{kept[-1].name} is kept, make room and resume" if kept else "none was saved before")
         ) from None
-
-
-def write_checkpoint(folder: Path, name: str, tensors: dict[str, Tensor], state: dict[str, Any]) -> Path:
-    """As `save_checkpoint`, with the system's own errors."""
-    final = folder / name
-    # Copied, as safetensors refuses tensors that share memory (tied weights).
-    copies = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
-    with aside(final) as temporary:
-        temporary.mkdir(parents=True)
-        save_file(copies, temporary / FILES[0])
-        (temporary / FILES[1]).write_text(json.dumps(state))
-        manifest = {name: checksum(temporary / name) for name in FILES}
-        (temporary / "manifest.json").write_text(json.dumps(manifest))
-        for path in (*temporary.iterdir(), temporary):
-            sync(path)
-        shutil.rmtree(final, ignore_errors=True)
-    sync(folder)
-    for old in checkpoints(folder)[:-2]:
-        shutil.rmtree(old)
     return final
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
@@ -47,8 +47,8 @@ def decide_once(base: RunConfig, out: Path, note: Callable[[str], None]) -> RunC
         out: folder of the comparison, which may hold runs already
         note: shows the user what a probe found
     """
-    for path in sorted(out.glob("runs/*/run.yaml")):
-        return remembered(base, path.parent)
+    if (earlier := min(out.glob("runs/*/run.yaml"), default=None)) is not None:
+        return remembered(base, earlier.parent)
     device = pick_device(base.train)
     if not has_native_bf16(device):  # nothing to probe
         return with_auto(remembered(base, None), dict.fromkeys(OPTIONS, "fp32"))
@@ -72,16 +72,18 @@ def plan_jobs(base: RunConfig, methods: Sequence[MethodConfig], seeds: Sequence[
             raise UserError(f"compare needs at least one {what}")
         if len(set(values)) < len(values):
             raise UserError(f"compare: a {what} is named twice in {', '.join(map(str, values))}")
-    return [planned_job(base, method, seed, out) for seed in seeds for method in methods]
+    epochs = base.train.epochs
+    return [
+        make_job(base, method, label_of(method), seed, epochs, out) for seed in seeds for method in methods
+    ]
 
 
-def planned_job(base: RunConfig, method: MethodConfig, seed: int, out: Path) -> Job:
-    """One method with one seed."""
-    label = label_of(method)
+def make_job(base: RunConfig, method: MethodConfig, label: str, seed: int, epochs: int, out: Path) -> Job:
+    """One method with one seed, for `epochs` epochs; costs are relative to plain KD for the protocol's."""
     config = replace(
         base,
         method=method,
-        train=replace(base.train, seed=seed),
+        train=replace(base.train, seed=seed, epochs=epochs),
         label=None if label == method.name else label,
         reference_epochs=base.train.epochs,
     )
@@ -102,21 +104,13 @@ def matched_epochs(ledger: Ledger, method: Method, train: TrainConfig, images: i
     return max(1, round(train.epochs * expected_cost(method, ledger, sizes, train.epochs)[convention]))
 
 
-def matched_jobs(base: RunConfig, epochs: dict[str, int], seeds: Sequence[int], out: Path) -> Iterator[Job]:
+def matched_jobs(base: RunConfig, epochs: dict[str, int], seeds: Sequence[int], out: Path) -> list[Job]:
     """Plain KD for as many epochs as the cost of each method (by its label) buys; the schedule shrinks with it.
 
     Milestones and cosine are measured in shares of the run, so the learning rate is fully decayed.
     """
-    for seed in seeds:
-        for label, number in epochs.items():
-            config = replace(
-                base,
-                method=MethodConfig("kd"),
-                train=replace(base.train, seed=seed, epochs=number),
-                label=f"kd@{label}",
-                reference_epochs=base.train.epochs,
-            )
-            yield Job(config, out / "runs" / f"{file_name(f'kd@{label}')}-seed{seed}")
+    kd, pairs = MethodConfig("kd"), epochs.items()
+    return [make_job(base, kd, f"kd@{label}", seed, number, out) for seed in seeds for label, number in pairs]
 
 
 def run_jobs(jobs: Sequence[Job], display: Display, workers: int) -> list[dict[str, Any]]:

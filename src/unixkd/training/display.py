@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -117,29 +116,41 @@ def epoch_line(event: EpochDone) -> str:
 class LineDisplay:
     """A line per epoch and note, for logs and pipes; of several runs only each one's last epoch."""
 
+    soft_wrap = True
+    """Leave lines as long as they are."""
+
     def __init__(self, console: Console, *, name_runs: bool = False) -> None:
         self.console, self.name_runs = console, name_runs
         self.shared: set[str] = set()
 
     def __call__(self, event: Event) -> None:
-        if isinstance(event, Note) and event.shared:
-            if event.text not in self.shared:
-                self.shared.add(event.text)
-                self.console.print(event.text, markup=False, highlight=False, soft_wrap=True)
-            return
-        text = event.text if isinstance(event, Note) else ""
-        if isinstance(event, EpochDone) and (not self.name_runs or event.record["epoch"] == event.epochs):
-            text = epoch_line(event)
-        if text:
-            prefix = f"{event.run}: " if self.name_runs else ""
-            self.console.print(prefix + text, markup=False, highlight=False, soft_wrap=True)
+        if isinstance(event, Note):
+            self.note(event)
+        elif isinstance(event, EpochDone) and (not self.name_runs or event.record["epoch"] == event.epochs):
+            self.print(epoch_line(event), event.run)
+
+    def note(self, event: Note) -> None:
+        """Print a note; one that is true of all runs once."""
+        if not event.shared:
+            self.print(event.text, event.run)
+        elif event.text not in self.shared:
+            self.shared.add(event.text)
+            self.print(event.text)
+
+    def print(self, text: str, run: str = "") -> None:
+        """Print a line, of several runs with the name of the one it is about."""
+        prefix = f"{run}: " if run and self.name_runs else ""
+        self.console.print(prefix + text, markup=False, highlight=False, soft_wrap=self.soft_wrap)
 
 
-class BarDisplay:
+class BarDisplay(LineDisplay):
     """A live bar per run; epochs and notes are printed above it unless several runs share the screen."""
 
+    soft_wrap = False
+
     def __init__(self, console: Console, *, runs: int = 1) -> None:
-        self.console, self.runs = console, runs
+        super().__init__(console, name_runs=runs > 1)
+        self.runs = runs
         self.progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
@@ -153,7 +164,6 @@ class BarDisplay:
         if runs > 1:
             self.total = self.progress.add_task("all runs", total=runs, text=f"0 of {runs} done")
         self.done = 0
-        self.shared: set[str] = set()
         self.tasks: dict[str, TaskID] = {}
         self.starts: dict[str, Started] = {}
         self.accuracy: dict[str, str] = {}
@@ -175,7 +185,7 @@ class BarDisplay:
                 self.accuracy[event.run] = f"acc {percent(event.record['accuracy'])} "
             steps = event.record["epoch"] * self.starts[event.run].steps_per_epoch  # or fewer, where it chose
             self.progress.update(self.tasks[event.run], completed=steps)
-            if self.runs == 1:
+            if not self.name_runs:
                 self.print(epoch_line(event))
         elif isinstance(event, Note):
             self.note(event)
@@ -191,34 +201,6 @@ class BarDisplay:
             if event.run in self.tasks:
                 self.progress.remove_task(self.tasks.pop(event.run))
 
-    def note(self, event: Note) -> None:
-        """Print a note: named among several runs, once if it is true of all."""
-        if event.shared:
-            if event.text not in self.shared:
-                self.print(event.text)
-            self.shared.add(event.text)
-        else:
-            self.print(event.text if self.runs == 1 else f"{event.run}: {event.text}")
-
-    def print(self, text: str) -> None:
-        """Print above the bars."""
-        self.console.print(text, markup=False, highlight=False)
-
     def close(self) -> None:
         """Leave the terminal as it was."""
         self.progress.stop()
-
-
-class Throttle:
-    """True at most every `seconds`, so that a display costs nothing in a fast loop."""
-
-    def __init__(self, seconds: float = 0.25) -> None:
-        self.seconds, self.last = seconds, 0.0
-
-    def ready(self) -> bool:
-        """Whether it is time again."""
-        now = time.monotonic()
-        if now - self.last < self.seconds:
-            return False
-        self.last = now
-        return True

@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from unixkd.config import LogConfig
+from unixkd.config import LogConfig, flatten
 from unixkd.errors import missing_extra
 
 Record = dict[str, Any]
@@ -29,16 +29,6 @@ WANDB_SECONDS = 60
 """How long the end of a run waits for an upload; what is not uploaded by then stays in the run folder."""
 
 
-class Logger(Protocol):
-    """Takes a run's figures."""
-
-    def epoch(self, record: Record) -> None:
-        """Take an epoch's line of metrics.jsonl."""
-
-    def finish(self, summary: Record | None) -> None:
-        """Take the run's summary; None where it has stopped before its end."""
-
-
 class TensorBoard:
     """Event files; when a run goes on, what they hold of epochs that are run again is hidden."""
 
@@ -46,14 +36,17 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         begun = any(folder.glob("events.out.tfevents.*"))
-        self.settings = {key: value if scalar(value) else str(value) for key, value in settings.items()}
+        self.settings = {  # scalars, by which the table of hyper-parameters can sort, and texts
+            key: value if isinstance(value, bool | int | float | str) else str(value)
+            for key, value in settings.items()
+        }
         self.writer = SummaryWriter(str(folder), purge_step=len(past) + 1 if begun else None)
         for record in [] if begun else past:
             self.epoch(record)
 
     def epoch(self, record: Record) -> None:
         """Add a point to every curve."""
-        for name, value in measured(named(record)).items():
+        for name, value in named(record).items():
             self.writer.add_scalar(name, value, record["epoch"])
         self.writer.flush()
 
@@ -95,7 +88,7 @@ class WandB:
 
     def epoch(self, record: Record) -> None:
         """Log the epoch's figures; W&B leaves out epochs that it has."""
-        self.run.log(measured(named(record)), step=record["epoch"])
+        self.run.log(named(record), step=record["epoch"])
 
     def finish(self, summary: Record | None) -> None:
         """Add the result to the run's summary and wait for it to be sent."""
@@ -114,7 +107,7 @@ class Loggers:
     """
 
     note: Callable[[str], None] = print
-    active: dict[str, Logger] = field(default_factory=dict)
+    active: dict[str, TensorBoard | WandB] = field(default_factory=dict)
 
     def epoch(self, record: Record) -> None:
         """Tell all of them an epoch's figures."""
@@ -167,7 +160,7 @@ def open_loggers(
         settings: the run's configuration with dotted keys
         note: shows the user a line
     """
-    wanted: dict[str, Callable[[list[Record]], Logger]] = {}
+    wanted: dict[str, Callable[[list[Record]], TensorBoard | WandB]] = {}
     if config.tensorboard:
         wanted["TensorBoard"] = lambda past: TensorBoard(folder, past, settings)
     if project := config.wandb:
@@ -181,10 +174,10 @@ def open_loggers(
 
 
 def named(record: Record) -> Record:
-    """An epoch's figures under names like train/loss; None where one was not measured, no histograms.
+    """An epoch's measured figures under names like train/loss, without histograms.
 
     >>> named({"epoch": 1, "loss": 0.5, "accuracy": None, "cost": None, "seconds": {"train": 2.0}})
-    {'train/loss': 0.5, 'evaluation/accuracy': None, 'seconds/train': 2.0}
+    {'train/loss': 0.5, 'seconds/train': 2.0}
     """
     flat: Record = {}
     for key, value in record.items():
@@ -193,29 +186,14 @@ def named(record: Record) -> Record:
             flat |= {f"{name}/{inner}": one for inner, one in value.items() if inner != "histogram"}
         elif key in GROUP:
             flat[name] = value
-    return flat
+    return {name: value for name, value in flat.items() if value is not None}
 
 
-def measured(figures: Record) -> Record:
-    """Those that are not None."""
-    return {name: value for name, value in figures.items() if value is not None}
-
-
-def results(summary: Record, prefix: str = "final") -> Record:
+def results(summary: Record) -> Record:
     """The numbers of a summary under names like final/accuracy/last.
 
     >>> results({"method": "kd", "accuracy": {"last": 0.5, "teacher": None}})
     {'final/accuracy/last': 0.5}
     """
-    flat: Record = {}
-    for key, value in summary.items():
-        if isinstance(value, dict):
-            flat |= results(value, f"{prefix}/{key}")
-        elif isinstance(value, int | float):
-            flat[f"{prefix}/{key}"] = value
-    return flat
-
-
-def scalar(value: object) -> bool:
-    """Whether a value is one of those that the table of hyper-parameters can sort by."""
-    return isinstance(value, bool | int | float | str)
+    numbers = {key: value for key, value in flatten(summary).items() if isinstance(value, int | float)}
+    return {f"final/{key.replace('.', '/')}": value for key, value in numbers.items()}

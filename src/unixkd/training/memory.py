@@ -36,16 +36,12 @@ def explained(train: TrainConfig) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not ran_out(error):
             raise
+        half = (train.micro_batch or train.batch_size) // 2
         raise UserError(
             f"out of memory with batches of {train.batch_size} images ({first_line(error)}): give --train.micro_batch "
-            f"{half(train)} to train on fewer at once, or lower --train.batch_size; --train.eval_batch_size "
+            f"{max(half, LEAST_ROWS)} to train on fewer at once, or lower --train.batch_size; --train.eval_batch_size "
             f"({train.eval_batch_size}) if it was in an evaluation"
         ) from error
-
-
-def half(train: TrainConfig) -> int:
-    """Half of what is trained on at once, but no fewer than a part may have."""
-    return max((train.micro_batch or train.batch_size) // 2, LEAST_ROWS)
 
 
 def ran_out(error: Exception) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -59,35 +59,31 @@ def predict(
 ) -> Predictions:
     """Run a model in eval mode over a split's batches, each image once; dtype: precision by autocast."""
     network = Network(model, dtype=dtype)
-    classes, confidence, labels, index = [], [], [], []
+    parts = []
     with torch.no_grad(), evaluating(model):
         for batch in batches:
             probabilities = torch.softmax(network(batch.images.to(device)).logits.float(), dim=1)
-            top = probabilities.max(dim=1)
-            classes.append(top.indices)
-            confidence.append(top.values)
-            if batch.labels is not None:
-                labels.append(batch.labels)
-            if batch.index is not None:
-                index.append(batch.index)
-    if not classes:
+            confidence, classes = probabilities.max(dim=1)
+            parts.append(Predictions(classes, confidence, batch.labels, batch.index))
+    if not parts:
         return Predictions(torch.empty(0, dtype=torch.int64), torch.empty(0), None)
-    found, place = (torch.cat(rows).cpu() if rows else None for rows in (labels, index))
-    return Predictions(torch.cat(classes).cpu(), torch.cat(confidence).cpu(), found, place)
+    return concat(parts)
+
+
+def concat(parts: Sequence[Predictions]) -> Predictions:
+    """Predictions one after the other, on the CPU; all have the same fields set."""
+    columns = ([getattr(part, field.name) for part in parts] for field in fields(Predictions))
+    return Predictions(*(None if column[0] is None else torch.cat(column).cpu() for column in columns))  # type: ignore[arg-type]
 
 
 def join_predictions(parts: Sequence[Predictions]) -> Predictions:
-    """Answers about parts of a split, of which some may be empty, in the split's own order."""
-    parts = [part for part in parts if len(part)]
-    if len(parts) == 1:
-        return parts[0]
-    place = torch.cat([part.index for part in parts if part.index is not None]).argsort()
-    labels = [part.labels for part in parts if part.labels is not None]
-    return Predictions(
-        torch.cat([part.classes for part in parts])[place],
-        torch.cat([part.confidence for part in parts])[place],
-        torch.cat(labels)[place] if labels else None,
-    )
+    """Predictions about parts of a split, of which some may be empty, in the split's own order."""
+    joined = concat([part for part in parts if len(part)])
+    if joined.index is None:
+        return joined
+    place = joined.index.argsort()
+    labels = None if joined.labels is None else joined.labels[place]
+    return Predictions(joined.classes[place], joined.confidence[place], labels)
 
 
 def expected_calibration_error(

@@ -21,16 +21,7 @@ from unixkd.planning.timing import synchronize
 from unixkd.run_files import Epoch, Images
 from unixkd.training import resume, stopping
 from unixkd.training.build import build_stepper
-from unixkd.training.display import (
-    Display,
-    EpochDone,
-    Finished,
-    Started,
-    Stepped,
-    Throttle,
-    silent,
-    unfailing,
-)
+from unixkd.training.display import Display, EpochDone, Finished, Started, Stepped, silent, unfailing
 from unixkd.training.distributed.sharding import check_sharding, gathered, local_shard
 from unixkd.training.distributed.world import ALONE, Agreement, World, together
 from unixkd.training.evaluation import evaluate_student, evaluate_teacher
@@ -45,6 +36,8 @@ from unixkd.training.stopping import Stopped, stoppable
 
 SEED_STRIDE = 1_000_003
 """Between the seeds of processes."""
+SHOW_SECONDS = 0.25
+"""At least, between two looks at a run in the middle of an epoch: they wait for the device."""
 
 
 def run(
@@ -162,7 +155,7 @@ def fit(run: Run) -> None:
 
 def epoch_steps(run: Run) -> Iterator[None]:
     """The steps that are left of an epoch; pauses after each, so that a caller can look on."""
-    started, throttle, captured = time.perf_counter(), Throttle(), run.stepper.capture_seconds
+    started, captured, shown = time.perf_counter(), run.stepper.capture_seconds, 0.0
     trained = run.seconds["train"]
     run.resolved.student.train()
     if not run.done:
@@ -181,7 +174,8 @@ def epoch_steps(run: Run) -> Iterator[None]:
         if run.agreement.ask(stopping.asked()):
             charge_time(run, started, captured)
             stop(run)
-        if throttle.ready():
+        if (now := time.monotonic()) - shown >= SHOW_SECONDS:
+            shown = now
             look(run)
             cost = run.relative_cost()
             rate = images(time.perf_counter() - started)
