@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,7 +25,6 @@ from unixkd.training.display import Event, Note, silent
 from unixkd.training.precision import (
     GAIN,
     ROUNDS,
-    Choice,
     choose_precision,
     has_native_bf16,
     probe,
@@ -71,16 +69,20 @@ def batch() -> Tensor:
 # One network
 
 
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
 @pytest.mark.parametrize("wanted", ["fp32", "bf16"])
 def test_what_is_wanted_is_taken_without_a_probe(wanted, monkeypatch):
     capabilities(monkeypatch, avx512_bf16=wanted == "fp32")
-    assert choose_precision(wanted, TinyNet(), no_images, training=True) == Choice(wanted)
+    given = TrainConfig(precision=wanted, teacher_precision=wanted)
+    assert settle(given, TinyNet(), TinyNet(), no_images, CPU) == (given, [])
 
 
 @pytest.mark.parametrize("known", [{}, {"avx2": True, "neon": True}, {"avx512_bf16": False, "bf16": False}])
 def test_a_processor_without_bf16_computes_in_fp32_without_a_probe(known, monkeypatch):
     capabilities(monkeypatch, **known)
-    assert choose_precision("auto", TinyNet(), no_images, training=True) == Choice("fp32")
+    assert choose_precision(TinyNet(), no_images, CPU, training=True) == ("fp32", None)
 
 
 def test_so_does_one_that_torch_knows_nothing_of(monkeypatch):
@@ -96,22 +98,15 @@ def test_so_does_one_that_torch_knows_nothing_of(monkeypatch):
 def test_on_one_that_computes_in_bf16_the_probe_decides(name, speedup, chosen, monkeypatch):
     capabilities(monkeypatch, **{name: True})
     timings(monkeypatch, lambda _: 1 / speedup)
-    choice = choose_precision("auto", TinyNet(), batch, training=True)
-    assert choice.precision == chosen
-    assert choice.speedup == pytest.approx(speedup)
-
-
-class OnGpu(nn.Module):
-    """A module that says that it lies on a GPU."""
-
-    def parameters(self, recurse=True):
-        return iter([SimpleNamespace(device=torch.device("cuda"))])
+    precision, found = choose_precision(TinyNet(), batch, CPU, training=True)
+    assert precision == chosen
+    assert found == pytest.approx(speedup)
 
 
 @pytest.mark.parametrize(("units", "chosen"), [(True, "bf16"), (False, "fp32")])
 def test_on_a_gpu_its_units_decide_without_a_probe(units, chosen, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: units)
-    assert choose_precision("auto", OnGpu(), no_images, training=True) == Choice(chosen)
+    assert choose_precision(TinyNet(), no_images, CUDA, training=True) == (chosen, None)
 
 
 def test_other_devices_compute_in_fp32():
@@ -166,7 +161,7 @@ def test_a_depthwise_and_a_dense_network_may_differ(monkeypatch):
     capabilities(monkeypatch, avx512_bf16=True)
     passes = timings(monkeypatch, lambda network: 2.0 if depthwise(network) else 0.5)
     student, teacher = (create_model(name, 5, 3) for name in ("MobileNetV2", "resnet8"))
-    config, notes = settle(TrainConfig(), student, teacher, batch)
+    config, notes = settle(TrainConfig(), student, teacher, batch, CPU)
     assert (config.precision, config.teacher_precision) == ("fp32", "bf16")
     assert notes == [
         "student in fp32: bf16 takes 200% of fp32's time here",
@@ -180,7 +175,7 @@ def test_each_precision_can_be_given_by_itself(monkeypatch):
     capabilities(monkeypatch, avx512_bf16=True)
     timings(monkeypatch, lambda _: 0.5)
     given = TrainConfig(precision="fp32", lr=0.3)
-    config, notes = settle(given, TinyNet(), TinyNet(), batch)
+    config, notes = settle(given, TinyNet(), TinyNet(), batch, CPU)
     assert config == TrainConfig(precision="fp32", teacher_precision="bf16", lr=0.3)
     assert notes == ["teacher in bf16: bf16 takes 50% of fp32's time here"]
 
@@ -188,7 +183,7 @@ def test_each_precision_can_be_given_by_itself(monkeypatch):
 @pytest.mark.parametrize("wanted", ["auto", "fp32", "bf16"])
 def test_without_a_teacher_nothing_is_left_open(wanted):
     config = TrainConfig(precision="fp32", teacher_precision=wanted)
-    settled, notes = settle(config, TinyNet(), None, no_images)
+    settled, notes = settle(config, TinyNet(), None, no_images, CPU)
     assert settled.teacher_precision == ("fp32" if wanted == "auto" else wanted)
     assert notes == []
 
@@ -210,7 +205,7 @@ def test_what_was_decided_once_stands_in_for_auto_alone():
 def test_an_unknown_precision_is_named(field, teacher):
     config = TrainConfig(**{"precision": "fp32", "teacher_precision": "fp32", field: "bf61"})
     with pytest.raises(UserError, match="unknown precision 'bf61'; did you mean 'bf16'"):
-        settle(config, TinyNet(), teacher, no_images)
+        settle(config, TinyNet(), teacher, no_images, CPU)
 
 
 def test_an_unknown_precision_on_the_command_line(capsys, tmp_path):

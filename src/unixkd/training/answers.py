@@ -24,11 +24,6 @@ from unixkd.training.resolved import Resolved
 def open_store(run: Resolved, path: str, note: Callable[[str], None]) -> AnswerStore | None:
     """Open the store of this teacher's answers, or make it; None where no step of the run can use one.
 
-    Args:
-        run: with nothing left open
-        path: folder of the store
-        note: shows the user a line: the size of a store that is made, or why none is
-
     Raises:
         UserError: losses that need more than logits, views without end, no space, or answers of something else
     """
@@ -61,9 +56,6 @@ def open_store(run: Resolved, path: str, note: Callable[[str], None]) -> AnswerS
     )
 
 
-_PLAIN = (bool, int, float, str)
-
-
 def network_fingerprint(module: nn.Module) -> str:
     """SHA-256 of a network: its layers' classes and plain settings, its parameters and buffers.
 
@@ -80,7 +72,8 @@ def network_fingerprint(module: nn.Module) -> str:
     tensors = {**module.state_dict(), **dict(module.named_buffers())}
     for name, value in sorted(tensors.items()):
         digest.update(repr((name, str(value.dtype), tuple(value.shape))).encode())
-        digest.update(_bytes(value))
+        # reshape copies channels_last into logical order; bytes, as NumPy knows no bfloat16
+        digest.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -88,18 +81,15 @@ def _settings(layer: nn.Module) -> list[tuple[str, object]]:
     """Stride, padding, eps and the like: public attributes that are plain numbers or text, or tuples of them."""
 
     def is_plain(value: object) -> bool:
-        return isinstance(value, _PLAIN) or (isinstance(value, tuple) and all(map(is_plain, value)))
+        return isinstance(value, bool | int | float | str) or (
+            isinstance(value, tuple) and all(map(is_plain, value))
+        )
 
     return sorted(
         (name, value)
         for name, value in vars(layer).items()
         if name != "training" and not name.startswith("_") and is_plain(value)
     )
-
-
-def _bytes(value: Tensor) -> memoryview:
-    # reshape copies channels_last into logical order; bytes, as NumPy knows no bfloat16
-    return value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data
 
 
 def preprocessing_fingerprint(card: ModelCard) -> str:
@@ -110,13 +100,9 @@ def preprocessing_fingerprint(card: ModelCard) -> str:
 
 
 def store_key(teacher: PixelModel, data_fingerprint: str, views: str, precision: str) -> dict[str, str]:
-    """The key of an `AnswerStore`: all that decides what the teacher says about (image index, view number).
+    """The key of an `AnswerStore`: all that decides the teacher's answer to (image index, view number).
 
-    Args:
-        teacher: the network and its preprocessing
-        data_fingerprint: of the images before they are augmented, in their order (`Data.fingerprint`)
-        views: what a view's number means (`Split.views_key`)
-        precision: the teacher computes in, e.g. fp32
+    `views` (`Split.views_key`) says what a view's number means.
     """
     return {
         "teacher weights": network_fingerprint(teacher.net),

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from unixkd.data.sampling import check_kept, own_batch_size
 from unixkd.distiller import Distiller
@@ -18,20 +19,14 @@ from unixkd.training.distributed.world import World
 from unixkd.training.engine import Engine
 from unixkd.training.epoch_stats import EpochStats, score_bins
 from unixkd.training.evaluation import synchronise
-from unixkd.training.optimizer import build_optimizer, moving_average
+from unixkd.training.optimizer import build_optimizer
 from unixkd.training.precision import DTYPES
 from unixkd.training.resolved import Resolved
 from unixkd.training.stepper import Stepper
 
 
 def build_stepper(run: Resolved, note: Callable[[str], None], world: World) -> Stepper:
-    """Everything that takes a step; every process has to call it.
-
-    Args:
-        run: with nothing left open
-        note: shows the user a line
-        world: the processes
-    """
+    """Everything that takes a step; every process has to call it."""
     if run.config.train.sync_batchnorm:
         synchronise(run.student, world)
     ledger = open_ledger(run)
@@ -71,15 +66,7 @@ def shard_or_wrap(run: Resolved, world: World) -> nn.Module:
 def make_distiller(
     run: Resolved, student: nn.Module, ledger: Ledger, note: Callable[[str], None], world: World
 ) -> Distiller:
-    """Student, teacher, method and losses, with an open ledger and the store of answers.
-
-    Args:
-        run: with nothing left open
-        student: as `shard_or_wrap` gives it
-        ledger: as `open_ledger` gives it
-        note: shows the user a line
-        world: the processes
-    """
+    """Student (as `shard_or_wrap` gives it), teacher, method and losses, with ledger and store of answers."""
     train, path = run.config.train, run.config.answers.path
     return Distiller(
         student,
@@ -106,6 +93,11 @@ def make_engine(run: Resolved, distiller: Distiller, world: World) -> Engine:
     train, images, device = run.config.train, len(run.data.train), run.device
     for epoch in range(train.epochs):
         check_kept(distiller.method.at(epoch / train.epochs).keep, train.batch_size, world)
+    average = None
+    if train.ema_decay is not None:
+        average = AveragedModel(
+            run.student, multi_avg_fn=get_ema_multi_avg_fn(train.ema_decay), use_buffers=True
+        )
     return Engine(
         distiller,
         build_optimizer(train, run.student.parameters(), device),
@@ -114,7 +106,7 @@ def make_engine(run: Resolved, distiller: Distiller, world: World) -> Engine:
             score_bins(distiller.method, run.student.card.num_classes),
         ),
         train.clip_norm,
-        moving_average(run.student, train.ema_decay),
+        average,
         train.channels_last,
         History(images, device) if distiller.method.remembers else None,
         world,

@@ -21,8 +21,6 @@ from unixkd.run_files import aside, checksum, sync
 from unixkd.training.distributed.sharding import shard_like
 
 FILES = ("state.safetensors", "state.json")
-
-
 KEPT_AND_NEW = 3
 
 

@@ -40,13 +40,7 @@ class Job:
 
 
 def decide_once(base: RunConfig, out: Path, note: Callable[[str], None]) -> RunConfig:
-    """The protocol with the precision decided for all runs alike: as an earlier one has it, else by a probe.
-
-    Args:
-        base: the protocol that all runs share
-        out: folder of the comparison, which may hold runs already
-        note: shows the user what a probe found
-    """
+    """The protocol with the precision decided for all runs alike: as an earlier one in `out`, else by a probe."""
     if (earlier := min(out.glob("runs/*/run.yaml"), default=None)) is not None:
         return remembered(base, earlier.parent)
     device = pick_device(base.train)
@@ -58,11 +52,7 @@ def decide_once(base: RunConfig, out: Path, note: Callable[[str], None]) -> RunC
 def plan_jobs(base: RunConfig, methods: Sequence[MethodConfig], seeds: Sequence[int], out: Path) -> list[Job]:
     """Every method with every seed, seeds outermost, so that an interrupted comparison is balanced.
 
-    Args:
-        base: the protocol that all runs share
-        methods: what is compared; one with options of its own is labelled by them
-        seeds: of weights, order and draws; the same for every method
-        out: each run's folder is `out/runs/METHOD-seedS`
+    A method with options of its own is labelled by them; each run's folder is `out/runs/METHOD-seedS`.
 
     Raises:
         UserError: a method or a seed is named twice
@@ -91,14 +81,11 @@ def make_job(base: RunConfig, method: MethodConfig, label: str, seed: int, epoch
 
 
 def matched_epochs(ledger: Ledger, method: Method, train: TrainConfig, images: int, convention: str) -> int:
-    """Epochs of plain KD that cost what the method's whole run costs, at least 1.
+    """Epochs of plain KD that cost what the method's whole run costs on `images` training images, at least 1.
 
     Args:
         ledger: an empty ledger with both networks' forward FLOPs
-        method: the method to match
-        train: its protocol
-        images: training images
-        convention: how backwards are counted
+        convention: how backwards are counted: backward_1x | backward_2x
     """
     sizes = Workload(images, train.batch_size).sizes
     return max(1, round(train.epochs * expected_cost(method, ledger, sizes, train.epochs)[convention]))
@@ -114,12 +101,9 @@ def matched_jobs(base: RunConfig, epochs: dict[str, int], seeds: Sequence[int], 
 
 
 def run_jobs(jobs: Sequence[Job], display: Display, workers: int) -> list[dict[str, Any]]:
-    """Run what is not finished yet, several at a time; after a failure no new one is started.
+    """Run what is not finished yet, and resume what was interrupted; after a failure no new run is started.
 
-    Args:
-        jobs: runs; finished ones are skipped, interrupted ones resumed
-        display: gets the events of all runs
-        workers: runs at a time, each in a process of its own, with one thread unless configured
+    `workers` runs go on at a time, each in a process of its own, with one thread unless configured.
     """
     todo = [job for job in jobs if not is_finished(job)]
     if len(todo) < len(jobs):

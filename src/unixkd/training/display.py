@@ -1,8 +1,4 @@
-"""What a run shows while it works: a live bar on a terminal, plain lines elsewhere.
-
-A run emits events; a display is any callable that takes them. So the same run shows itself on a
-terminal, in a log file, or to a comparison that draws many runs at once.
-"""
+"""What a run shows while it works: it emits events, and a display is any callable that takes them."""
 
 from __future__ import annotations
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -61,10 +61,11 @@ class MicroBatches:
     ) -> Learnt:
         """The student's logits and its losses on all rows, detached; activations of one micro-batch at a time."""
         logits, losses, values = [], [], []
+        no_sync = getattr(student.module, "no_sync", nullcontext)  # DDP's: gradients are not averaged yet
         for start, stop in self.bounds(len(mixed)):
             rows, share = mixed.part(start, stop), (stop - start) / len(mixed)
             answers = None if teacher_outputs is None else teacher_outputs.part(start, stop)
-            with gradient_sync(student, last=stop == len(mixed)):
+            with nullcontext() if stop == len(mixed) else no_sync():
                 outputs = student(shrink(rows.images, method.size))
                 loss, each = evaluate_objective(objective, outputs, answers, rows)
                 self.backward(loss * share)
@@ -73,15 +74,6 @@ class MicroBatches:
             values.append({name: value * share for name, value in each.items()})
         total = {name: torch.stack([each[name] for each in values]).sum() for name in values[0]}
         return Outputs(torch.cat(logits)), torch.stack(losses).sum(), total
-
-
-def gradient_sync(student: Network, *, last: bool) -> contextlib.AbstractContextManager[None]:
-    """DDP averages gradients over processes after the last micro-batch only; other networks do nothing of the kind."""
-    no_sync = getattr(student.module, "no_sync", None)
-    if last or no_sync is None:
-        return contextlib.nullcontext()
-    waiting: contextlib.AbstractContextManager[None] = no_sync()
-    return waiting
 
 
 @dataclass
@@ -129,13 +121,15 @@ class Engine:
         def backward(loss: Tensor) -> None:
             (loss if weight == 1 else loss * weight).backward()
 
+        learn: Learn = learn_at_once
+        if self.micro_batch is not None:
+            learn = MicroBatches(self.micro_batch, backward, self.most if is_sharded(self.student) else int)
+        d = self.distiller
+        assert d.batch_size is not None
         self.optimizer.zero_grad()
+        result = distill_step(d.student, d.teacher, batch, draws, d.method, d.objective, d.batch_size, learn)
         if self.micro_batch is None:
-            result = self.distill(batch, draws, learn_at_once)
             backward(result.loss)
-        else:
-            agree = self.most if is_sharded(self.student) else int
-            result = self.distill(batch, draws, MicroBatches(self.micro_batch, backward, agree))
         if self.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.clip_norm)
         self.optimizer.step()
@@ -149,12 +143,6 @@ class Engine:
     def most(self, number: int) -> int:
         """The largest of all processes' numbers."""
         return max(self.world.gather(number))
-
-    def distill(self, batch: Batch, draws: Draws, learn: Learn) -> StepResult:
-        """The page."""
-        d = self.distiller
-        assert d.batch_size is not None
-        return distill_step(d.student, d.teacher, batch, draws, d.method, d.objective, d.batch_size, learn)
 
     @torch.no_grad()
     def remember(self, batch: Batch, result: StepResult) -> None:

@@ -25,9 +25,7 @@ from unixkd.method.step import StepResult
 from unixkd.run_files import Histogram, Selected
 from unixkd.training.distributed.world import World
 
-_NUMBERS = ("seen", "kept", "steps", "scored")
-
-
+_NUMBERS = ("seen", "kept", "steps")
 MIXED_UNIT = 4096
 """Parts of an image in which mixing weights are summed: whole numbers add up to the same in any order."""
 
@@ -43,7 +41,6 @@ class EpochStats:
     def __init__(self, times_kept: Tensor, bins: ScoreBins | None = None) -> None:
         self.times_kept, self.bins = times_kept, bins
         self.edges = None if bins is None else bins.edges(times_kept.device)
-        self.remembered: tuple[list[int], list[int]] | None = None
         self.before = times_kept.clone()
         self.unanswered = torch.zeros_like(times_kept)
         """How often the teacher's answer to each image was not finite, in the whole run `[n]`"""
@@ -53,7 +50,7 @@ class EpochStats:
         Not what it was given as a partner: partners are drawn at random, and say nothing of the image.
         """
         self.sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=times_kept.device))
-        self.seen = self.kept = self.steps = self.scored = 0
+        self.start_epoch()
 
     def of_images(self) -> dict[str, Tensor]:
         """What is counted of each training image over the whole run, by name."""
@@ -64,13 +61,12 @@ class EpochStats:
         self.before.copy_(self.times_kept)
         for value in self.sums.values():
             value.zero_()
-        self.remembered = None
-        self.seen = self.kept = self.steps = self.scored = 0
+        self.remembered: tuple[list[int], list[int]] | None = None
+        self.seen = self.kept = self.steps = 0
 
     def count(self, counts: StepCounts) -> None:
         """Count one step's images."""
         self.steps, self.kept, self.seen = self.steps + 1, self.kept + counts.trained, self.seen + counts.seen
-        self.scored += counts.scored
 
     def add(self, batch: Batch, result: StepResult) -> None:
         """Add one step's tensors."""
@@ -80,9 +76,8 @@ class EpochStats:
         index = batch.index
         if index is not None:
             kept_index = index[result.mixed.position]
-            self.times_kept.index_add_(
-                0, kept_index, torch.ones_like(kept_index, dtype=self.times_kept.dtype)
-            )
+            once = torch.ones_like(kept_index, dtype=self.times_kept.dtype)
+            self.times_kept.index_add_(0, kept_index, once)
             if result.mixed.partner is not None:
                 to_partner = (MIXED_UNIT * result.mixed.weight).round().to(self.mixed.dtype)
                 self.mixed.index_add_(0, kept_index, to_partner)
@@ -134,15 +129,10 @@ class EpochStats:
         cell = torch.bucketize(scores.to(self.edges.dtype).contiguous(), self.edges, right=True)
         if wrong is not None:
             cell = torch.add(cell, wrong, alpha=NUM_BINS)
-        one = torch.ones_like(cell)
-        kept = cell[result.mixed.position]
-        self._table("histogram.seen").index_add_(0, cell, one)
-        self._table("histogram.kept").index_add_(0, kept, one[: len(kept)])
-
-    def _table(self, name: str) -> Tensor:
-        if name not in self.sums:
-            self.sums[name] = torch.zeros(2 * NUM_BINS, dtype=torch.int64, device=self.times_kept.device)
-        return self.sums[name]
+        for name, cells in (("histogram.seen", cell), ("histogram.kept", cell[result.mixed.position])):
+            if name not in self.sums:
+                self.sums[name] = torch.zeros(2 * NUM_BINS, dtype=torch.int64, device=cell.device)
+            self.sums[name].index_add_(0, cells, torch.ones_like(cells))
 
     def choose(self, score: Tensor, order: Tensor) -> None:
         """Count the remembered scores of an epoch's images and of those it leaves out; on the host.
@@ -173,11 +163,8 @@ class EpochStats:
             return self
         total = EpochStats(self.times_kept, self.bins)
         total.before, total.remembered = self.before, self.remembered
-        of_this_process = (
-            {name: value.cpu() for name, value in self.sums.items()},
-            {n: getattr(self, n) for n in _NUMBERS},
-        )
-        for sums, numbers in world.gather(of_this_process):
+        on_the_host = {name: value.cpu() for name, value in self.sums.items()}
+        for sums, numbers in world.gather((on_the_host, self.state()[1])):
             for name, value in sums.items():
                 total.sums[name] = total.sums[name] + value.to(self.times_kept.device)
             for name, number in numbers.items():

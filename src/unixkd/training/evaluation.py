@@ -78,19 +78,20 @@ def statistics_for_evaluation(run: Run) -> contextlib.AbstractContextManager[Non
     clean = split.mixes is None and sees_clean_images(run.engine.distiller.method, epoch)
     if not count or clean or not has_statistics(run.student):
         return contextlib.nullcontext()
-    alone = is_sharded(run.student) and not is_synchronised(run.student)  # each goes through all of them
     size, order = train.eval_batch_size, split.epoch_order(train.seed, epoch)
-    if is_synchronised(run.student):
+    together = is_synchronised(run.student)
+    takes_all = not together and (run.world.leads or is_sharded(run.student))  # sharded: every process
+    if together:
         least = PER_PROCESS * run.world.size  # of which every batch is a multiple
         count = max(count // least, 1) * least
         size = max(size // least, 1) * PER_PROCESS
-        own = split_among_processes(order[:count], size * run.world.size, run.world).order
+        rows = split_among_processes(order[:count], size * run.world.size, run.world).order
     else:
-        own = order[: count if alone or run.world.leads else 0]
-    if alone or run.world.leads:
+        rows = order[: count if takes_all else 0]
+    if takes_all or run.world.leads:
         charge = run.ledger.charge_refresh if last else run.ledger.charge_evaluation
         charge(count)
-    batches = unmixed(split).train_batches(epoch, own, size)
+    batches = unmixed(split).train_batches(epoch, rows, size)
     return clean_statistics(run.student, batches, DTYPES[train.precision], keep=last, world=run.world)
 
 
@@ -121,10 +122,9 @@ def clean_statistics(
 
     Args:
         module: the network, whose other buffers a forward may not change
-        batches: clean images, on the network's device
+        batches: clean images: the leader's, or where processes normalise together each one's rows
         dtype: precision by autocast
         keep: leave the new statistics in place
-        world: its leader has the batches, or each process its part of them where they normalise together
     """
     before = {name: buffer.clone() for name, buffer in module.named_buffers()}
     device = next(module.parameters()).device

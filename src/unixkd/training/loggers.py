@@ -1,8 +1,4 @@
-"""Where a run's figures go besides its own files: TensorBoard or Weights & Biases.
-
-A logger is told each epoch's line of metrics.jsonl and, at the end, the summary. It is opened once that file has
-been cut back to the checkpoint a run goes on from, so what lies there are the epochs that stay. No run depends on it.
-"""
+"""Where a run's figures go besides its own files: TensorBoard or Weights & Biases. No run depends on them."""
 
 from __future__ import annotations
 
@@ -151,10 +147,10 @@ def check_installed(config: LogConfig) -> None:
 def open_loggers(
     config: LogConfig, folder: Path, metrics: Path, settings: Record, note: Callable[[str], None]
 ) -> Loggers:
-    """The loggers that are wanted, told of the epochs that have been.
+    """The configured loggers, told of the epochs that have been.
 
     Args:
-        config: which
+        config: which loggers
         folder: where they write, made if need be
         metrics: the run's metrics.jsonl, cut back to where it goes on
         settings: the run's configuration with dotted keys

@@ -18,8 +18,6 @@ from unixkd.errors import UserError, first_line
 
 LEAST_ROWS = 4
 """Of a micro-batch: batches are cut evenly, so that from 3 on no part is of one row where the batch is not."""
-
-
 _ON_THE_HOST = ("not enough memory", "can't allocate memory")
 """What torch's RuntimeError says; on a GPU it has a type of its own."""
 
@@ -56,11 +54,7 @@ def ran_out(error: Exception) -> bool:
 
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -2, -3, -4  # of malloc.h
-
-
 _KEEPING = {_TRIM_THRESHOLD: (1 << 31) - 1, _TOP_PAD: 64 << 20, _MMAP_MAX: 0}
-
-
 # Where glibc's own thresholds end, which rise with use until they are set by hand.
 _USUAL = {_TRIM_THRESHOLD: 64 << 20, _TOP_PAD: 128 << 10, _MMAP_THRESHOLD: 32 << 20, _MMAP_MAX: 65536}
 

@@ -1,4 +1,4 @@
-"""Optimisers by name, learning rates over a run, and the running average of the weights."""
+"""Optimisers by name, and learning rates over a run."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from unixkd.config import TrainConfig
 from unixkd.errors import lookup, unknown_name
 from unixkd.method.method import cosine
-from unixkd.models.card import PixelModel
 from unixkd.training.distributed.sharding import is_sharded_role
 
 ONE_CYCLE_RISE, ONE_CYCLE_START, ONE_CYCLE_END = 0.3, 1 / 25, 1 / 25e4
@@ -67,10 +65,3 @@ def build_optimizer(
     return lookup("optimizer", config.optimizer, OPTIMIZERS)(
         config, params=parameters, lr=lr, weight_decay=config.weight_decay, fused=fused
     )
-
-
-def moving_average(student: PixelModel, decay: float | None) -> AveragedModel | None:
-    """A running average of the student's weights and buffers, where a decay is given."""
-    if decay is None:
-        return None
-    return AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import statistics
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from unixkd.config import Precision, RunConfig, TrainConfig, read_yaml
+from unixkd.config import RunConfig, TrainConfig, read_yaml
 from unixkd.errors import unknown_name
 from unixkd.method.network import Network
 from unixkd.planning.timing import interleaved
@@ -28,14 +28,6 @@ NATIVE = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
 """What a processor that computes in bf16 says of itself; others emulate it, many times slower."""
 
 
-@dataclass(frozen=True)
-class Choice:
-    """A network's precision and, where it was probed, how many times faster bf16 was than fp32."""
-
-    precision: str
-    speedup: float | None = None
-
-
 TEACHER_PRECISION = "teacher precision"
 """Name of the precision that answers were computed in, in the key of their store."""
 OPTIONS = ("precision", "teacher_precision")
@@ -43,12 +35,7 @@ OPTIONS = ("precision", "teacher_precision")
 
 
 def remembered(config: RunConfig, folder: Path | None) -> RunConfig:
-    """The configuration with "auto" precisions as the stored answers have them, or an earlier run in this folder.
-
-    Args:
-        config: as wanted; precisions that are not auto stay
-        folder: a run folder; None, or without a run: nothing was decided in it
-    """
+    """The configuration with "auto" precisions as the stored answers, or an earlier run in `folder`, have them."""
     decided: dict[str, str] = {}
     if config.answers.path is not None:
         key = read_key(Path(config.answers.path).expanduser())
@@ -76,16 +63,16 @@ def settle(
     student: nn.Module,
     teacher: nn.Module | None,
     images: Callable[[], Float[Tensor, "n c h w"]],
-    device: torch.device | None = None,
+    device: torch.device,
 ) -> tuple[TrainConfig, list[str]]:
     """The configuration with both networks' precision decided, and what a probe found, a line each.
 
     Args:
         config: wanted precisions
         student: probed forward and backward
-        teacher: probed forward; None: there is nothing to decide
+        teacher: probed forward; None: fp32
         images: gives a batch to probe with
-        device: where they will run (default: where they are)
+        device: where the networks will run
 
     Raises:
         UserError: there is no such precision
@@ -95,16 +82,14 @@ def settle(
         wanted = getattr(config, name)
         if wanted not in ("auto", *DTYPES):
             raise unknown_name("precision", wanted, ("auto", *DTYPES))
-        if module is None:
-            settled[name] = "fp32" if wanted == "auto" else wanted
+        if wanted != "auto":
             continue
-        choice = choose_precision(wanted, module, images, training=training, device=device)
-        settled[name] = choice.precision
-        if choice.speedup is not None:
-            who = "student" if training else "teacher"
-            notes.append(
-                f"{who} in {choice.precision}: bf16 takes {1 / choice.speedup:.0%} of fp32's time here"
-            )
+        settled[name] = "fp32"
+        if module is not None:
+            settled[name], speedup = choose_precision(module, images, device, training=training)
+            if speedup is not None:
+                who = "student" if training else "teacher"
+                notes.append(f"{who} in {settled[name]}: bf16 takes {1 / speedup:.0%} of fp32's time here")
     return replace(config, **settled), notes  # type: ignore[arg-type]
 
 
@@ -120,34 +105,29 @@ def has_native_bf16(device: torch.device) -> bool:
 
 
 def choose_precision(
-    wanted: Precision,
     module: nn.Module,
     images: Callable[[], Float[Tensor, "n c h w"]],
+    device: torch.device,
     *,
     training: bool,
-    device: torch.device | None = None,
-) -> Choice:
-    """The wanted precision; for "auto", what is faster on these images.
+) -> tuple[str, float | None]:
+    """The faster precision, and how many times faster bf16 was than fp32 on these images where that was probed.
 
-    On a GPU with bf16 units auto means bf16: eager steps of small networks wait for launches, not for
+    On a GPU with bf16 units it is bf16: eager steps of small networks wait for launches, not for
     arithmetic, so timing them would say nothing about a captured step.
 
     Args:
-        wanted: auto | fp32 | bf16
         module: the network; a copy is probed
         images: gives a batch such as it will see
+        device: where it will run
         training: whether a backward is part of its work
-        device: where it will run (default: where it is)
     """
-    if wanted != "auto":
-        return Choice(wanted)
-    device = next(module.parameters()).device if device is None else device
     if not has_native_bf16(device):
-        return Choice("fp32")
+        return "fp32", None
     if device.type == "cuda":
-        return Choice("bf16")
+        return "bf16", None
     speedup = probe(module, images(), training=training)
-    return Choice("bf16" if speedup > GAIN else "fp32", speedup)
+    return "bf16" if speedup > GAIN else "fp32", speedup
 
 
 def probe(module: nn.Module, images: Float[Tensor, "n c h w"], *, training: bool) -> float:

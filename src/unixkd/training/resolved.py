@@ -37,12 +37,7 @@ class Resolved:
 
     Args:
         config: with both precisions decided (by `resolve`)
-        device: where steps run
-        data: training and evaluation images
-        student: the network that is trained
-        teacher: the network it learns from; None for training on labels alone
-        method: who is scored, kept and mixed
-        objective: the losses
+        teacher: None for training on labels alone
     """
 
     config: RunConfig
@@ -63,12 +58,7 @@ def resolve(
 ) -> Resolved:
     """Build what a configuration names and decide what it leaves open; every process has to call it.
 
-    Args:
-        config: what is wanted
-        device: where steps run
-        folder: of an earlier run whose decisions stay; None: there is none
-        note: shows the user what a probe found
-        world: the processes
+    What an earlier run in `folder` has decided stays; what a probe finds is noted.
 
     Raises:
         UserError: something is missing or does not fit
@@ -144,13 +134,11 @@ def place(
 
 
 def compile_network(network: nn.Module) -> None:
-    """Compile a network for every size of batch it meets.
-
-    Teacher and student are compiled as one forward, whose batches in training, scoring, evaluation and at an
-    epoch's end are more than the 8 kinds after which dynamo would go on uncompiled, without a word.
-    """
+    """Compile a network for every size of batch it meets."""
     import torch._dynamo.config as dynamo  # takes a second: here only
 
+    # Training, scoring, evaluation and an epoch's end have more kinds of batches than the 8 after which dynamo
+    # would go on uncompiled, without a word.
     dynamo.recompile_limit = dynamo.accumulated_recompile_limit
     network.compile(dynamic=False)
 

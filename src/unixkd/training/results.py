@@ -42,9 +42,7 @@ from unixkd.training.state import Run
 def write_results(run: Run, weights: Mapping[str, Tensor] | None = None) -> dict[str, Any]:
     """Write model, selection and, last, the summary whose presence says that the run is finished.
 
-    Args:
-        run: at its end
-        weights: of the student's network (default: as it has them), gathered where they are sharded
+    `weights` are those of the student's network (default: as it has them), gathered where they are sharded.
     """
     with run.folder.writing():
         student = run.student
@@ -108,28 +106,25 @@ def summarise(run: Run) -> Summary:
             relative_to_kd=run.relative_cost(),
         ),
         time=Seconds(**{f"{name}_seconds": round(seconds, 3) for name, seconds in run.seconds.items()}),
-        environment=environment(run.device, precision_of(run)) | {"processes": run.world.size},
+        environment=environment(run),
     )
 
 
-def precision_of(run: Run) -> str:
-    """Both networks' precision in few words."""
-    student, teacher = run.config.train.precision, run.config.train.teacher_precision
-    if run.resolved.teacher is None or student == teacher:
-        return student
-    return f"student {student}, teacher {teacher}"
-
-
-def environment(device: torch.device, precision: str) -> dict[str, Any]:
-    """What a figure was measured on."""
-    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+def environment(run: Run) -> dict[str, Any]:
+    """What the run's figures were measured on."""
+    gpu = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else None
+    precision: str = run.config.train.precision
+    teacher_precision = run.config.train.teacher_precision
+    if run.resolved.teacher is not None and precision != teacher_precision:
+        precision = f"student {precision}, teacher {teacher_precision}"
     return {
         "torch": torch.__version__,
-        "device": gpu or device.type,
+        "device": gpu or run.device.type,
         "threads": torch.get_num_threads(),
         "precision": precision,
         "python": platform.python_version(),
         "processor": f"{processor()}, {os.cpu_count()} cores",
+        "processes": run.world.size,
     }
 
 
@@ -149,8 +144,21 @@ def selection(tally: EpochStats, epochs: int, data: Data) -> Selection:
     order, by_mixing = (torch.argsort(t, descending=True, stable=True) for t in (times, mixed))
     images = torch.bincount(times.long(), minlength=epochs + 1).tolist()
 
+    def picture(index: int) -> Picture:
+        label = None
+        if data.train.labels is not None:
+            number = int(data.train.labels[index])
+            label = data.class_names[number] if data.class_names else str(number)
+        return Picture(
+            index=index,
+            label=label,
+            times=int(times[index]),
+            mixed=int(mixed[index]) / MIXED_UNIT,
+            png=thumbnail(data.train.image(index)),
+        )
+
     def pictures(indices: Tensor) -> tuple[Picture, ...]:
-        return tuple(describe(int(i), times, mixed, data) for i in indices[:NUM_THUMBNAILS])
+        return tuple(picture(int(i)) for i in indices[:NUM_THUMBNAILS])
 
     return Selection(
         epochs=epochs,
@@ -158,21 +166,6 @@ def selection(tally: EpochStats, epochs: int, data: Data) -> Selection:
         most_kept=pictures(order),
         least_kept=pictures(order.flip(0)),
         most_mixed=pictures(by_mixing[mixed[by_mixing] > 0]),
-    )
-
-
-def describe(index: int, times_kept: Tensor, mixed: Tensor, data: Data) -> Picture:
-    """One training image: where it is, what it is, how often it was kept, how much was mixed in, its picture."""
-    label = None
-    if data.train.labels is not None:
-        number = int(data.train.labels[index])
-        label = data.class_names[number] if data.class_names else str(number)
-    return Picture(
-        index=index,
-        label=label,
-        times=int(times_kept[index]),
-        mixed=int(mixed[index]) / MIXED_UNIT,
-        png=thumbnail(data.train.image(index)),
     )
 
 

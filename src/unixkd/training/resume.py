@@ -14,14 +14,7 @@ from unixkd.run_files import sync
 from unixkd.teacher.journal import Journal
 from unixkd.teacher.store import AnswerStore
 from unixkd.training import checkpoint
-from unixkd.training.checkpoint import (
-    checkpoint_name,
-    checkpoints,
-    load_checkpoint,
-    pack_optimizer,
-    save_checkpoint,
-    unpack_optimizer,
-)
+from unixkd.training.checkpoint import checkpoint_name, checkpoints, pack_optimizer, unpack_optimizer
 from unixkd.training.distributed.sharding import gathered, load_whole
 from unixkd.training.state import Run
 
@@ -40,7 +33,7 @@ def save(run: Run) -> None:
     def write() -> None:
         if run.folder.metrics.exists():
             sync(run.folder.metrics)  # a checkpoint counts on the lines of its epochs
-        save_checkpoint(run.folder.checkpoints, name, tensors, state)
+        checkpoint.save_checkpoint(run.folder.checkpoints, name, tensors, state)
 
     run.world.once(write)
     if store is not None and store.journal is not None:
@@ -60,9 +53,7 @@ def collect(run: Run) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors = gathered(trained, run.world)
     if run.engine.average is not None:
         tensors |= prefixed("average", run.engine.average.state_dict())
-    if run.engine.history is not None:
-        tensors |= prefixed("history", run.engine.history.state())
-    tensors |= run.engine.tally.of_images()
+    tensors |= of_images(run)
     state = {
         "epoch": run.epoch,
         "done": run.done,
@@ -78,6 +69,13 @@ def collect(run: Run) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if run.done:
             state[of_process(rank, "tally")] = numbers
     return tensors, state
+
+
+def of_images(run: Run) -> dict[str, Tensor]:
+    """What is known of each training image, by name."""
+    history = run.engine.history
+    remembered = {} if history is None else prefixed("history", history.state())
+    return run.engine.tally.of_images() | remembered
 
 
 def own_state(run: Run) -> tuple[dict[str, Tensor], dict[str, int]]:
@@ -137,7 +135,7 @@ def restore(run: Run) -> None:
     Raises:
         UserError: none is valid, or the training data or the number of processes is not what it was
     """
-    tensors, state, damaged = run.world.once(lambda: load_checkpoint(run.folder.checkpoints))
+    tensors, state, damaged = run.world.once(lambda: checkpoint.load_checkpoint(run.folder.checkpoints))
     for problem in damaged:
         run.note(f"passed over a damaged checkpoint: {problem}")
     if state["data"] != run.resolved.data.fingerprint:
@@ -164,15 +162,11 @@ def restore_engine(run: Run, tensors: dict[str, Tensor], state: dict[str, Any]) 
     if engine.average is not None:
         engine.average.load_state_dict(group(tensors, "average"))
     unpack_optimizer(engine.optimizer, group(tensors, "optimizer"), state["optimizer"])
-    for name, tensor in engine.tally.of_images().items():
+    for name, tensor in of_images(run).items():
         if name in tensors:  # not all are as old as the oldest checkpoints
             tensor.copy_(tensors[name])
     if run.done:
         engine.tally.load_state(group(tensors, of_process(rank, "tally")), state[of_process(rank, "tally")])
-    if engine.history is not None:
-        for name, tensor in engine.history.state().items():
-            if f"history.{name}" in tensors:
-                tensor.copy_(tensors[f"history.{name}"])
     torch.set_rng_state(tensors[of_process(rank, "rng")])
     if of_process(rank, "cuda_rng") in tensors and run.device.type == "cuda":
         torch.cuda.set_rng_state(tensors[of_process(rank, "cuda_rng")], run.device)

@@ -21,7 +21,7 @@ from unixkd.planning.timing import synchronize
 from unixkd.run_files import Epoch, Images
 from unixkd.training import resume, stopping
 from unixkd.training.build import build_stepper
-from unixkd.training.display import Display, EpochDone, Finished, Started, Stepped, silent, unfailing
+from unixkd.training.display import Display, EpochDone, Finished, Note, Started, Stepped, silent, unfailing
 from unixkd.training.distributed.sharding import check_sharding, gathered, local_shard
 from unixkd.training.distributed.world import ALONE, Agreement, World, together
 from unixkd.training.evaluation import evaluate_student, evaluate_teacher
@@ -31,7 +31,7 @@ from unixkd.training.predictions import Predictions
 from unixkd.training.resolved import pick_device, resolve
 from unixkd.training.results import list_left_out, plan_of_run, write_results
 from unixkd.training.run_folder import Mode, RunFolder
-from unixkd.training.state import Run, noting
+from unixkd.training.state import Run
 from unixkd.training.stopping import Stopped, stoppable
 
 SEED_STRIDE = 1_000_003
@@ -80,7 +80,10 @@ def run(
 def start(config: RunConfig, folder: RunFolder, mode: Mode, display: Display, world: World = ALONE) -> Run:
     """A run that is ready for its next step, new or where it was left."""
     begun = time.perf_counter()
-    note = noting(display, folder.path.name)
+
+    def note(text: str) -> None:
+        display(Note(folder.path.name, text))
+
     device = prepare_process(config, world)
     resolved = resolve(config, device, folder.path if mode == "resume" else None, note, world)
     if not world.leads:  # dropout, the same in all processes, would be less of it

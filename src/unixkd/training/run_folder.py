@@ -50,13 +50,11 @@ class RunFolder:
         Raises:
             UserError: it holds a run already (mode new), or one with another configuration (mode resume)
         """
-        if mode == "new" and self.holds_run():
-            raise self.taken()
+        self.check_free(mode)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.lock()
-            if mode == "new" and self.holds_run():  # begun while the lock was waited for
-                raise self.taken()
+            self.check_free(mode)  # again, as the lock may have been waited for
             if mode == "resume" and self.holds_run():
                 self.check_same(config)
                 self.tidy()
@@ -70,9 +68,10 @@ class RunFolder:
         """Whether a run was begun here."""
         return (self.path / "run.yaml").exists() or any(self.checkpoints.glob("epoch-*"))
 
-    def taken(self) -> UserError:
-        """The error for a folder that holds a run."""
-        return UserError(f"{self.path} already holds a run: give --resume, --overwrite or another --out")
+    def check_free(self, mode: Mode) -> None:
+        """Raise where a new run would meet one that is there."""
+        if mode == "new" and self.holds_run():
+            raise UserError(f"{self.path} already holds a run: give --resume, --overwrite or another --out")
 
     def begin(self, config: RunConfig) -> None:
         """Remove an earlier run, what says that there is one last, and write the configuration."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,11 +28,6 @@ class Run:
     Args:
         name: shown with its events
         resolved: its configuration with nothing left open, and what it names
-        folder: where it is kept
-        display: gets its events
-        world: the processes that train together
-        stepper: takes the steps
-        loggers: where its figures also go
         agreement: lets all processes stop after the same step
         epoch: epochs that are finished
         done: steps taken of the next one
@@ -90,11 +84,6 @@ class Run:
         assert isinstance(network, PixelModel)
         return network
 
-    @property
-    def reference_images(self) -> int:
-        """Images that the plain KD trains on with which costs are compared."""
-        return (self.config.reference_epochs or self.config.train.epochs) * len(self.resolved.data.train)
-
     def remember(self, record: dict[str, Any]) -> None:
         """Keep of an epoch's line what the summary needs; all lines would add up in a long run."""
         self.last_record = record
@@ -105,13 +94,9 @@ class Run:
         """Training cost so far over that of plain KD's whole run; None without a teacher to compare with."""
         if self.resolved.teacher is None:
             return None
-        return RelativeCost(**self.total.relative_to_kd(self.reference_images))
+        epochs = self.config.reference_epochs or self.config.train.epochs
+        return RelativeCost(**self.total.relative_to_kd(epochs * len(self.resolved.data.train)))
 
     def note(self, text: str, *, shared: bool = False) -> None:
         """Show the user a line; once where it is true of all runs of a comparison."""
         self.display(Note(self.name, text, shared))
-
-
-def noting(display: Display, name: str) -> Callable[[str], None]:
-    """Shows the user a line of a run that is still being made."""
-    return lambda text: display(Note(name, text))

@@ -50,12 +50,8 @@ class Stepper:
     """Makes the inputs of each epoch's steps, and takes the steps.
 
     Args:
-        engine: takes a step
-        split: training images
         train: batch size, schedule, seed, and whether steps may be captured
-        device: where steps run
         fill_ahead: fetch the teacher's stored answers before each epoch
-        note: shows the user a line
         record: how a step is captured (default: in a CUDA graph, on a GPU only)
     """
 
@@ -221,16 +217,13 @@ class Stepper:
     def obstacle(self) -> str | None:
         """Why a graph cannot do this run's step, or None."""
         teacher = self.engine.distiller.teacher
-        if self.engine.world.size > 1:
-            return "several processes train together"
-        if self.train.micro_batch is not None:
-            return "a step is taken in parts (micro_batch)"
-        if not isinstance(self.split, MemorySplit):
-            return "the images are decoded from disk"
-        if not self.train.fused:
-            return "without the fused optimiser the learning rate lies on the host"
-        if self.engine.average is not None:
-            return "the moving average of the weights counts its steps on the host"
-        if teacher is not None and teacher.store is not None and not self.fill_ahead:
-            return "the teacher's stored answers are filled as they are needed"
-        return None
+        stored = teacher is not None and teacher.store is not None
+        obstacles = {
+            "several processes train together": self.engine.world.size > 1,
+            "a step is taken in parts (micro_batch)": self.train.micro_batch is not None,
+            "the images are decoded from disk": not isinstance(self.split, MemorySplit),
+            "without the fused optimiser the learning rate lies on the host": not self.train.fused,
+            "the moving average of the weights counts its steps on the host": self.engine.average is not None,
+            "the teacher's stored answers are filled as they are needed": stored and not self.fill_ahead,
+        }
+        return next((reason for reason, holds in obstacles.items() if holds), None)

@@ -45,13 +45,7 @@ def stoppable() -> Iterator[None]:
 
 
 def listen(signals: Sequence[signal.Signals], *, say: bool) -> None:
-    """Take these signals as a request from now on, in a worker process for good.
-
-    Args:
-        signals: that ask
-        say: whether to tell the user what is going to happen
-    """
-
+    """Take these signals as a request from now on, in a worker process for good; `say` tells the user so."""
     owner = os.getpid()
 
     def handle(number: int, frame: FrameType | None) -> None:

@@ -45,24 +45,18 @@ def check_sharding(config: RunConfig, world: World) -> None:
     train = config.train
     if train.sharding == "none":
         return
-    option = f"--train.sharding {train.sharding}"
-    if world.size == 1:
-        raise UserError(
-            f"{option} shards weights over several processes, and there is one: start with torchrun"
-        )
-    if train.ema_decay is not None:
-        raise UserError(f"{option} has no moving average of the weights: leave --train.ema_decay out")
-    if train.compile:
-        raise UserError(f"{option} has not been tried with compiled networks: leave --train.compile out")
-    if train.sharding != "both":
-        return
-    if config.teacher is None:
-        raise UserError(f"{option}: there is no teacher, give --train.sharding student")
-    if config.answers.path is not None:
-        raise UserError(
-            f"{option}: with stored answers one process may ask the teacher where another one does not, and all have "
-            "to for a forward: give --train.sharding student, or no --answers"
-        )
+    option, both = f"--train.sharding {train.sharding}", train.sharding == "both"
+    obstacles = {
+        " shards weights over several processes, and there is one: start with torchrun": world.size == 1,
+        " has no moving average of the weights: leave --train.ema_decay out": train.ema_decay is not None,
+        " has not been tried with compiled networks: leave --train.compile out": train.compile,
+        ": there is no teacher, give --train.sharding student": both and config.teacher is None,
+        ": with stored answers one process may ask the teacher where another one does not, and all have to for a "
+        "forward: give --train.sharding student, or no --answers": both and config.answers.path is not None,
+    }
+    for obstacle, holds in obstacles.items():
+        if holds:
+            raise UserError(option + obstacle)
 
 
 def shard(network: nn.Module, world: World, device: torch.device) -> None:

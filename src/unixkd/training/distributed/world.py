@@ -1,7 +1,6 @@
 """Several processes that train one student, each on some rows of every batch: their ranks and their messages.
 
-torch.distributed does the work. `torchrun`, or whatever sets `RANK`, `WORLD_SIZE`, `MASTER_ADDR` and
-`MASTER_PORT`, starts the processes; without these there is one, and nothing here costs it anything.
+`torchrun`, or whatever sets `RANK`, `WORLD_SIZE`, `MASTER_ADDR` and `MASTER_PORT`, starts them; else there is one.
 """
 
 from __future__ import annotations
@@ -29,8 +28,6 @@ class World(Place):
     """The processes of a run. The first one leads: it alone writes files and shows what happens.
 
     Args:
-        rank: number of this process
-        size: number of processes
         local: number of this process on its machine
     """
 
@@ -49,23 +46,22 @@ class World(Place):
         """
         if self.size == 1:
             return make()
-        if not self.leads:
-            value, error = self._broadcast(None, None)
-            if error is not None:
-                raise LeaderError(error)
-            return cast("T", value)
-        try:
-            made = make()
-        except UserError as failed:
-            self._broadcast(None, str(failed))
-            raise
-        self._broadcast(made, None)
-        return made
+        value, error = None, None
+        if self.leads:
+            try:
+                value = make()
+            except UserError as failed:
+                error = failed
+        sent: list[Any] = [value, None if error is None else str(error)]
+        dist.broadcast_object_list(sent, src=0, device=torch.device("cpu"))
+        if error is not None:
+            raise error
+        if sent[1] is not None:
+            raise LeaderError(sent[1])
+        return cast("T", sent[0])
 
     def leader_first(self, make: Callable[[], T]) -> T:
         """Call `make` in the leader, then in the others, which find the files that the leader wrote."""
-        if self.size == 1:
-            return make()
         made: list[T] = []
         self.once(lambda: made.append(make()))
         return made[0] if self.leads else make()
@@ -108,12 +104,6 @@ class World(Place):
         name = "broadcast_buffers" if torch.__version__ < "2.14" else "forward_sync_buffers"
         options: dict[str, Any] = {name: False, "device_ids": None if device.type == "cpu" else [device]}
         return DistributedDataParallel(student, gradient_as_bucket_view=True, **options)
-
-    def _broadcast(self, *values: Any) -> list[Any]:
-        """The leader's values, in every process; those of the others do not count."""
-        received = list(values)
-        dist.broadcast_object_list(received, src=0, device=torch.device("cpu"))
-        return received
 
 
 ALONE = World()
