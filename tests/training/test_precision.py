@@ -76,7 +76,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 def test_what_is_wanted_is_taken_without_a_probe(wanted, monkeypatch):
     capabilities(monkeypatch, avx512_bf16=wanted == "fp32")
     given = TrainConfig(precision=wanted, teacher_precision=wanted)
-    assert settle(given, TinyNet(), TinyNet(), no_images, CPU) == (given, [])
+    assert settle(given, TinyNet(), TinyNet(), no_images, CPU, pytest.fail) == given
 
 
 @pytest.mark.parametrize("known", [{}, {"avx2": True, "neon": True}, {"avx512_bf16": False, "bf16": False}])
@@ -161,7 +161,8 @@ def test_a_depthwise_and_a_dense_network_may_differ(monkeypatch):
     capabilities(monkeypatch, avx512_bf16=True)
     passes = timings(monkeypatch, lambda network: 2.0 if depthwise(network) else 0.5)
     student, teacher = (create_model(name, 5, 3) for name in ("MobileNetV2", "resnet8"))
-    config, notes = settle(TrainConfig(), student, teacher, batch, CPU)
+    notes: list[str] = []
+    config = settle(TrainConfig(), student, teacher, batch, CPU, notes.append)
     assert (config.precision, config.teacher_precision) == ("fp32", "bf16")
     assert notes == [
         "student in fp32: bf16 takes 200% of fp32's time here",
@@ -175,7 +176,8 @@ def test_each_precision_can_be_given_by_itself(monkeypatch):
     capabilities(monkeypatch, avx512_bf16=True)
     timings(monkeypatch, lambda _: 0.5)
     given = TrainConfig(precision="fp32", lr=0.3)
-    config, notes = settle(given, TinyNet(), TinyNet(), batch, CPU)
+    notes: list[str] = []
+    config = settle(given, TinyNet(), TinyNet(), batch, CPU, notes.append)
     assert config == TrainConfig(precision="fp32", teacher_precision="bf16", lr=0.3)
     assert notes == ["teacher in bf16: bf16 takes 50% of fp32's time here"]
 
@@ -183,9 +185,8 @@ def test_each_precision_can_be_given_by_itself(monkeypatch):
 @pytest.mark.parametrize("wanted", ["auto", "fp32", "bf16"])
 def test_without_a_teacher_nothing_is_left_open(wanted):
     config = TrainConfig(precision="fp32", teacher_precision=wanted)
-    settled, notes = settle(config, TinyNet(), None, no_images, CPU)
+    settled = settle(config, TinyNet(), None, no_images, CPU, pytest.fail)
     assert settled.teacher_precision == ("fp32" if wanted == "auto" else wanted)
-    assert notes == []
 
 
 def test_what_was_decided_once_stands_in_for_auto_alone():
@@ -205,7 +206,7 @@ def test_what_was_decided_once_stands_in_for_auto_alone():
 def test_an_unknown_precision_is_named(field, teacher):
     config = TrainConfig(**{"precision": "fp32", "teacher_precision": "fp32", field: "bf61"})
     with pytest.raises(UserError, match="unknown precision 'bf61'; did you mean 'bf16'"):
-        settle(config, TinyNet(), teacher, no_images, CPU)
+        settle(config, TinyNet(), teacher, no_images, CPU, pytest.fail)
 
 
 def test_an_unknown_precision_on_the_command_line(capsys, tmp_path):

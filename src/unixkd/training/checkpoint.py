@@ -34,13 +34,7 @@ def checkpoint_name(epoch: int, steps: int = 0) -> str:
 
 
 def save_checkpoint(folder: Path, name: str, tensors: dict[str, Tensor], state: dict[str, Any]) -> Path:
-    """Write a checkpoint and remove all but the previous one.
-
-    Args:
-        folder: where a run keeps its checkpoints
-        name: as `checkpoint_name` gives it
-        tensors: by name
-        state: anything JSON can hold
+    """Write a checkpoint and remove all but the previous one; `state` is anything that JSON can hold.
 
     Raises:
         UserError: it cannot be written, for want of space say; those that are there stay
@@ -71,15 +65,10 @@ def save_checkpoint(folder: Path, name: str, tensors: dict[str, Tensor], state: 
 
 
 def check_space(folder: Path, size: int) -> None:
-    """Raise where the disk has no room for the checkpoints of a run: two that are kept and one being written.
-
-    Args:
-        folder: where they lie, or will
-        size: bytes of one
-    """
+    """Raise where the disk has no room for a run's checkpoints of `size` bytes: two kept and one being written."""
     there = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    held = sum(path.stat().st_size for path in folder.glob("epoch-*/*"))
-    need, free = KEPT_AND_NEW * size - held, shutil.disk_usage(there).free
+    used = sum(path.stat().st_size for path in folder.glob("epoch-*/*"))
+    need, free = KEPT_AND_NEW * size - used, shutil.disk_usage(there).free
     if need > free:
         raise UserError(
             f"{there} has {free / 1e6:,.0f} MB free, but the checkpoints of this run need {need / 1e6:,.0f} MB: make "
@@ -153,8 +142,7 @@ def unpack_optimizer(
         for key, value in values.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
                 # In the weights' own memory layout: a fused step walks through all of them in one go.
-                own = shard_like(value, parameter)
-                values[key] = torch.empty_like(parameter).copy_(own)
+                values[key] = torch.empty_like(parameter).copy_(shard_like(value, parameter))
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         if isinstance(rate, Tensor):  # the same tensor, as a captured step holds on to it
             group["lr"] = rate.fill_(group["lr"])

@@ -79,12 +79,9 @@ def smallest_step(method: Method, images: int, train: TrainConfig) -> int:
 
 def check_sizes(config: RunConfig, data: Data, method: Method, student: PixelModel) -> None:
     """Raise where the student cannot be shown images as small as the method makes them."""
-    epochs = config.train.epochs
-    size = data.image_shape[1:]
-    methods = [method.at(epoch / epochs) for epoch in range(epochs)]
-    shares = [share for now in methods for share in (now.size, now.scoring.size)]
-    smallest = shrunk_size(size, min(shares))
-    if smallest is None:
+    methods = [method.at(epoch / config.train.epochs) for epoch in range(config.train.epochs)]
+    share = min(share for now in methods for share in (now.size, now.scoring.size))
+    if (smallest := shrunk_size(data.image_shape[1:], share)) is None:
         return
     if student.card.size is not None:
         raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import signal
@@ -140,15 +141,14 @@ def run_side_by_side(
     futures: list[Future[dict[str, Any]]] = []
     pending: set[Future[dict[str, Any]]] = set()
     failures: list[BaseException] = []
-    told = False
+    stopping_all = False
     while True:
-        if stopping.asked() and not told:
-            told = True
+        if stopping.asked() and not stopping_all:
+            stopping_all = True
             for process in multiprocessing.active_children():
                 process.terminate()  # asks it to stop
-        while (
-            len(pending) < workers and not failures and not told and (job := next(waiting, None)) is not None
-        ):
+        free = 0 if failures or stopping_all else workers - len(pending)
+        for job in itertools.islice(waiting, free):
             futures.append(pool.submit(run_job, job))
             pending.add(futures[-1])
         if not pending:
@@ -159,7 +159,7 @@ def run_side_by_side(
         failures += [error for future in done if (error := future.exception()) is not None]
     if failures:
         raise failures[0]
-    if told:
+    if stopping_all:
         raise Stopped("stopped between two runs")
     return [future.result() for future in futures]
 

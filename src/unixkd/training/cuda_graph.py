@@ -26,7 +26,6 @@ WARM_UPS = 3
 Recorder = Callable[[Callable[[], None]], Callable[[], None]]
 """Takes a body that may be run several times, gives back what repeats its work."""
 
-
 Tables = dict[str, Tensor]
 """Inputs of an epoch's steps by name, a row for each step, on the device."""
 
@@ -52,7 +51,7 @@ class CapturedStep:
     """A step of an engine over images in memory, recorded once.
 
     Args:
-        engine: what is stepped; its optimiser's learning rate is a tensor
+        engine: its optimiser's learning rate is a tensor
         split: the training images, on the device
         tables: of some epoch; later ones have the same names
         record: how the step is recorded; another one than a CUDA graph lets a CPU test the rest

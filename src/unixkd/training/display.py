@@ -185,12 +185,7 @@ class BarDisplay(LineDisplay):
                 self.print(epoch_line(event))
         elif isinstance(event, Note):
             self.note(event)
-        else:
-            self.finish(event)
-
-    def finish(self, event: Finished) -> None:
-        """Count a run as done and, among several, take its bar away."""
-        if self.total is not None:
+        elif self.total is not None:  # one of several runs is done: its bar goes
             self.done += 1
             text = f"{self.done} of {self.runs} done"
             self.progress.update(self.total, completed=self.done, text=text)

@@ -81,11 +81,7 @@ class Engine:
     """What a step changes: the student's weights, the optimiser, the average, the sums.
 
     Args:
-        distiller: student, teacher, method and losses
-        optimizer: over the student's parameters
-        tally: statistics of the epoch
-        clip_norm: clip gradients to this norm
-        average: moving average of the weights
+        clip_norm: of the gradients, at most
         channels_last: memory layout of the images; False: contiguous
         history: each image's latest score, for methods that choose by it
         world: the processes that train together, each with its rows of every batch
@@ -108,12 +104,9 @@ class Engine:
         return self.distiller.student.module
 
     def step(self, batch: Batch, draws: Draws, weight: float = 1.0) -> StepResult:
-        """One step on one batch; nothing is read back from the device.
+        """One step on this process's rows of a batch; nothing is read back from the device.
 
-        Args:
-            batch: this process's rows
-            draws: for them
-            weight: what its loss counts for beside those of other processes
+        The loss counts for `weight` beside those of other processes.
         """
         if not self.channels_last:
             batch = replace(batch, images=batch.pixels.contiguous())

@@ -45,10 +45,7 @@ class EpochStats:
         self.unanswered = torch.zeros_like(times_kept)
         """How often the teacher's answer to each image was not finite, in the whole run `[n]`"""
         self.mixed = torch.zeros_like(times_kept)
-        """What the rows of each image gave to their partners in the whole run, in parts of an image `[n]`.
-
-        Not what it was given as a partner: partners are drawn at random, and say nothing of the image.
-        """
+        """What each image's rows gave to their partners, which are drawn at random, in parts of an image `[n]`"""
         self.sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=times_kept.device))
         self.start_epoch()
 
@@ -230,8 +227,6 @@ class ScoreBins:
 
     Args:
         name: of the score, shown in reports
-        low: where the first bin begins
-        high: where the last one ends
         of_mean: scores are divided by their mean over the images first
 
     >>> ScoreBins("entropy", 0.0, 10.0).edges().tolist()

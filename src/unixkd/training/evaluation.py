@@ -39,9 +39,9 @@ def evaluate_student(run: Run) -> Predictions | None:
 
 def evaluate_teacher(run: Run) -> Predictions | None:
     """The teacher's answers on the evaluation split; its accuracy is shown before training starts."""
-    teacher = run.resolved.teacher
-    answers = None if teacher is None else answers_of(run, teacher, run.config.train.teacher_precision)
-    if teacher is None or answers is None:
+    if (teacher := run.resolved.teacher) is None:
+        return None
+    if (answers := answers_of(run, teacher, run.config.train.teacher_precision)) is None:
         return None
     if run.world.leads and not run.ledger.teacher_evaluated:  # a resumed run has paid for it before
         run.ledger.charge_evaluation(len(answers), teacher=True)
@@ -63,12 +63,12 @@ def answers_of(run: Run, network: PixelModel, precision: str) -> Predictions | N
     if test is None:
         return None
     size, dtype = run.config.train.eval_batch_size, DTYPES[precision]
-    found = predict(network, test.eval_batches(size, world.rank, world.size), run.device, dtype)
+    predictions = predict(network, test.eval_batches(size, world.rank, world.size), run.device, dtype)
     over = len(range(0, len(test), size)) % world.size  # processes with a batch more than the rest
     if is_sharded(network) and 0 < over <= world.rank:
         # Theirs needs this process's part of the weights, so it takes part with a blank image.
         predict(network, [Batch(torch.zeros(1, *run.resolved.data.image_shape), None)], run.device, dtype)
-    return join_predictions(world.gather(found))
+    return join_predictions(world.gather(predictions))
 
 
 def statistics_for_evaluation(run: Run) -> contextlib.AbstractContextManager[None]:
@@ -96,10 +96,7 @@ def statistics_for_evaluation(run: Run) -> contextlib.AbstractContextManager[Non
 
 
 def synchronise(student: nn.Module, world: World) -> None:
-    """Let BatchNorm normalise by the images of all processes; names of weights stay what they are.
-
-    A forward in train mode is then one of all processes. `checks.check_synchronised` has seen to the device.
-    """
+    """Let BatchNorm normalise by the images of all processes; names of weights stay what they are."""
     if world.size > 1:
         nn.SyncBatchNorm.convert_sync_batchnorm(student)
 

@@ -95,12 +95,7 @@ class WandB:
 
 @dataclass
 class Loggers:
-    """Several loggers as one that cannot fail: the first error of one is a warning, and its end.
-
-    Args:
-        note: shows the user a line
-        active: those that have not failed, by name
-    """
+    """Several loggers as one that cannot fail: the first error of one is a warning, and its end."""
 
     note: Callable[[str], None] = print
     active: dict[str, TensorBoard | WandB] = field(default_factory=dict)
@@ -147,25 +142,18 @@ def check_installed(config: LogConfig) -> None:
 def open_loggers(
     config: LogConfig, folder: Path, metrics: Path, settings: Record, note: Callable[[str], None]
 ) -> Loggers:
-    """The configured loggers, told of the epochs that have been.
-
-    Args:
-        config: which loggers
-        folder: where they write, made if need be
-        metrics: the run's metrics.jsonl, cut back to where it goes on
-        settings: the run's configuration with dotted keys
-        note: shows the user a line
-    """
-    wanted: dict[str, Callable[[list[Record]], TensorBoard | WandB]] = {}
-    if config.tensorboard:
-        wanted["TensorBoard"] = lambda past: TensorBoard(folder, past, settings)
-    if project := config.wandb:
-        wanted["Weights & Biases"] = lambda past: WandB(folder, past, settings, project, note)
+    """The configured loggers, which write in `folder`, told of the epochs that are in `metrics` already."""
     loggers = Loggers(note)
-    for name, make in wanted.items():
+
+    def add(name: str, make: Callable[[list[Record]], TensorBoard | WandB]) -> None:
         with loggers.guarded(name):
             folder.mkdir(exist_ok=True)
             loggers.active[name] = make([json.loads(line) for line in metrics.read_text().splitlines()])
+
+    if config.tensorboard:
+        add("TensorBoard", lambda past: TensorBoard(folder, past, settings))
+    if project := config.wandb:
+        add("Weights & Biases", lambda past: WandB(folder, past, settings, project, note))
     return loggers
 
 

@@ -73,10 +73,10 @@ def keep_freed_memory(keep: bool) -> bool:
     libc = _glibc()
     if libc is None:
         return False
-    told = [libc.mallopt(name, value) for name, value in (_KEEPING if keep else _USUAL).items()]
+    accepted = [libc.mallopt(name, value) for name, value in (_KEEPING if keep else _USUAL).items()]
     if not keep:
         libc.malloc_trim(0)
-    return all(told)
+    return all(accepted)
 
 
 @functools.cache

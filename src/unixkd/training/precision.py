@@ -26,8 +26,6 @@ GAIN = 1.05
 """bf16 is chosen where it is faster by more than this factor: at par, full precision is the better bargain."""
 NATIVE = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
 """What a processor that computes in bf16 says of itself; others emulate it, many times slower."""
-
-
 TEACHER_PRECISION = "teacher precision"
 """Name of the precision that answers were computed in, in the key of their store."""
 OPTIONS = ("precision", "teacher_precision")
@@ -64,20 +62,19 @@ def settle(
     teacher: nn.Module | None,
     images: Callable[[], Float[Tensor, "n c h w"]],
     device: torch.device,
-) -> tuple[TrainConfig, list[str]]:
-    """The configuration with both networks' precision decided, and what a probe found, a line each.
+    note: Callable[[str], None],
+) -> TrainConfig:
+    """The configuration with both networks' precision decided; what a probe found is noted.
 
     Args:
-        config: wanted precisions
         student: probed forward and backward
         teacher: probed forward; None: fp32
         images: gives a batch to probe with
-        device: where the networks will run
 
     Raises:
         UserError: there is no such precision
     """
-    settled, notes = {}, []
+    settled = {}
     for name, module, training in (("precision", student, True), ("teacher_precision", teacher, False)):
         wanted = getattr(config, name)
         if wanted not in ("auto", *DTYPES):
@@ -89,8 +86,8 @@ def settle(
             settled[name], speedup = choose_precision(module, images, device, training=training)
             if speedup is not None:
                 who = "student" if training else "teacher"
-                notes.append(f"{who} in {settled[name]}: bf16 takes {1 / speedup:.0%} of fp32's time here")
-    return replace(config, **settled), notes  # type: ignore[arg-type]
+                note(f"{who} in {settled[name]}: bf16 takes {1 / speedup:.0%} of fp32's time here")
+    return replace(config, **settled)  # type: ignore[arg-type]
 
 
 def has_native_bf16(device: torch.device) -> bool:
@@ -115,12 +112,6 @@ def choose_precision(
 
     On a GPU with bf16 units it is bf16: eager steps of small networks wait for launches, not for
     arithmetic, so timing them would say nothing about a captured step.
-
-    Args:
-        module: the network; a copy is probed
-        images: gives a batch such as it will see
-        device: where it will run
-        training: whether a backward is part of its work
     """
     if not has_native_bf16(device):
         return "fp32", None

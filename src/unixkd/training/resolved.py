@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from unixkd.config import ModelConfig, RunConfig, TrainConfig, check_ranges
 from unixkd.data.load import Data, load_data
@@ -73,15 +73,11 @@ def decide_precisions(built: Resolved, folder: Path | None, note: Callable[[str]
     """The configuration with each "auto" precision as it was decided earlier, else as a probe says."""
     config = remembered(built.config, folder)
     split, size = built.data.train, config.train.batch_size
-    train, notes = settle(
-        config.train,
-        built.student,
-        built.teacher,
-        lambda: next(split.train_batches(0, torch.arange(size), size)).pixels.to(built.device),
-        built.device,
-    )
-    for line in notes:
-        note(line)
+
+    def images() -> Tensor:
+        return next(split.train_batches(0, torch.arange(size), size)).pixels.to(built.device)
+
+    train = settle(config.train, built.student, built.teacher, images, built.device, note)
     return replace(config, train=train)
 
 
@@ -124,23 +120,18 @@ def build_run(config: RunConfig, device: torch.device) -> Resolved:
 def place(
     network: nn.Module, train: TrainConfig, device: torch.device, role: Literal["student", "teacher"]
 ) -> None:
-    """Put a network where it runs; one that is to be sharded stays on the CPU, as it may not fit whole."""
+    """Put a network where it runs and compile it; one to be sharded stays on the CPU, as it may not fit whole."""
     if not is_sharded_role(train, role):
         network.to(device)
         if train.channels_last:
             network.to(memory_format=torch.channels_last)
     if train.compile:
-        compile_network(network)
+        import torch._dynamo.config as dynamo  # takes a second: here only
 
-
-def compile_network(network: nn.Module) -> None:
-    """Compile a network for every size of batch it meets."""
-    import torch._dynamo.config as dynamo  # takes a second: here only
-
-    # Training, scoring, evaluation and an epoch's end have more kinds of batches than the 8 after which dynamo
-    # would go on uncompiled, without a word.
-    dynamo.recompile_limit = dynamo.accumulated_recompile_limit
-    network.compile(dynamic=False)
+        # Training, scoring, evaluation and an epoch's end have more kinds of batches than the 8 after which dynamo
+        # would go on uncompiled, without a word.
+        dynamo.recompile_limit = dynamo.accumulated_recompile_limit
+        network.compile(dynamic=False)
 
 
 def build_network(

@@ -6,6 +6,7 @@ import os
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -131,11 +132,11 @@ def environment(run: Run) -> dict[str, Any]:
 def processor() -> str:
     """The processor's own name where the system tells it."""
     try:
-        with open("/proc/cpuinfo") as file:  # noqa: PTH123 - no path to compute, only Linux has it
-            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()
+        lines = []
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()
 
 
 def selection(tally: EpochStats, epochs: int, data: Data) -> Selection:

@@ -64,8 +64,8 @@ def collect(run: Run) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "seconds": run.seconds,
         "data": run.resolved.data.fingerprint,
     }
-    for rank, (own, numbers) in enumerate(run.world.gather(own_state(run))):
-        tensors |= {of_process(rank, name): tensor for name, tensor in own.items()}
+    for rank, (local, numbers) in enumerate(run.world.gather(local_state(run))):
+        tensors |= {of_process(rank, name): tensor for name, tensor in local.items()}
         if run.done:
             state[of_process(rank, "tally")] = numbers
     return tensors, state
@@ -78,7 +78,7 @@ def of_images(run: Run) -> dict[str, Tensor]:
     return run.engine.tally.of_images() | remembered
 
 
-def own_state(run: Run) -> tuple[dict[str, Tensor], dict[str, int]]:
+def local_state(run: Run) -> tuple[dict[str, Tensor], dict[str, int]]:
     """What each process has for itself: random generators, and the sums of an epoch in its midst."""
     tensors = {"rng": torch.get_rng_state()}
     numbers: dict[str, int] = {}
@@ -122,10 +122,8 @@ def check_space(run: Run) -> None:
     """
     tensors, _ = collect(run)
     moments = {"sgd": 1, "adamw": 2}[run.config.train.optimizer]
-    weights = sum(p.numel() * p.element_size() for p in run.resolved.student.parameters())
-    saved = sum(
-        t.numel() * t.element_size() for name, t in tensors.items() if not name.startswith("optimizer.")
-    )
+    weights = sum(p.nbytes for p in run.resolved.student.parameters())
+    saved = sum(t.nbytes for name, t in tensors.items() if not name.startswith("optimizer."))
     run.world.once(lambda: checkpoint.check_space(run.folder.checkpoints, saved + moments * weights))
 
 

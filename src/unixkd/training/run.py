@@ -38,6 +38,8 @@ SEED_STRIDE = 1_000_003
 """Between the seeds of processes."""
 SHOW_SECONDS = 0.25
 """At least, between two looks at a run in the middle of an epoch: they wait for the device."""
+NAMED_IMAGES = 8
+"""Of those that an error is about."""
 
 
 def run(
@@ -61,7 +63,10 @@ def run(
         with stoppable(), together() as world, explained(config.train):
             world.once(lambda: check_installed(log))
             started = start(config, folder, mode, unfailing(display) if world.leads else silent, world)
-            with closing(begin_to_log(started, log)) as loggers:
+            if world.leads:
+                settings = flatten(to_plain(started.config))
+                started.loggers = open_loggers(log, folder.logs, folder.metrics, settings, started.note)
+            with closing(started.loggers) as loggers:
                 fit(started)
                 weights = gathered(started.student.net.state_dict(), world)
                 summary = world.once(lambda: write_results(started, weights))
@@ -135,14 +140,6 @@ def open_folder(run: Run, mode: Mode) -> bool:
     return False
 
 
-def begin_to_log(run: Run, log: LogConfig) -> Loggers:
-    """Begin to log as configured, in the first process alone."""
-    if run.world.leads:
-        settings = flatten(to_plain(run.config))
-        run.loggers = open_loggers(log, run.folder.logs, run.folder.metrics, settings, run.note)
-    return run.loggers
-
-
 # Fit: epoch after epoch
 
 
@@ -179,7 +176,8 @@ def epoch_steps(run: Run) -> Iterator[None]:
             stop(run)
         if (now := time.monotonic()) - shown >= SHOW_SECONDS:
             shown = now
-            look(run)
+            check_answers(run)
+            check_finite(run, run.engine.tally.finite())
             cost = run.relative_cost()
             rate = images(time.perf_counter() - started)
             run.display(
@@ -253,10 +251,6 @@ def record_epoch(run: Run, predictions: Predictions | None) -> None:
 # What ends a run before its time
 
 
-NAMED = 8
-"""Images that an error names."""
-
-
 def check(run: Run) -> None:
     """Raise where an epoch has broken the weights, or the teacher has failed, before anything is saved.
 
@@ -266,15 +260,7 @@ def check(run: Run) -> None:
     check_answers(run)
     shards = [local_shard(p.detach()) for p in run.resolved.student.parameters()]
     weights = torch.stack([shard.isfinite().all() for shard in shards]).all()
-    if not all(run.world.gather(bool(run.engine.tally.finite() and weights))):
-        raise not_finite(run)
-
-
-def look(run: Run) -> None:
-    """Raise where this process's steps so far went wrong; waits for the device."""
-    check_answers(run)
-    if not run.engine.tally.finite():
-        raise not_finite(run)
+    check_finite(run, all(run.world.gather(bool(run.engine.tally.finite() and weights))))
 
 
 def check_answers(run: Run) -> None:
@@ -282,17 +268,18 @@ def check_answers(run: Run) -> None:
     faulty = run.engine.tally.unanswered.nonzero().flatten().tolist()
     allowed, unreadable = run.config.data.max_faulty, len(run.resolved.data.left_out)
     if faulty and len(faulty) + unreadable > allowed:
-        named = ", ".join(map(str, faulty[:NAMED]))
+        named = ", ".join(map(str, faulty[:NAMED_IMAGES]))
         raise UserError(
             f"epoch {run.epoch + 1}: the teacher's logits are not finite for {len(faulty)} images "
-            f"({named}{', …' if len(faulty) > NAMED else ''}); are its mean, std and precision right? Up to "
+            f"({named}{', …' if len(faulty) > NAMED_IMAGES else ''}); are its mean, std and precision right? Up to "
             f"--data.max_faulty ({allowed}) are left out{f', and {unreadable} cannot be read' if unreadable else ''}"
         )
 
 
-def not_finite(run: Run) -> UserError:
-    """The error for a run that has diverged."""
-    return UserError(
-        f"epoch {run.epoch + 1}: the loss or the weights are no longer finite; lower --lr or give "
-        "--train.clip_norm (nothing of this epoch was saved)"
-    )
+def check_finite(run: Run, finite: bool) -> None:
+    """Raise where a run has diverged."""
+    if not finite:
+        raise UserError(
+            f"epoch {run.epoch + 1}: the loss or the weights are no longer finite; lower --lr or give "
+            "--train.clip_norm (nothing of this epoch was saved)"
+        )

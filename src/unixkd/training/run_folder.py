@@ -7,7 +7,7 @@ import io
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,21 +45,27 @@ class RunFolder:
         self._lock = FileLock(path.absolute() / ".lock", timeout=LOCK_SECONDS, is_singleton=True)
 
     def open(self, config: RunConfig, mode: Mode) -> bool:
-        """Make the folder ready; True where there is a checkpoint to go on from.
+        """Make the folder ready and keep other processes out until `close`; True: there is a checkpoint to go on from.
 
         Raises:
-            UserError: it holds a run already (mode new), or one with another configuration (mode resume)
+            UserError: it holds a run already (mode new), or one with another configuration (mode resume), or another
+                process is at work in it
         """
         self.check_free(mode)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self.lock()
+            with suppress(NotImplementedError):  # a file system without locks
+                self._lock.acquire()
             self.check_free(mode)  # again, as the lock may have been waited for
             if mode == "resume" and self.holds_run():
                 self.check_same(config)
                 self.tidy()
                 return any(self.checkpoints.glob("epoch-*"))
             self.begin(config)
+        except Timeout:
+            raise UserError(
+                f"{self.path}: another process is training here; wait for it, or give another --out"
+            ) from None
         except OSError as error:
             raise UserError(f"cannot write to the output folder {self.path}: {error.strerror}") from None
         return False
@@ -82,21 +88,6 @@ class RunFolder:
                 (self.path / name).unlink(missing_ok=True)
         self.tidy()
         write(self.path / "run.yaml", yaml.safe_dump(to_plain(config), sort_keys=False))
-
-    def lock(self) -> None:
-        """Keep other processes out until `close`, or the end of this one.
-
-        Raises:
-            UserError: another one is at work in the folder
-        """
-        try:
-            self._lock.acquire()
-        except Timeout:
-            raise UserError(
-                f"{self.path}: another process is training here; wait for it, or give another --out"
-            ) from None
-        except NotImplementedError:  # a file system without locks
-            return
 
     def close(self) -> None:
         """Let other processes in."""
@@ -157,15 +148,11 @@ class RunFolder:
             content = self.metrics.read_bytes() if self.metrics.exists() else b""
             lines = content.decode(errors="replace").split("\n")[:-1][:epochs]  # the rest may be torn
             records = [json.loads(line) for line in lines]
-            wrong = [
-                i for i, one in enumerate(records) if not isinstance(one, dict) or one.get("epoch") != i + 1
-            ]
         except (OSError, ValueError) as error:
             raise UserError(f"{self.metrics} is damaged: {error}") from None
-        if wrong:
-            raise UserError(
-                f"{self.metrics} is damaged: line {wrong[0] + 1} is not that of epoch {wrong[0] + 1}"
-            )
+        for epoch, record in enumerate(records, 1):
+            if not isinstance(record, dict) or record.get("epoch") != epoch:
+                raise UserError(f"{self.metrics} is damaged: line {epoch} is not that of epoch {epoch}")
         if len(lines) < epochs:
             raise UserError(f"{self.metrics} has {len(lines)} lines, but the checkpoint has {epochs} epochs")
         write(self.metrics, "".join(f"{line}\n" for line in lines))

@@ -31,9 +31,7 @@ class EpochInputs:
     """Inputs of an epoch's steps: image order, random draws, learning rates, stored teacher logits.
 
     Args:
-        number: of the epoch
         rows: images of this process, and how they are divided into steps
-        draws: of each step `[m]`
         rates: learning rate of each step
         known: more columns of a `Batch` by field: stored `answers` `[m, classes]`, `weight` in the losses `[m]`
     """
@@ -83,12 +81,7 @@ class Stepper:
         return num_steps(len(self.split), self.train.batch_size, self.engine.world)
 
     def epoch(self, number: int, done: int = 0) -> Iterator[StepCounts]:
-        """Take an epoch's steps; what each one cost comes out when it has been launched.
-
-        Args:
-            number: of the epoch
-            done: how many of its steps an interrupted run has taken already
-        """
+        """Take an epoch's steps after the first `done`; what each one cost comes out when it has been launched."""
         inputs = self.inputs(number)
         if (captured := self.capture(inputs, done)) is not None:
             for _ in range(done, inputs.rows.full):

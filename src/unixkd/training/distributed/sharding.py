@@ -172,15 +172,15 @@ def gathered(tensors: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
 
     Every process has to call it, with the same names in the same order.
     """
-    found = {}
+    whole = {}
     for name, tensor in tensors.items():
-        if not hasattr(tensor, "full_tensor"):
-            found[name] = tensor
-            continue
-        whole = tensor.full_tensor()  # one at a time: all together may not fit
-        if world.leads:
-            found[name] = whole.cpu()
-    return found
+        if hasattr(tensor, "full_tensor"):
+            tensor = tensor.full_tensor()  # one at a time: all together may not fit
+            if not world.leads:
+                continue
+            tensor = tensor.cpu()
+        whole[name] = tensor
+    return whole
 
 
 def shard_like(whole: Tensor, other: Tensor) -> Tensor:
