@@ -6,16 +6,14 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from types import TracebackType
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from unixkd.errors import UsageError, UserError, unknown_name
 from unixkd.method.batch import Outputs
-from unixkd.method.named_inputs import TOKENS, MixedTokens, NamedInputs
+from unixkd.method.named_inputs import PARTNER, SHARE, TOKENS, NamedInputs
 
 
 @dataclass(frozen=True)
@@ -46,9 +44,10 @@ class Network:
         """The forward alone."""
         if isinstance(inputs, Tensor):
             return logits_of(self.module(inputs), self.module)
-        inputs = inputs.of(self.prefix)
-        with weaving(self.module, inputs.woven.get(TOKENS)):
-            return logits_of(self.module(**inputs.tensors), self.module)
+        tensors = dict(inputs.of(self.prefix).tensors)
+        partner, share = (tensors.pop(TOKENS + end, None) for end in (PARTNER, SHARE))
+        with mixing_embeddings(self.module, partner, share):
+            return logits_of(self.module(**tensors), self.module)
 
     def autocast(self, device: str) -> contextlib.AbstractContextManager[object]:
         """The context that gives a forward its precision."""
@@ -79,13 +78,13 @@ def logits_of(output: object, module: nn.Module) -> Float[Tensor, "n classes"]:
 
 
 @contextlib.contextmanager
-def weaving(module: nn.Module, woven: MixedTokens | None) -> Iterator[None]:
-    """Inside, the module mixes another text into the embeddings of the tokens it looks up.
+def mixing_embeddings(module: nn.Module, partner: Tensor | None, share: Tensor | None) -> Iterator[None]:
+    """Inside, the module mixes its embeddings of the partner's tokens into those of the tokens it looks up.
 
     Raises:
         UserError: the module has no one embedding of tokens, or did not look them up
     """
-    if woven is None:
+    if partner is None or share is None:
         yield
         return
     times = 0
@@ -93,14 +92,11 @@ def weaving(module: nn.Module, woven: MixedTokens | None) -> Iterator[None]:
     def mix(embedding: nn.Module, _inputs: object, output: Tensor) -> Tensor:
         nonlocal times
         times += 1
-        other = embedding.forward(woven.tokens)  # not its call, which would come here again
-        return output + woven.share[..., None].to(output.dtype) * (other - output)
+        other = embedding.forward(partner)  # not its call, which would come here again
+        return output + share[..., None].to(output.dtype) * (other - output)
 
-    handle = embedding_of(module).register_forward_hook(mix)
-    try:
+    with embedding_of(module).register_forward_hook(mix):
         yield
-    finally:
-        handle.remove()
     if times != 1:
         raise UserError(
             f"{type(unwrap(module)).__name__} looked its tokens up {times} times in a forward, so that texts cannot be "
@@ -151,16 +147,14 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             m.training = training
 
 
-class FeatureTap:
-    """Catches the outputs of named layers each time the network runs.
+class FeatureTap(contextlib.ExitStack):
+    """Catches the outputs of named layers each time the network runs inside the context.
 
-    Either a context manager, or long-lived between `attach()` and `close()`. What was caught last stays
-    in `features`, with its graph, until the next forward or `take()`.
+    What was caught last stays in `features`, with its graph, until the next forward or `take()`.
 
     Args:
         module: any network, wrapped or not
-        names: qualified names of layers, or unique dotted ends of them (`layer1` finds `net.layer1`; of
-            several the one nearest to the root)
+        names: qualified names of layers, or ends of them, see `resolve_layer`
 
     Raises:
         UsageError: for an unknown or ambiguous layer
@@ -175,24 +169,14 @@ class FeatureTap:
     """
 
     def __init__(self, module: nn.Module, names: Sequence[str]) -> None:
+        super().__init__()
         self.features: dict[str, Tensor] = {}
         self._layers = {name: module.get_submodule(resolve_layer(module, name)) for name in names}
-        self._handles: list[RemovableHandle] = []
 
-    def attach(self) -> FeatureTap:
-        """Start catching; does nothing where it is attached already."""
-        if not self._handles:
-            self._handles = [
-                layer.register_forward_hook(partial(self._catch, name))
-                for name, layer in self._layers.items()
-            ]
+    def __enter__(self) -> FeatureTap:
+        for name, layer in self._layers.items():
+            self.enter_context(layer.register_forward_hook(partial(self._catch, name)))
         return self
-
-    def close(self) -> None:
-        """Stop catching; what was caught stays."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
 
     def take(self) -> dict[str, Tensor]:
         """Hand out what was caught, in the order of the names, and forget it.
@@ -200,23 +184,10 @@ class FeatureTap:
         Raises:
             UserError: where a layer has not run since the last time
         """
-        missing = [name for name in self._layers if name not in self.features]
-        if missing:
-            raise UserError(f"layer '{missing[0]}' did not run: choose a layer that every forward uses")
-        features = {name: self.features[name] for name in self._layers}
-        self.features.clear()
-        return features
-
-    def __enter__(self) -> FeatureTap:
-        return self.attach()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
+        for name in self._layers:
+            if name not in self.features:
+                raise UserError(f"layer '{name}' did not run: choose a layer that every forward uses")
+        return {name: self.features.pop(name) for name in self._layers}
 
     def _catch(self, name: str, _module: nn.Module, _inputs: object, output: object) -> None:
         if not isinstance(output, Tensor):
