@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -206,19 +206,7 @@ def sees_clean_images(method: Method, epoch: int) -> bool:
     """
     scoring = method.scoring
     scored = method.scorer is not None and scoring.mode == "train" and scoring.size == 1
-    return (method.curve is None and method.size == 1) or (scored)
-
-
-_ALL: dict[str, Any] = {
-    "keep": 1.0,
-    "size": 1.0,
-    "scorer": None,
-    "scoring": DEFAULT_SCORING,
-    "sampling": None,
-    "curve": None,
-    "mixes_answers": False,
-}
-"""Plain training on everything."""
+    return scored or (method.curve is None and method.size == 1)
 
 
 @dataclass(frozen=True)
@@ -258,7 +246,7 @@ class Ramp:
     def applied(self, method: Method, progress: float) -> Method:
         """The method with the values of this point of a run, in [0, 1)."""
         if is_last(progress, self.full_last):
-            return replace(method, **_ALL, ramp=None)
+            return Method(method.name, teacher=method.teacher)  # plain training on everything
         fraction = 1 - cosine(1.0, 0.0, progress) if self.shape == "cosine" else progress
         keep = method.keep if self.keep is None else method.keep + fraction * (self.keep - method.keep)
         size = method.size if self.size is None else method.size + fraction * (self.size - method.size)
