@@ -63,15 +63,13 @@ def _docstrings(file: Path) -> dict[str, str]:
 def _table(file: Path, name: str) -> dict[str, ast.expr]:
     """The entries of a dictionary that a module defines under this name."""
     for node in _source(file).body:
-        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-        named = any(isinstance(target, ast.Name) and target.id == name for target in targets)
-        if named and isinstance(table := getattr(node, "value", None), ast.Dict):
-            pairs = zip(table.keys, table.values, strict=True)
-            return {
-                key.value: value
-                for key, value in pairs
-                if isinstance(key, ast.Constant) and isinstance(key.value, str)
-            }
+        match node:
+            case (
+                ast.Assign(targets=[ast.Name(id=target)], value=ast.Dict(keys=keys, values=values))
+                | ast.AnnAssign(target=ast.Name(id=target), value=ast.Dict(keys=keys, values=values))
+            ) if target == name:
+                entries = zip(keys, values, strict=True)
+                return {str(ast.literal_eval(key)): value for key, value in entries if key}
     raise LookupError(f"{file} has no table {name}")
 
 
@@ -174,8 +172,9 @@ def label_of(config: MethodConfig) -> str:
     >>> label_of(parse_variant("unix:steepness=1e3:keep=0.50"))
     'unix:keep=0.5:steepness=1000'
     """
-    changed = [(name, value) for name in OPTIONS if (value := getattr(config, name)) is not None]
-    return ":".join([config.name, *(f"{name}={_text(value)}" for name, value in changed)])
+    values = {name: value for name in OPTIONS if (value := getattr(config, name)) is not None}
+    options = [f"{name}={spelled(value).removesuffix('.0')}" for name, value in values.items()]
+    return ":".join([config.name, *options])
 
 
 def file_name(label: str) -> str:
@@ -185,10 +184,6 @@ def file_name(label: str) -> str:
     'kd@unix,keep=0.5,steepness=1000'
     """
     return re.sub(r"[^\w.@=,+-]", "_", label.replace(":", ","))
-
-
-def _text(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value).removesuffix(".0")
 
 
 def _value(text: str, option: str, value: str) -> object:
@@ -285,13 +280,17 @@ def format_bytes(number: int) -> str:
     return f"{number} bytes"
 
 
-def count(value: float) -> str:
-    """A number of images, shortened to three figures.
+def count(value: float, space: str = "") -> str:
+    """A number of images, shortened to three figures and the prefix of the largest power of ten that fits.
 
     >>> count(718), count(28_740), count(1_000_000)
     ('718', '28.7k', '1.00M')
     """
-    return _shortened(value)
+    for prefix, power in zip("YZEPTGMk", range(24, 0, -3), strict=True):
+        if value >= 0.9995 * 10**power:
+            scaled = value / 10**power
+            return f"{scaled:.{2 if scaled < 9.995 else 1 if scaled < 99.95 else 0}f}{space}{prefix}"
+    return f"{value:.0f}{space}"
 
 
 def flops(value: float) -> str:
@@ -300,7 +299,7 @@ def flops(value: float) -> str:
     >>> flops(718), flops(28_740_000_000), flops(1.2e15)
     ('718 FLOPs', '28.7 GFLOPs', '1.20 PFLOPs')
     """
-    return f"{_shortened(value, ' ')}FLOPs"
+    return f"{count(value, ' ')}FLOPs"
 
 
 def seconds(value: float) -> str:
@@ -323,12 +322,3 @@ def plural(number: int, what: str) -> str:
     ('1 run', '2 runs')
     """
     return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
-
-
-def _shortened(value: float, space: str = "") -> str:
-    """Three figures, the space, and the prefix of the largest power of ten that fits."""
-    for prefix, power in zip("YZEPTGMk", range(24, 0, -3), strict=True):
-        if value >= 0.9995 * 10**power:
-            scaled = value / 10**power
-            return f"{scaled:.{2 if scaled < 9.995 else 1 if scaled < 99.95 else 0}f}{space}{prefix}"
-    return f"{value:.0f}{space}"

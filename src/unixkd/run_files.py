@@ -332,6 +332,15 @@ def aside(path: Path) -> Iterator[Path]:
         remove(temporary)  # there is none any more where all went well
 
 
+@contextmanager
+def writing(place: Path | str) -> Iterator[None]:
+    """Within, an error of the system becomes a `UserError` that names the place."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write to {place}: {error}") from None
+
+
 def write(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     with aside(path) as temporary:

@@ -15,12 +15,12 @@ from jinja2 import Environment, StrictUndefined
 
 from unixkd.config import flatten, read_yaml
 from unixkd.errors import UserError
-from unixkd.export.export import Artefact, writing
+from unixkd.export.export import Artefact
 from unixkd.export.verify import ATOL, RTOL
 from unixkd.models.card import PixelModel
 from unixkd.models.folder import read_card
 from unixkd.names import is_code, run_words
-from unixkd.run_files import read_json, write
+from unixkd.run_files import read_json, write, writing
 
 
 @dataclass(frozen=True)

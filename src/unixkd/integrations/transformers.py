@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unixkd.distiller import Distiller
 from unixkd.errors import UserError, missing_extra
-from unixkd.integrations import build_distiller, costs, train_through
+from unixkd.integrations import costs, train_through
 from unixkd.method.ledger import Ledger
 from unixkd.method.method import Method
 from unixkd.method.named_inputs import TEACHERS
@@ -80,7 +81,8 @@ class DistillationTrainer(Trainer):
 
     def _build_distiller(self) -> None:
         self._student = self.model
-        self.distiller = build_distiller(self.model, self._teacher, **self._options)
+        self.distiller = Distiller(self.model, self._teacher, **self._options)
+        self.distiller.check_method()
 
     @property
     def ledger(self) -> Ledger:
