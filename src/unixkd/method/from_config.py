@@ -89,35 +89,31 @@ def _choice(config: MethodConfig, method: Method) -> EpochChoice | None:
 def _ramp(config: MethodConfig, method: Method) -> Ramp | None:
     """How the method changes over a run, where anything is configured to."""
     full_last = config.full_last if method.choice is None else None
-    ends = (config.keep_end, config.mix_from_end, config.steepness_end, config.size_end)
-    if ends == (None,) * len(ends):
-        if config.ramp is not None:
-            raise UserError(
-                f"method {method.name}: a ramp needs keep_end, mix_from_end, steepness_end or size_end"
-            )
-        if full_last is None:
-            return None
-    return Ramp(*ends[:3], config.ramp or "linear", full_last or 0.0, config.size_end)
+    ends = _configured(config, "keep_end", "mix_from_end", "steepness_end", "size_end")
+    if not ends and config.ramp is not None:
+        raise UserError(
+            f"method {method.name}: a ramp needs keep_end, mix_from_end, steepness_end or size_end"
+        )
+    if not ends and full_last is None:
+        return None
+    values = {name.removesuffix("_end"): end for name, end in ends.items()}
+    return Ramp(shape=config.ramp or "linear", full_last=full_last or 0.0, **values)
 
 
 def _curve(config: MethodConfig, method: Method) -> Curve | None:
     """The method's mixing curve with the configured fields changed."""
     sigmoid = method.curve if isinstance(method.curve, SigmoidCurve) else None
     kind = config.curve or ("sigmoid" if sigmoid else None)
-    default = sigmoid or SigmoidCurve()
-    mix_from = default.mix_from if config.mix_from is None else config.mix_from
-    steepness = default.steepness if config.steepness is None else config.steepness
     if kind is not None and kind not in CURVES:
         raise unknown_name("curve", kind, CURVES)
     if config.steepness is not None and kind != "sigmoid":
         raise UserError(f"method {method.name}: steepness belongs to the sigmoid curve")
     if config.mix_from is not None and kind not in ("sigmoid", "step"):
         raise UserError(f"method {method.name}: mix_from needs the curve sigmoid or step")
-    if kind == "sigmoid":
-        return SigmoidCurve(mix_from, steepness)
-    if kind == "step":
-        return StepCurve(mix_from)
-    return None if kind == "none" else method.curve
+    if kind is None or kind == "none":
+        return method.curve if kind is None else None
+    curve = replace(sigmoid or SigmoidCurve(), **_configured(config, "mix_from", "steepness"))
+    return curve if kind == "sigmoid" else StepCurve(curve.mix_from)
 
 
 LOSSES: dict[str, Callable[[LossConfig], Loss]] = {

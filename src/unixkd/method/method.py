@@ -184,10 +184,7 @@ class StepCounts:
 def pure_rows(method: Method, batch_size: int, images: int | None = None) -> int:
     """How many rows of a batch are answered by stored answers: images as they are, or whose answers are mixed.
 
-    Args:
-        method: the method
-        batch_size: the configured N
-        images: of the batch; None: it is full
+    The batch has `images` of the configured N, None: all.
 
     >>> from unixkd.method.unix import random, unix
     >>> pure_rows(random(), 64), pure_rows(unix(), 64)
@@ -254,17 +251,15 @@ class Ramp:
 
     def curve(self, method: Method, fraction: float) -> Curve | None:
         """The mixing curve at this fraction of its change, in [0, 1]."""
-        wanted = {"mix_from": self.mix_from, "steepness": self.steepness}
-        ends = {name: end for name, end in wanted.items() if end is not None}
-        if not ends:
-            return method.curve
         changed = {}
-        for name, end in ends.items():
+        for name, end in (("mix_from", self.mix_from), ("steepness", self.steepness)):
+            if end is None:
+                continue
             start = getattr(method.curve, name, None)
             if start is None:
                 raise UserError(f"method {method.name}: its mixing curve has no {name} that could change")
             changed[name] = start + fraction * (end - start)
-        return replace(method.curve, **changed)  # type: ignore[type-var]
+        return replace(method.curve, **changed) if changed else method.curve  # type: ignore[type-var]
 
 
 def cosine(start: float, end: float, progress: float) -> float:

@@ -100,8 +100,10 @@ def pure(batch: Batch, positions: Int[Tensor, " k"] | None) -> MixedBatch:
         label, other, weight = (None if t is None else t[positions] for t in (label, other, weight))
     if weight is None:
         weight = torch.zeros(len(positions), device=images.device)
-    label_b, rows = label if other is None else other, len(positions)
-    return MixedBatch(images, label, label_b, weight, row_weights(batch, positions), positions, rows)
+    label_b = label if other is None else other
+    return MixedBatch(
+        images, label, label_b, weight, row_weights(batch, positions), positions, len(positions)
+    )
 
 
 def row_weights(batch: Batch, positions: Int[Tensor, " k"]) -> Float[Tensor, " k"]:

@@ -90,10 +90,7 @@ Inputs: TypeAlias = Tensor | NamedInputs
 
 
 def as_inputs(inputs: Tensor | Mapping[str, Tensor]) -> tuple[Inputs, Tensor | None]:
-    """What a loader gives, as the step takes it, and the labels that lie in it.
-
-    Raises:
-        UserError: something in it is no tensor
+    """What a loader gives, as the step takes it, and the labels that lie in it; an error for what is no tensor.
 
     >>> as_inputs({"pixel_values": torch.zeros(2, 3, 4, 4), "labels": torch.tensor([0, 1])})[1]
     tensor([0, 1])
@@ -101,11 +98,11 @@ def as_inputs(inputs: Tensor | Mapping[str, Tensor]) -> tuple[Inputs, Tensor | N
     if isinstance(inputs, Tensor):
         return inputs, None
     tensors = dict(inputs)
-    labels = [tensors.pop(name, None) for name in ("labels", "label")]
+    labels, label = (tensors.pop(name, None) for name in ("labels", "label"))
     for name, value in tensors.items():
         if not isinstance(value, Tensor):
             raise UserError(f"the batch's '{name}' is no tensor, but {type(value).__name__}: leave it out")
-    return NamedInputs(tensors), next((found for found in labels if found is not None), None)
+    return NamedInputs(tensors), label if labels is None else labels
 
 
 def concat(batches: Sequence[Inputs]) -> Inputs:

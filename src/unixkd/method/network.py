@@ -63,11 +63,7 @@ class Network:
 
 
 def logits_of(output: object, module: nn.Module) -> Float[Tensor, "n classes"]:
-    """The logits in what a module returned: a tensor, or something that has them as `.logits` or `["logits"]`.
-
-    Raises:
-        UserError: it has none
-    """
+    """The logits in what a module returned: a tensor, or something that has them as `.logits` or `["logits"]`."""
     logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
     if isinstance(logits, Tensor) and logits.ndim == 2:
         return logits
@@ -79,11 +75,7 @@ def logits_of(output: object, module: nn.Module) -> Float[Tensor, "n classes"]:
 
 @contextlib.contextmanager
 def mixing_embeddings(module: nn.Module, partner: Tensor | None, share: Tensor | None) -> Iterator[None]:
-    """Inside, the module mixes its embeddings of the partner's tokens into those of the tokens it looks up.
-
-    Raises:
-        UserError: the module has no one embedding of tokens, or did not look them up
-    """
+    """Inside, the module mixes its embeddings of the partner's tokens into those of the tokens it looks up, once."""
     if partner is None or share is None:
         yield
         return
@@ -105,11 +97,7 @@ def mixing_embeddings(module: nn.Module, partner: Tensor | None, share: Tensor |
 
 
 def embedding_of(module: nn.Module) -> nn.Module:
-    """Where a module looks its tokens up: what `get_input_embeddings` gives, or its only `nn.Embedding`.
-
-    Raises:
-        UserError: there is none, or more than one
-    """
+    """Where a module looks its tokens up: what `get_input_embeddings` gives, or its only `nn.Embedding`."""
     inner = unwrap(module)
     getter = getattr(inner, "get_input_embeddings", None)
     if callable(getter) and isinstance(embedding := getter(), nn.Module):
@@ -158,7 +146,7 @@ class FeatureTap(contextlib.ExitStack):
 
     Raises:
         UsageError: for an unknown or ambiguous layer
-        UserError: in the forward, where a layer's output is no tensor
+        UserError: in the forward, where a layer's output is no tensor; in `take`, where a layer has not run
 
     >>> import torch
     >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU())
@@ -179,11 +167,7 @@ class FeatureTap(contextlib.ExitStack):
         return self
 
     def take(self) -> dict[str, Tensor]:
-        """Hand out what was caught, in the order of the names, and forget it.
-
-        Raises:
-            UserError: where a layer has not run since the last time
-        """
+        """Hand out what was caught, in the order of the names, and forget it."""
         for name in self._layers:
             if name not in self.features:
                 raise UserError(f"layer '{name}' did not run: choose a layer that every forward uses")
@@ -228,10 +212,7 @@ def resolve_layer(module: nn.Module, name: str) -> str:
 
 
 def default_layers(module: nn.Module) -> tuple[str, ...]:
-    """Qualified names of the stage outputs of a network of the CIFAR family, stem first.
-
-    Args:
-        module: such a network, or any wrapper around one
+    """Qualified names of the stage outputs of a network of the CIFAR family, wrapped or not, stem first.
 
     Raises:
         UserError: for other networks, whose layers must be named
