@@ -358,10 +358,7 @@ GONE: dict[str, Any] = {
 
 
 def without_gone(values: dict[str, Any]) -> dict[str, Any]:
-    """A run's options without those that are gone, which must be what they were by default.
-
-    Raises:
-        UserError: one is not; the last release that reads it is named
+    """A run's options without those that are gone; a `UserError` where one is not what it was by default.
 
     >>> without_gone({"train": {"selection": "local", "lr": 0.1}})
     {'train': {'lr': 0.1}}
@@ -379,11 +376,7 @@ def without_gone(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The values of a run.yaml.
-
-    Raises:
-        UserError: it is damaged
-    """
+    """The values of a run.yaml; a `UserError` where it is damaged."""
     try:
         values = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

@@ -142,11 +142,7 @@ class Distiller:
         return result
 
     def check_method(self) -> None:
-        """Raise where the method wants more than a batch of its own choosing.
-
-        Raises:
-            UserError: it chooses ahead of the step, or changes over a run
-        """
+        """Raise a `UserError` where the method chooses ahead of the step, or changes over a run."""
         if self.method.choice is not None:
             raise UserError(
                 f"method {self.method.name} chooses each epoch's images before they are loaded, which a loop of "
@@ -162,8 +158,8 @@ class Distiller:
         """The step alone, a pure function of its arguments and the weights: nothing is counted."""
         if self.batch_size is None:
             self.batch_size = len(batch)
-        networks, size = (self.student, self.teacher), self.batch_size
-        return distill_step(*networks, batch, draws, self.method, self.objective, size)
+        student, teacher, size = self.student, self.teacher, self.batch_size
+        return distill_step(student, teacher, batch, draws, self.method, self.objective, size)
 
     def count(self, counts: StepCounts, each: tuple[int, int] | None = None) -> None:
         """Charge a step to the ledger; `each` as in `Ledger.charge`."""
@@ -208,11 +204,10 @@ class Distiller:
         if self._ledger is None:
             channels, height, width = image_shape
             teacher = unwrap(self.teacher.network.module) if self.teacher else None
-            advice = (
-                "before you shard it make ledger=Ledger.of(student, teacher, (C, H, W)), for the Distiller"
-            )
-            check_whole(unwrap(self.student.module), teacher, advice=advice)
-            self._ledger = Ledger.of(unwrap(self.student.module), teacher, (channels, height, width))
+            student = unwrap(self.student.module)
+            advice = "before you shard it give the Distiller ledger=Ledger.of(student, teacher, (C, H, W))"
+            check_whole(student, teacher, advice=advice)
+            self._ledger = Ledger.of(student, teacher, (channels, height, width))
             if self._saved is not None:
                 self._ledger.load_state_dict(self._saved)
         return self._ledger

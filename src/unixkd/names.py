@@ -34,11 +34,10 @@ def methods() -> dict[str, str]:
     >>> list(methods())[:2], methods()["kd"]
     (['kd', 'unix'], 'Plain knowledge distillation: every image is answered by the teacher and trained on.')
     """
-    return {
-        name: _docstrings(METHODS_FILE).get(value.id, "").partition("\n")[0]
-        for name, value in _table(METHODS_FILE, "METHODS").items()
-        if isinstance(value, ast.Name)
-    }
+    functions = [node for node in _source(METHODS_FILE).body if isinstance(node, ast.FunctionDef)]
+    summaries = {node.name: (ast.get_docstring(node) or "").partition("\n")[0] for node in functions}
+    table = _table(METHODS_FILE, "METHODS")
+    return {name: summaries.get(f.id, "") for name, f in table.items() if isinstance(f, ast.Name)}
 
 
 def models() -> tuple[str, ...]:
@@ -53,11 +52,6 @@ def models() -> tuple[str, ...]:
 @lru_cache(maxsize=8)
 def _source(file: Path) -> ast.Module:
     return ast.parse(file.read_text(encoding="utf-8"))
-
-
-def _docstrings(file: Path) -> dict[str, str]:
-    functions = (node for node in _source(file).body if isinstance(node, ast.FunctionDef))
-    return {node.name: ast.get_docstring(node) or "" for node in functions}
 
 
 def _table(file: Path, name: str) -> dict[str, ast.expr]:
@@ -101,11 +95,7 @@ def parts_of(name: str) -> tuple[Path, str]:
 
 
 def check_code(name: str) -> None:
-    """Raise where the file is not there; it is not run.
-
-    Raises:
-        UsageError: no such name, or no such file
-    """
+    """Raise a `UsageError` where the name means no code, or the file is not there; it is not run."""
     file, _ = parts_of(name)
     if not file.is_file():
         raise UsageError(f"there is no file '{file}' (named by '{name}')")
@@ -113,9 +103,6 @@ def check_code(name: str) -> None:
 
 def check_folder(name: str) -> None:
     """Raise where `transformers:PATH_OR_ID` means a folder that is not there: what is no ORGANISATION/MODEL.
-
-    Raises:
-        UsageError: names the folder
 
     >>> check_folder("transformers:google/vit-base-patch16-224")
     """

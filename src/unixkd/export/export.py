@@ -40,12 +40,7 @@ class Artefact:
 
 
 def prepare(run: Path, out: Path, overwrite: bool) -> None:
-    """Make the output folder ready, empty of an earlier export.
-
-    Args:
-        run: the run that will be exported
-        out: where to
-        overwrite: remove an export that is there
+    """Make the output folder of a run's export ready, empty of an earlier export where that is to be overwritten.
 
     Raises:
         UserError: it holds a run, or an export that is not to be overwritten, or cannot be written to

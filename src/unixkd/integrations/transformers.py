@@ -104,14 +104,7 @@ class DistillationTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """A step of the method in training; elsewhere the student's own loss.
-
-        Args:
-            model: the student, as the Trainer has wrapped it
-            inputs: named tensors `[N, ...]`
-            return_outputs: whether to return the outputs too; in training, logits of the k rows trained on
-            num_items_in_batch: not used in training
-        """
+        """A step of the method in training, its outputs those of the k rows trained on; else the student's own loss."""
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if self._student is not self.model:  # made anew by model_init: another run
@@ -171,11 +164,7 @@ class DistillationTrainer(Trainer):
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """The distiller's state in a checkpoint's folder.
-
-    Raises:
-        UserError: the file is missing or cannot be read
-    """
+    """The distiller's state in a checkpoint's folder; an error where it is missing or cannot be read."""
     try:
         return read_json(checkpoint / STATE_NAME)
     except UserError as error:
