@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -81,9 +81,9 @@ class Distiller:
         teacher = teacher if needs_teacher else None
         self.objective = resolve_layers(objective, student, teacher)
         features = [t.loss for t in self.objective if isinstance(t.loss, FeatureLoss)]
-        self.student = Network(
-            student, unique(name for loss in features for name in loss.student_layers), student_dtype
-        )
+        student_layers = dict.fromkeys(name for loss in features for name in loss.student_layers)
+        teacher_layers = dict.fromkeys(name for loss in features for name in loss.teacher_layers)
+        self.student = Network(student, tuple(student_layers), student_dtype)
         self.teacher: Teacher | None = None
         if teacher is not None:
             if unwrap(teacher) is unwrap(student):
@@ -94,8 +94,7 @@ class Distiller:
                 check_store(store, [term.loss for term in self.objective])
             teacher.requires_grad_(False).eval()
             self._teacher_modules = list(teacher.modules())
-            layers = unique(name for loss in features for name in loss.teacher_layers)
-            network = Network(teacher, layers, teacher_dtype, TEACHERS)
+            network = Network(teacher, tuple(teacher_layers), teacher_dtype, TEACHERS)
             self.teacher = Teacher(network, store, self.method.mixes_answers, marks_faulty)
         self.batch_size = batch_size
         self.seed, self.rank = seed, rank
@@ -235,11 +234,6 @@ def check_whole(*networks: nn.Module | None, advice: str) -> None:
     """Raise where one is sharded: it cannot be copied, and a forward is one of all processes."""
     if any(network is not None and is_sharded(network) for network in networks):
         raise UserError(f"a network with sharded weights cannot be measured: {advice}")
-
-
-def unique(names: Iterable[str]) -> tuple[str, ...]:
-    """The names in order, each once."""
-    return tuple(dict.fromkeys(names))
 
 
 def restored(state: Mapping[str, Any]) -> Ledger:

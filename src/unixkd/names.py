@@ -80,10 +80,7 @@ def is_code(name: str) -> bool:
 
 
 def parts_of(name: str) -> tuple[Path, str]:
-    """The file and the name in it; nothing is read.
-
-    Raises:
-        UsageError: it is no such name
+    """The file and the name in it, or a `UsageError` where it is no such name; nothing is read.
 
     >>> parts_of("nets/mine.py:Net")
     (PosixPath('nets/mine.py'), 'Net')
@@ -211,10 +208,7 @@ ALWAYS_SPELLED = ("train.epochs", "train.seed")
 
 
 def run_words(config: Mapping[str, Any]) -> list[str]:
-    """The words of `unixkd distill` or `unixkd train` that make a run, with what is not the default.
-
-    Args:
-        config: as run.yaml has it, its keys dotted (`flatten`)
+    """The words of `unixkd distill` or `unixkd train` that make the run of a flat run.yaml, without its defaults.
 
     >>> run_words({"model.name": "resnet8", "data.name": "digits", "train.lr": 0.1, "train.seed": 0, "label": None})
     ['unixkd', 'train', '--model', 'resnet8', '--data', 'digits', '--train.lr', '0.1', '--train.seed', '0']

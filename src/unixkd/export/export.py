@@ -52,11 +52,8 @@ def prepare(run: Path, out: Path, overwrite: bool) -> None:
         raise UserError(f"{out} already holds {earlier[0]}: give --overwrite or another --out")
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-        for path in (
-            *(out / name for name in earlier),
-            *out.glob(".export-*.tmp"),
-        ):  # .tmp: a killed export's
-            remove(path)
+        for path in (*(out / name for name in earlier), *out.glob(".export-*.tmp")):
+            remove(path)  # .tmp: what a killed export has left
 
 
 def export_student(

@@ -158,9 +158,8 @@ class DistillationTrainer(Trainer):
         """Save the student, and beside it the distiller's steps and ledger."""
         super().save_model(output_dir, *args, **kwargs)
         if self.args.should_save:
-            write(
-                Path(output_dir or self.args.output_dir) / STATE_NAME, json.dumps(self.distiller.state_dict())
-            )
+            state = json.dumps(self.distiller.state_dict())
+            write(Path(output_dir or self.args.output_dir) / STATE_NAME, state)
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:

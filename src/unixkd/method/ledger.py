@@ -107,11 +107,11 @@ class Ledger:
     @classmethod
     def of(cls, student: nn.Module, teacher: nn.Module | None, image_shape: tuple[int, int, int]) -> Ledger:
         """An empty ledger with both networks' forward FLOPs on images (C, H, W), measured."""
-        channels, *size = image_shape
+        channels, height, width = image_shape
         return cls(
             forward_flops(student, image_shape),
             0 if teacher is None else forward_flops(teacher, image_shape),
-            image_size=(size[0], size[1]),
+            image_size=(height, width),
             student_at=flops_by_size(student, channels),
         )
 

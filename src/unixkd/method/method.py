@@ -182,9 +182,7 @@ class StepCounts:
 
 
 def pure_rows(method: Method, batch_size: int, images: int | None = None) -> int:
-    """How many rows of a batch are answered by stored answers: images as they are, or whose answers are mixed.
-
-    The batch has `images` of the configured N, None: all.
+    """How many rows of a batch of `images` (None: N) stored answers serve: unmixed ones, all where answers are mixed.
 
     >>> from unixkd.method.unix import random, unix
     >>> pure_rows(random(), 64), pure_rows(unix(), 64)

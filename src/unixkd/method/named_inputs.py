@@ -71,9 +71,7 @@ class NamedInputs:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> NamedInputs:
         """The same samples on a device."""
-        return NamedInputs(
-            {name: t.to(device, non_blocking=non_blocking) for name, t in self.tensors.items()}
-        )
+        return NamedInputs({n: t.to(device, non_blocking=non_blocking) for n, t in self.tensors.items()})
 
     def of(self, prefix: str) -> NamedInputs:
         """A network's own inputs, without their prefix; those of all where it has none of its own.
@@ -163,11 +161,11 @@ def blend(samples: Inputs, partners: Inputs, weight: Tensor) -> Inputs:
     return NamedInputs(tensors)
 
 
-def _blend(name: str, own: Tensor, partner: Tensor, weight: Tensor) -> Tensor:
-    m = _column(weight, own)
-    if own.is_floating_point() and not name.endswith("mask"):
-        return (1 - m) * own + m * partner
-    return torch.where(m < 0.5, own, partner)
+def _blend(name: str, samples: Tensor, partners: Tensor, weight: Tensor) -> Tensor:
+    m = _column(weight, samples)
+    if samples.is_floating_point() and not name.endswith("mask"):
+        return (1 - m) * samples + m * partners
+    return torch.where(m < 0.5, samples, partners)
 
 
 def _column(weight: Tensor, like: Tensor) -> Tensor:

@@ -33,12 +33,8 @@ class Network:
     prefix: str = ""
 
     def __call__(self, inputs: Shaped[Tensor, "n ..."] | NamedInputs) -> Outputs:
-        with self.autocast(inputs.device.type):
-            if not self.layers:
-                return Outputs(self.logits(inputs))
-            with FeatureTap(self.module, self.layers) as tap:
-                logits = self.logits(inputs)
-        return Outputs(logits, tap.take())
+        with self.autocast(inputs.device.type), FeatureTap(self.module, self.layers) as tap:
+            return Outputs(self.logits(inputs), tap.take())
 
     def logits(self, inputs: Shaped[Tensor, "n ..."] | NamedInputs) -> Float[Tensor, "n classes"]:
         """The forward alone."""
@@ -194,18 +190,19 @@ def resolve_layer(module: nn.Module, name: str) -> str:
     >>> resolve_layer(nn.ModuleDict({"net": nn.Sequential(nn.Linear(1, 1))}), "0")
     'net.0'
     """
-    known = [known_name for known_name, _ in module.named_modules() if known_name]
-    if name in known:
+    names = [qualified for qualified, _ in module.named_modules() if qualified]
+    if name in names:
         return name
-    ends = [known_name for known_name in known if known_name.endswith(f".{name}")]
-    if not ends:
+    matches = [qualified for qualified in names if qualified.endswith(f".{name}")]
+    if not matches:
         inner = module
         while len(children := list(inner.children())) == 1:  # wrappers, whose names nobody types
             inner = children[0]
         depth = name.count(".") + 1  # deeper ones would bury the useful ones in a list of hundreds
         shown = [n for n, _ in inner.named_modules() if n and n.count(".") < depth]
-        raise unknown_name("layer", name, shown or known)
-    nearest = [end for end in ends if end.count(".") == min(e.count(".") for e in ends)]
+        raise unknown_name("layer", name, shown or names)
+    depth = min(match.count(".") for match in matches)
+    nearest = [match for match in matches if match.count(".") == depth]
     if len(nearest) > 1:
         raise UsageError(f"layer '{name}' is ambiguous: {', '.join(nearest[:4])}; give the full name")
     return nearest[0]
