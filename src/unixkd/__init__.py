@@ -42,37 +42,13 @@ _HOME = {
     "distiller": ("Distiller",),
     "errors": ("UserError",),
     "method.ledger": ("Ledger",),
-    "method.losses": (
-        "AttentionTransfer",
-        "CrossEntropy",
-        "DIST",
-        "DKD",
-        "KD",
-        "SimilarityPreserving",
-    ),
+    "method.losses": ("AttentionTransfer", "CrossEntropy", "DIST", "DKD", "KD", "SimilarityPreserving"),
     "method.method": ("Method",),
     "method.objective": ("Term",),
-    "method.scoring": (
-        "entropy",
-        "least_confidence",
-        "margin",
-    ),
+    "method.scoring": ("entropy", "least_confidence", "margin"),
     "method.step": ("StepResult",),
-    "method.unix": (
-        "hard",
-        "kd",
-        "mixup",
-        "random",
-        "remix",
-        "student_alone",
-        "unix",
-        "unix_random",
-    ),
-    "models": (
-        "create_model",
-        "load_student",
-        "load_weights",
-    ),
+    "method.unix": ("hard", "kd", "mixup", "random", "remix", "student_alone", "unix", "unix_random"),
+    "models": ("create_model", "load_student", "load_weights"),
 }
 _ROOM = {name: room for room, names in _HOME.items() for name in names}
 

@@ -358,34 +358,25 @@ GONE: dict[str, Any] = {
 
 
 def without_gone(values: dict[str, Any]) -> dict[str, Any]:
-    """A run's options without those that are gone, which must be what they were by default.
-
-    Raises:
-        UserError: one is not; the last release that reads it is named
+    """A run's options without those that are gone; a `UserError` where one is not what it was by default.
 
     >>> without_gone({"train": {"selection": "local", "lr": 0.1}})
     {'train': {'lr': 0.1}}
     """
-    kept: dict[str, Any] = {}
-    for group, options in values.items():
-        kept[group] = options
-        if isinstance(options, dict):
-            for name, value in options.items():
-                key = f"{group}.{name}"
-                if key in GONE and value is not None and value != GONE[key]:
-                    raise UserError(
-                        f"{key} {value} is an option of unixkd 0.1.0, which still reads it; it is gone"
-                    )
-            kept[group] = {name: value for name, value in options.items() if f"{group}.{name}" not in GONE}
-    return kept
+    values = {
+        group: dict(options) if isinstance(options, dict) else options for group, options in values.items()
+    }
+    for key, default in GONE.items():
+        group, _, name = key.partition(".")
+        options = values.get(group)
+        value = options.pop(name, None) if isinstance(options, dict) else None
+        if value is not None and value != default:
+            raise UserError(f"{key} {value} is an option of unixkd 0.1.0, which still reads it; it is gone")
+    return values
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The values of a run.yaml.
-
-    Raises:
-        UserError: it is damaged
-    """
+    """The values of a run.yaml; a `UserError` where it is damaged."""
     try:
         values = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

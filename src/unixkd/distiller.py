@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -81,9 +81,9 @@ class Distiller:
         teacher = teacher if needs_teacher else None
         self.objective = resolve_layers(objective, student, teacher)
         features = [t.loss for t in self.objective if isinstance(t.loss, FeatureLoss)]
-        self.student = Network(
-            student, unique(name for loss in features for name in loss.student_layers), student_dtype
-        )
+        student_layers = dict.fromkeys(name for loss in features for name in loss.student_layers)
+        teacher_layers = dict.fromkeys(name for loss in features for name in loss.teacher_layers)
+        self.student = Network(student, tuple(student_layers), student_dtype)
         self.teacher: Teacher | None = None
         if teacher is not None:
             if unwrap(teacher) is unwrap(student):
@@ -94,8 +94,7 @@ class Distiller:
                 check_store(store, [term.loss for term in self.objective])
             teacher.requires_grad_(False).eval()
             self._teacher_modules = list(teacher.modules())
-            layers = unique(name for loss in features for name in loss.teacher_layers)
-            network = Network(teacher, layers, teacher_dtype, TEACHERS)
+            network = Network(teacher, tuple(teacher_layers), teacher_dtype, TEACHERS)
             self.teacher = Teacher(network, store, self.method.mixes_answers, marks_faulty)
         self.batch_size = batch_size
         self.seed, self.rank = seed, rank
@@ -142,11 +141,7 @@ class Distiller:
         return result
 
     def check_method(self) -> None:
-        """Raise where the method wants more than a batch of its own choosing.
-
-        Raises:
-            UserError: it chooses ahead of the step, or changes over a run
-        """
+        """Raise a `UserError` where the method chooses ahead of the step, or changes over a run."""
         if self.method.choice is not None:
             raise UserError(
                 f"method {self.method.name} chooses each epoch's images before they are loaded, which a loop of "
@@ -162,8 +157,8 @@ class Distiller:
         """The step alone, a pure function of its arguments and the weights: nothing is counted."""
         if self.batch_size is None:
             self.batch_size = len(batch)
-        networks, size = (self.student, self.teacher), self.batch_size
-        return distill_step(*networks, batch, draws, self.method, self.objective, size)
+        student, teacher, size = self.student, self.teacher, self.batch_size
+        return distill_step(student, teacher, batch, draws, self.method, self.objective, size)
 
     def count(self, counts: StepCounts, each: tuple[int, int] | None = None) -> None:
         """Charge a step to the ledger; `each` as in `Ledger.charge`."""
@@ -208,11 +203,10 @@ class Distiller:
         if self._ledger is None:
             channels, height, width = image_shape
             teacher = unwrap(self.teacher.network.module) if self.teacher else None
-            advice = (
-                "before you shard it make ledger=Ledger.of(student, teacher, (C, H, W)), for the Distiller"
-            )
-            check_whole(unwrap(self.student.module), teacher, advice=advice)
-            self._ledger = Ledger.of(unwrap(self.student.module), teacher, (channels, height, width))
+            student = unwrap(self.student.module)
+            advice = "before you shard it give the Distiller ledger=Ledger.of(student, teacher, (C, H, W))"
+            check_whole(student, teacher, advice=advice)
+            self._ledger = Ledger.of(student, teacher, (channels, height, width))
             if self._saved is not None:
                 self._ledger.load_state_dict(self._saved)
         return self._ledger
@@ -240,11 +234,6 @@ def check_whole(*networks: nn.Module | None, advice: str) -> None:
     """Raise where one is sharded: it cannot be copied, and a forward is one of all processes."""
     if any(network is not None and is_sharded(network) for network in networks):
         raise UserError(f"a network with sharded weights cannot be measured: {advice}")
-
-
-def unique(names: Iterable[str]) -> tuple[str, ...]:
-    """The names in order, each once."""
-    return tuple(dict.fromkeys(names))
 
 
 def restored(state: Mapping[str, Any]) -> Ledger:

@@ -34,11 +34,10 @@ def methods() -> dict[str, str]:
     >>> list(methods())[:2], methods()["kd"]
     (['kd', 'unix'], 'Plain knowledge distillation: every image is answered by the teacher and trained on.')
     """
-    return {
-        name: _docstrings(METHODS_FILE).get(value.id, "").partition("\n")[0]
-        for name, value in _table(METHODS_FILE, "METHODS").items()
-        if isinstance(value, ast.Name)
-    }
+    functions = [node for node in _source(METHODS_FILE).body if isinstance(node, ast.FunctionDef)]
+    summaries = {node.name: (ast.get_docstring(node) or "").partition("\n")[0] for node in functions}
+    table = _table(METHODS_FILE, "METHODS")
+    return {name: summaries.get(f.id, "") for name, f in table.items() if isinstance(f, ast.Name)}
 
 
 def models() -> tuple[str, ...]:
@@ -55,23 +54,16 @@ def _source(file: Path) -> ast.Module:
     return ast.parse(file.read_text(encoding="utf-8"))
 
 
-def _docstrings(file: Path) -> dict[str, str]:
-    functions = (node for node in _source(file).body if isinstance(node, ast.FunctionDef))
-    return {node.name: ast.get_docstring(node) or "" for node in functions}
-
-
 def _table(file: Path, name: str) -> dict[str, ast.expr]:
     """The entries of a dictionary that a module defines under this name."""
     for node in _source(file).body:
-        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-        named = any(isinstance(target, ast.Name) and target.id == name for target in targets)
-        if named and isinstance(table := getattr(node, "value", None), ast.Dict):
-            pairs = zip(table.keys, table.values, strict=True)
-            return {
-                key.value: value
-                for key, value in pairs
-                if isinstance(key, ast.Constant) and isinstance(key.value, str)
-            }
+        match node:
+            case (
+                ast.Assign(targets=[ast.Name(id=target)], value=ast.Dict(keys=keys, values=values))
+                | ast.AnnAssign(target=ast.Name(id=target), value=ast.Dict(keys=keys, values=values))
+            ) if target == name:
+                entries = zip(keys, values, strict=True)
+                return {str(ast.literal_eval(key)): value for key, value in entries if key}
     raise LookupError(f"{file} has no table {name}")
 
 
@@ -88,10 +80,7 @@ def is_code(name: str) -> bool:
 
 
 def parts_of(name: str) -> tuple[Path, str]:
-    """The file and the name in it; nothing is read.
-
-    Raises:
-        UsageError: it is no such name
+    """The file and the name in it, or a `UsageError` where it is no such name; nothing is read.
 
     >>> parts_of("nets/mine.py:Net")
     (PosixPath('nets/mine.py'), 'Net')
@@ -103,11 +92,7 @@ def parts_of(name: str) -> tuple[Path, str]:
 
 
 def check_code(name: str) -> None:
-    """Raise where the file is not there; it is not run.
-
-    Raises:
-        UsageError: no such name, or no such file
-    """
+    """Raise a `UsageError` where the name means no code, or the file is not there; it is not run."""
     file, _ = parts_of(name)
     if not file.is_file():
         raise UsageError(f"there is no file '{file}' (named by '{name}')")
@@ -115,9 +100,6 @@ def check_code(name: str) -> None:
 
 def check_folder(name: str) -> None:
     """Raise where `transformers:PATH_OR_ID` means a folder that is not there: what is no ORGANISATION/MODEL.
-
-    Raises:
-        UsageError: names the folder
 
     >>> check_folder("transformers:google/vit-base-patch16-224")
     """
@@ -174,8 +156,9 @@ def label_of(config: MethodConfig) -> str:
     >>> label_of(parse_variant("unix:steepness=1e3:keep=0.50"))
     'unix:keep=0.5:steepness=1000'
     """
-    changed = [(name, value) for name in OPTIONS if (value := getattr(config, name)) is not None]
-    return ":".join([config.name, *(f"{name}={_text(value)}" for name, value in changed)])
+    values = {name: value for name in OPTIONS if (value := getattr(config, name)) is not None}
+    options = [f"{name}={spelled(value).removesuffix('.0')}" for name, value in values.items()]
+    return ":".join([config.name, *options])
 
 
 def file_name(label: str) -> str:
@@ -185,10 +168,6 @@ def file_name(label: str) -> str:
     'kd@unix,keep=0.5,steepness=1000'
     """
     return re.sub(r"[^\w.@=,+-]", "_", label.replace(":", ","))
-
-
-def _text(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value).removesuffix(".0")
 
 
 def _value(text: str, option: str, value: str) -> object:
@@ -229,10 +208,7 @@ ALWAYS_SPELLED = ("train.epochs", "train.seed")
 
 
 def run_words(config: Mapping[str, Any]) -> list[str]:
-    """The words of `unixkd distill` or `unixkd train` that make a run, with what is not the default.
-
-    Args:
-        config: as run.yaml has it, its keys dotted (`flatten`)
+    """The words of `unixkd distill` or `unixkd train` that make the run of a flat run.yaml, without its defaults.
 
     >>> run_words({"model.name": "resnet8", "data.name": "digits", "train.lr": 0.1, "train.seed": 0, "label": None})
     ['unixkd', 'train', '--model', 'resnet8', '--data', 'digits', '--train.lr', '0.1', '--train.seed', '0']
@@ -285,13 +261,17 @@ def format_bytes(number: int) -> str:
     return f"{number} bytes"
 
 
-def count(value: float) -> str:
-    """A number of images, shortened to three figures.
+def count(value: float, space: str = "") -> str:
+    """A number of images, shortened to three figures and the prefix of the largest power of ten that fits.
 
     >>> count(718), count(28_740), count(1_000_000)
     ('718', '28.7k', '1.00M')
     """
-    return _shortened(value)
+    for prefix, power in zip("YZEPTGMk", range(24, 0, -3), strict=True):
+        if value >= 0.9995 * 10**power:
+            scaled = value / 10**power
+            return f"{scaled:.{2 if scaled < 9.995 else 1 if scaled < 99.95 else 0}f}{space}{prefix}"
+    return f"{value:.0f}{space}"
 
 
 def flops(value: float) -> str:
@@ -300,7 +280,7 @@ def flops(value: float) -> str:
     >>> flops(718), flops(28_740_000_000), flops(1.2e15)
     ('718 FLOPs', '28.7 GFLOPs', '1.20 PFLOPs')
     """
-    return f"{_shortened(value, ' ')}FLOPs"
+    return f"{count(value, ' ')}FLOPs"
 
 
 def seconds(value: float) -> str:
@@ -323,12 +303,3 @@ def plural(number: int, what: str) -> str:
     ('1 run', '2 runs')
     """
     return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
-
-
-def _shortened(value: float, space: str = "") -> str:
-    """Three figures, the space, and the prefix of the largest power of ten that fits."""
-    for prefix, power in zip("YZEPTGMk", range(24, 0, -3), strict=True):
-        if value >= 0.9995 * 10**power:
-            scaled = value / 10**power
-            return f"{scaled:.{2 if scaled < 9.995 else 1 if scaled < 99.95 else 0}f}{space}{prefix}"
-    return f"{value:.0f}{space}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import json
 import os
@@ -196,11 +195,8 @@ class Histogram:
 
     def __post_init__(self) -> None:
         lists = (self.kept, self.dropped, self.kept_hard, self.dropped_hard)
-        if (
-            not self.kept
-            or not self.low < self.high
-            or len({len(one) for one in lists if one is not None}) > 1
-        ):
+        lengths = {len(bins) for bins in lists if bins is not None}
+        if not self.kept or not self.low < self.high or len(lengths) > 1:
             raise ValueError("the histogram's range or lists do not fit together")
 
 
@@ -286,7 +282,7 @@ class Picture:
     def __post_init__(self) -> None:
         try:
             is_png = base64.b64decode(self.png, validate=True).startswith(_PNG)
-        except (binascii.Error, ValueError):
+        except ValueError:
             is_png = False
         if not is_png:
             raise ValueError("this is no base64 PNG")
@@ -332,6 +328,15 @@ def aside(path: Path) -> Iterator[Path]:
         remove(temporary)  # there is none any more where all went well
 
 
+@contextmanager
+def writing(place: Path | str) -> Iterator[None]:
+    """Within, an error of the system becomes a `UserError` that names the place."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write to {place}: {error}") from None
+
+
 def write(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     with aside(path) as temporary:
@@ -339,11 +344,7 @@ def write(path: Path, text: str) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The values of a JSON file.
-
-    Raises:
-        UserError: it cannot be read, or holds something else than an object
-    """
+    """The values of a JSON file; a `UserError` where it cannot be read, or holds something else than an object."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

@@ -62,15 +62,14 @@ def test_an_unknown_layer_offers_the_nearest():
 
 def test_features_carry_the_graph_and_are_those_of_the_last_forward():
     net = create_model("resnet8", 10)
-    tap = FeatureTap(net, ["layer3", "layer1"]).attach().attach()
-    net(X)
-    net(X[:1])
+    with FeatureTap(net, ["layer3", "layer1"]) as tap:
+        net(X)
+        net(X[:1])
     features = tap.take()
     assert list(features) == ["layer3", "layer1"]
     assert features["layer1"].shape == (1, 16, 8, 8)
     features["layer3"].sum().backward()
     assert net.layer1[0].conv1.weight.grad.abs().sum() > 0
-    tap.close()
     net(X)
     assert not tap.features
 

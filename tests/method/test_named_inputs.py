@@ -106,9 +106,8 @@ def test_the_text_with_the_larger_share_gives_length_and_tokens():
     mixed = blend(batch, other, torch.tensor([0.25, 0.75]))
     assert mixed.tensors["input_ids"].tolist() == [[1, 2, 3], [1, 2, 3]]
     assert mixed.tensors["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 1]]
-    woven = mixed.woven["input_ids"]
-    assert woven.tokens.tolist() == [[4, 5, 0], [4, 5, 0]]
-    assert woven.share.tolist() == [[0.25, 0.25, 0.0], [0.25, 0.25, 0.0]]
+    assert mixed.tensors["input_ids.partner"].tolist() == [[4, 5, 0], [4, 5, 0]]
+    assert mixed.tensors["input_ids.share"].tolist() == [[0.25, 0.25, 0.0], [0.25, 0.25, 0.0]]
 
 
 def test_embeddings_are_mixed_as_by_hand():

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,7 +18,7 @@ from unixkd.errors import UserError, missing_extra
 from unixkd.export.verify import ATOL, RTOL, Agreement, Classifier, Sample, compare
 from unixkd.models.card import PixelModel
 from unixkd.models.folder import card_values, load_model, save_model
-from unixkd.run_files import EXPORTED, remove
+from unixkd.run_files import EXPORTED, remove, writing
 
 TORCH_FILE, ONNX_FILE = "model.pt2", "model.onnx"
 PIXELS, LOGITS = "pixels", "logits"
@@ -41,12 +40,7 @@ class Artefact:
 
 
 def prepare(run: Path, out: Path, overwrite: bool) -> None:
-    """Make the output folder ready, empty of an earlier export.
-
-    Args:
-        run: the run that will be exported
-        out: where to
-        overwrite: remove an export that is there
+    """Make the output folder of a run's export ready, empty of an earlier export where that is to be overwritten.
 
     Raises:
         UserError: it holds a run, or an export that is not to be overwritten, or cannot be written to
@@ -58,20 +52,12 @@ def prepare(run: Path, out: Path, overwrite: bool) -> None:
         raise UserError(f"{out} already holds {earlier[0]}: give --overwrite or another --out")
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-        for path in (
-            *(out / name for name in earlier),
-            *out.glob(".export-*.tmp"),
-        ):  # .tmp: a killed export's
-            remove(path)
+        for path in (*(out / name for name in earlier), *out.glob(".export-*.tmp")):
+            remove(path)  # .tmp: what a killed export has left
 
 
 def export_student(
-    student: PixelModel,
-    out: Path,
-    formats: Sequence[str],
-    sample: Sample,
-    size: int,
-    code: str | None = None,
+    student: PixelModel, out: Path, formats: Sequence[str], sample: Sample, size: int, code: str | None = None
 ) -> tuple[list[Artefact], list[str]]:
     """Write each format and compare what was written with the student; what fails is deleted.
 
@@ -111,36 +97,13 @@ def export_student(
     return made, failed
 
 
-@contextmanager
-def writing(out: Path) -> Iterator[None]:
-    """Within, an error of the system becomes one that names the folder.
-
-    Raises:
-        UserError: something cannot be written
-    """
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"cannot write to {out}: {error}") from None
-
-
 def trace(student: PixelModel, size: int) -> ExportedProgram:
-    """The student with its preprocessing as one graph, for any number of images of one size.
-
-    Args:
-        student: on the CPU, in eval mode
-        size: side of the square images in pixels
-    """
+    """The student with its preprocessing as one graph, for any number of square images of this size in pixels."""
     pixels = torch.zeros(2, student.card.in_channels, size, size)
     program = torch.export.export(student, (pixels,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # paths of this machine, which are nobody else's business
     return program
-
-
-def write_safetensors(student: PixelModel, size: int, folder: Path) -> None:
-    """The pair of files that `load_student` reads; it takes images of any size."""
-    save_model(student, folder)
 
 
 def write_torch(student: PixelModel, size: int, folder: Path) -> None:
@@ -197,7 +160,7 @@ class Format(NamedTuple):
 
 
 FORMATS = {
-    "safetensors": Format(write_safetensors, load_model),
+    "safetensors": Format(lambda student, size, folder: save_model(student, folder), load_model),
     "torch": Format(write_torch, open_torch),
     "onnx": Format(write_onnx, open_onnx, needs=("onnx", "onnxscript", "onnxruntime")),
 }
@@ -205,11 +168,7 @@ FORMATS = {
 
 
 def check_installed(name: str) -> None:
-    """Raise where a format needs a package that is not installed.
-
-    Raises:
-        UserError: names the package and the extra
-    """
+    """Raise a `UserError` where a format needs a package that is not installed."""
     for package in FORMATS[name].needs:
         if find_spec(package) is None:
             raise missing_extra(package, name, "ONNX exports")

@@ -15,12 +15,12 @@ from jinja2 import Environment, StrictUndefined
 
 from unixkd.config import flatten, read_yaml
 from unixkd.errors import UserError
-from unixkd.export.export import Artefact, writing
+from unixkd.export.export import Artefact
 from unixkd.export.verify import ATOL, RTOL
 from unixkd.models.card import PixelModel
 from unixkd.models.folder import read_card
 from unixkd.names import is_code, run_words
-from unixkd.run_files import read_json, write
+from unixkd.run_files import read_json, write, writing
 
 
 @dataclass(frozen=True)
@@ -41,16 +41,9 @@ def write_model_card(
     checked_on: str,
     size: int,
 ) -> Path:
-    """Write README.md beside the artefacts; what the run does not know has no line.
+    """Write README.md beside the artefacts in `out`; what the run does not know has no line.
 
-    Args:
-        out: the folder of the artefacts
-        student: the model
-        facts: of its run
-        artefacts: that were verified
-        publication: licences and repository
-        checked_on: the images they were verified on, in words
-        size: side of the square images that `torch` and `onnx` take, in pixels
+    `checked_on` says on which images they were verified; `torch` and `onnx` take square images of `size` pixels.
     """
     path = out / "README.md"
     page = Environment(undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
@@ -138,11 +131,7 @@ class Facts:
 
 
 def read_facts(folder: Path) -> Facts:
-    """The facts of a run folder; what it lacks stays empty.
-
-    Raises:
-        UserError: a file is damaged
-    """
+    """The facts of a run folder; what it lacks stays empty, a damaged file is a `UserError`."""
     summary, config = folder / "summary.json", folder / "run.yaml"
     return Facts(
         flatten(read_json(summary) if summary.exists() else {}),

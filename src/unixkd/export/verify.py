@@ -80,10 +80,7 @@ def compare(trained: Classifier, exported: Classifier, batches: Iterable[Tensor]
 def real_sample(config: DataConfig, card: ModelCard, size: int) -> Sample:
     """Images of a data set, spread evenly over its evaluation images, or over its training images without these.
 
-    Args:
-        config: the data
-        card: of the student
-        size: side of the square images in pixels; they are resized where the data have another
+    They are resized to squares of this side in pixels where the data have another.
 
     Raises:
         UserError: the data cannot be read, or have another number of channels

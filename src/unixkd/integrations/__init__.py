@@ -6,23 +6,11 @@ Each module needs the package it is named after; import the one you use.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from torch import nn
 
 from unixkd.distiller import Distiller
 from unixkd.method.ledger import Ledger
-
-
-def build_distiller(*args: Any, **options: Any) -> Distiller:
-    """The `Distiller` of these arguments, for a loop that chooses the batches itself.
-
-    Raises:
-        UserError: as `Distiller` does; the method chooses each epoch's images, or changes over a run
-    """
-    distiller = Distiller(*args, **options)
-    distiller.check_method()
-    return distiller
 
 
 def train_through(distiller: Distiller, wrapper: nn.Module, rank: int = 0) -> None:
@@ -44,10 +32,10 @@ def costs(ledger: Ledger) -> dict[str, float]:
     >>> costs(Ledger(student_flops=1, teacher_flops=8))["cost_backward_1x"]
     0.0
     """
-    count, relative = ledger.images, ledger.relative_to_kd()
-    images = {"seen": ledger.seen, "scored": count.scored, "trained": count.trained}
     return {
-        **{f"cost_{convention}": cost for convention, cost in relative.items()},
-        **{f"images_{name}": number for name, number in images.items()},
-        "images_teacher_forwarded": count.teacher_forwarded,
+        **{f"cost_{convention}": cost for convention, cost in ledger.relative_to_kd().items()},
+        "images_seen": ledger.seen,
+        "images_scored": ledger.images.scored,
+        "images_trained": ledger.images.trained,
+        "images_teacher_forwarded": ledger.images.teacher_forwarded,
     }

@@ -8,8 +8,9 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unixkd.distiller import Distiller
 from unixkd.errors import UserError, missing_extra
-from unixkd.integrations import build_distiller, costs
+from unixkd.integrations import costs
 from unixkd.method.method import Method
 from unixkd.method.named_inputs import as_inputs
 from unixkd.method.objective import Objective
@@ -52,7 +53,8 @@ class DistillationModule(L.LightningModule):
         self.student = student
         self.optimizer = optimizer
         # The teacher is in the distiller, which is no nn.Module: no checkpoint, no optimiser and no DDP finds it.
-        self.distiller = build_distiller(student, teacher, method, objective, **options)
+        self.distiller = Distiller(student, teacher, method, objective, **options)
+        self.distiller.check_method()
 
     def configure_optimizers(self) -> Any:
         """The optimiser of the student's parameters."""

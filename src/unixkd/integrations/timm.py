@@ -9,8 +9,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from unixkd.distiller import Distiller
 from unixkd.errors import UserError, missing_extra
-from unixkd.integrations import build_distiller, train_through
+from unixkd.integrations import train_through
 from unixkd.method.ledger import Ledger
 from unixkd.method.losses import CrossEntropy
 from unixkd.method.method import Method
@@ -58,7 +59,8 @@ class DistillationTask(TrainingTask):
         self.teacher = None if teacher_model is None else renormalised(teacher_model, student_model)
         if self.teacher is not None:
             self.teacher.to(self.device, self.dtype)
-        self.distiller = build_distiller(student_model, self.teacher, method, objective, **options)
+        self.distiller = Distiller(student_model, self.teacher, method, objective, **options)
+        self.distiller.check_method()
 
     @property
     def ledger(self) -> Ledger:
@@ -114,11 +116,9 @@ class DistillationTask(TrainingTask):
         ema: bool = False,
     ) -> None:
         """Go on where the checkpoint stood."""
-        if ema:
-            return
-        if state:
+        if state and not ema:
             self.distiller.load_state_dict(state["distiller"])
-        elif strict:
+        elif strict and not ema:
             raise UserError(
                 "only checkpoints of a DistillationTask can be resumed; load others as initial weights"
             )

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unixkd.distiller import Distiller
 from unixkd.errors import UserError, missing_extra
-from unixkd.integrations import build_distiller, costs, train_through
+from unixkd.integrations import costs, train_through
 from unixkd.method.ledger import Ledger
 from unixkd.method.method import Method
 from unixkd.method.named_inputs import TEACHERS
@@ -80,7 +81,8 @@ class DistillationTrainer(Trainer):
 
     def _build_distiller(self) -> None:
         self._student = self.model
-        self.distiller = build_distiller(self.model, self._teacher, **self._options)
+        self.distiller = Distiller(self.model, self._teacher, **self._options)
+        self.distiller.check_method()
 
     @property
     def ledger(self) -> Ledger:
@@ -102,14 +104,7 @@ class DistillationTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """A step of the method in training; elsewhere the student's own loss.
-
-        Args:
-            model: the student, as the Trainer has wrapped it
-            inputs: named tensors `[N, ...]`
-            return_outputs: whether to return the outputs too; in training, logits of the k rows trained on
-            num_items_in_batch: not used in training
-        """
+        """A step of the method in training, its outputs those of the k rows trained on; else the student's own loss."""
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if self._student is not self.model:  # made anew by model_init: another run
@@ -163,17 +158,12 @@ class DistillationTrainer(Trainer):
         """Save the student, and beside it the distiller's steps and ledger."""
         super().save_model(output_dir, *args, **kwargs)
         if self.args.should_save:
-            write(
-                Path(output_dir or self.args.output_dir) / STATE_NAME, json.dumps(self.distiller.state_dict())
-            )
+            state = json.dumps(self.distiller.state_dict())
+            write(Path(output_dir or self.args.output_dir) / STATE_NAME, state)
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """The distiller's state in a checkpoint's folder.
-
-    Raises:
-        UserError: the file is missing or cannot be read
-    """
+    """The distiller's state in a checkpoint's folder; an error where it is missing or cannot be read."""
     try:
         return read_json(checkpoint / STATE_NAME)
     except UserError as error:

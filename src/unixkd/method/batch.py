@@ -48,7 +48,7 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on a device; what is there already is not copied."""
-        values = (getattr(self, field.name) for field in fields(self))
+        values = vars(self).values()
         return Batch(*(None if t is None else t.to(device, non_blocking=True) for t in values))  # type: ignore[arg-type]
 
 
@@ -106,11 +106,10 @@ class MixedBatch:
 
     def part(self, start: int, stop: int) -> MixedBatch:
         """Rows start to stop."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        part: dict[str, Any] = {
-            n: v[start:stop] for n, v in values.items() if isinstance(v, Tensor | NamedInputs)
+        rows: dict[str, Any] = {
+            n: v[start:stop] for n, v in vars(self).items() if isinstance(v, Tensor | NamedInputs)
         }
-        return replace(self, **part, num_pure=min(max(self.num_pure - start, 0), stop - start))
+        return replace(self, **rows, num_pure=min(max(self.num_pure - start, 0), stop - start))
 
 
 @dataclass(frozen=True)

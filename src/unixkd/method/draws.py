@@ -80,14 +80,13 @@ def _unit(words: Int[Tensor, " m"]) -> Float[Tensor, " m"]:
     return (words >> (63 - _MANTISSA)).float() / (1 << _MANTISSA)
 
 
-_GAMMA = 0x9E3779B97F4A7C15
-_MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
-_MASK = (1 << 64) - 1
-
-
 def _signed(value: int) -> int:
-    value &= _MASK
+    value &= (1 << 64) - 1
     return value - (1 << 64) if value >> 63 else value
+
+
+_GAMMA = _signed(0x9E3779B97F4A7C15)
+_MULTIPLIERS = (_signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB))
 
 
 def _shift_xor(z: Tensor, shift: int) -> Tensor:
@@ -101,8 +100,8 @@ def mix64(z: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
     >>> mix64(torch.tensor([1234567 + 0x9E3779B97F4A7C15 - 2**64])).item() # 6457827717110365317 as uint64
     6457827717110365317
     """
-    z = _shift_xor(z, 30) * _signed(_MULTIPLIERS[0])
-    z = _shift_xor(z, 27) * _signed(_MULTIPLIERS[1])
+    z = _shift_xor(z, 30) * _MULTIPLIERS[0]
+    z = _shift_xor(z, 27) * _MULTIPLIERS[1]
     return _shift_xor(z, 31)
 
 
@@ -125,6 +124,6 @@ def draw_words(key: tuple[int | Int[Tensor, " n"], ...], index: Int[Tensor, " n"
     """
     state = torch.zeros(1, dtype=torch.int64, device=index.device)
     for word in key:
-        state = mix64((state ^ (_signed(word) if isinstance(word, int) else word)) + _signed(_GAMMA))
-    words = mix64((state ^ index) + _signed(_GAMMA))
+        state = mix64((state ^ (_signed(word) if isinstance(word, int) else word)) + _GAMMA)
+    words = mix64((state ^ index) + _GAMMA)
     return words & ((1 << 63) - 1)

@@ -141,7 +141,7 @@ class StaleChoice:
         return 1.0 if is_last(progress, self.full_last) else self.keep
 
     def choose(self, history: History, epoch: int, epochs: int, seed: int) -> Chosen:
-        n, count = len(history), num_chosen(self.expected_fraction(epoch / epochs), len(history))
+        count = num_chosen(self.expected_fraction(epoch / epochs), len(history))
         drawn, unseen = noise(history, epoch, seed), history.score.isinf()
         # Lower keys first: never seen, overdue (the older the sooner), drawn, then by falling score.
         overdue = unseen | (history.age >= self.max_age)
@@ -150,9 +150,7 @@ class StaleChoice:
         left = count - int(taken.sum())
         taken |= first_of(drawn.masked_fill(taken, math.inf), round(self.random_share * left))
         rest = torch.where(taken, math.inf, -history.score.double())
-        return Chosen(
-            taken | first_of(rest, count - int(taken.sum())) if count < n else torch.ones_like(taken)
-        )
+        return Chosen(taken | first_of(rest, count - int(taken.sum())))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -39,61 +40,48 @@ def build_method(config: MethodConfig) -> Method:
     method = lookup("method", config.name, METHODS)()
     if config.name == "student-alone" and config != MethodConfig(config.name):
         raise UserError("student-alone trains on every image as it is: keep, mixing and scoring do not apply")
-    changes: dict[str, object] = {}
-    if config.scorer is not None and method.choice is None:
-        changes["scorer"] = lookup("scorer", config.scorer, SCORERS)
-    if (curve := _curve(config, method)) is not method.curve:
-        changes["curve"] = curve
-    if (choice := _choice(config, method)) is not method.choice:
-        changes["choice"] = choice
-    for name in ("keep", "per_sample_lambda", "sampling", "size", "mixes_answers"):
-        if (value := getattr(config, name)) is not None and not (name == "keep" and choice is not None):
-            changes[name] = value
+    changes = _configured(config, "per_sample_lambda", "sampling", "size", "mixes_answers")
+    if method.choice is None:  # else they are those of the choice
+        changes |= _configured(config, "keep")
+        if config.scorer is not None:
+            changes["scorer"] = lookup("scorer", config.scorer, SCORERS)
+    changes["curve"] = _curve(config, method)
+    changes["choice"] = _choice(config, method)
     changes["ramp"] = _ramp(config, method)
-    for name in SCORING_FIELDS:
-        if getattr(config, name) is not None and changes.get("scorer", method.scorer) is None:
+    for name in _configured(config, "scoring_mode", "scoring_size", "scoring_precision"):
+        if changes.get("scorer", method.scorer) is None:
             raise UserError(f"method {config.name} does not score: {name} does not apply")
     changes["scoring"] = _scoring(config, method.scoring)
-    method = replace(method, **changes)  # type: ignore[arg-type]
+    method = replace(method, **changes)
     if config.per_sample_lambda is not None and method.curve is None:
         raise UserError(f"method {config.name} does not mix: per_sample_lambda does not apply")
     return method
 
 
-SCORING_FIELDS = ("scoring_mode", "scoring_size", "scoring_precision")
+def _configured(config: MethodConfig, *names: str) -> dict[str, Any]:
+    """Those of the fields that are not left to the method."""
+    return {name: value for name in names if (value := getattr(config, name)) is not None}
 
 
 def _scoring(config: MethodConfig, scoring: Scoring) -> Scoring:
     """How the method scores, with the configured fields changed."""
-    changes: dict[str, object] = {
-        name.removeprefix("scoring_"): value
-        for name in SCORING_FIELDS
-        if (value := getattr(config, name)) is not None
-    }
-    if (precision := changes.pop("precision", None)) is not None:
-        changes["dtype"] = {"fp32": torch.float32, "bf16": torch.bfloat16}[str(precision)]
-    return replace(scoring, **changes)  # type: ignore[arg-type]
-
-
-CHOICE_FIELDS = ("keep", "random_share", "max_age", "prune", "full_last")
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, None: scoring.dtype}
+    size = scoring.size if config.scoring_size is None else config.scoring_size
+    return Scoring(config.scoring_mode or scoring.mode, size, dtypes[config.scoring_precision])
 
 
 def _choice(config: MethodConfig, method: Method) -> EpochChoice | None:
     """The method's choice of an epoch's images with the configured fields changed."""
-    known = set() if method.choice is None else {field.name for field in fields(method.choice)}  # type: ignore[arg-type]
-    changes: dict[str, object] = {
-        name: value for name in CHOICE_FIELDS if (value := getattr(config, name)) is not None
-    }
-    if method.choice is None:  # k/N of each batch, and its ramp
-        changes.pop("keep", None)
-        changes.pop("full_last", None)
-    elif config.scorer is not None:
-        scorer = lookup("scorer", config.scorer, SCORERS)
-        if not isinstance(method.choice, StaleChoice) or scorer is None or isinstance(scorer, TrueLoss):
-            raise UserError(f"method {method.name}: scorer {config.scorer} does not apply")
-        changes["row_score"] = Uncertainty(scorer)
+    changes = _configured(config, "random_share", "max_age", "prune")
+    if method.choice is not None:
+        changes |= _configured(config, "keep", "full_last")
+        if config.scorer is not None:
+            scorer = lookup("scorer", config.scorer, SCORERS)
+            if not isinstance(method.choice, StaleChoice) or scorer is None or isinstance(scorer, TrueLoss):
+                raise UserError(f"method {method.name}: scorer {config.scorer} does not apply")
+            changes["row_score"] = Uncertainty(scorer)
     for name in changes:
-        if name not in known:
+        if not hasattr(method.choice, name):
             raise UserError(f"method {method.name}: {name} does not apply")
     return replace(method.choice, **changes) if changes else method.choice  # type: ignore[type-var]
 
@@ -101,35 +89,31 @@ def _choice(config: MethodConfig, method: Method) -> EpochChoice | None:
 def _ramp(config: MethodConfig, method: Method) -> Ramp | None:
     """How the method changes over a run, where anything is configured to."""
     full_last = config.full_last if method.choice is None else None
-    ends = (config.keep_end, config.mix_from_end, config.steepness_end, config.size_end)
-    if ends == (None,) * len(ends):
-        if config.ramp is not None:
-            raise UserError(
-                f"method {method.name}: a ramp needs keep_end, mix_from_end, steepness_end or size_end"
-            )
-        if full_last is None:
-            return None
-    return Ramp(*ends[:3], config.ramp or "linear", full_last or 0.0, config.size_end)
+    ends = _configured(config, "keep_end", "mix_from_end", "steepness_end", "size_end")
+    if not ends and config.ramp is not None:
+        raise UserError(
+            f"method {method.name}: a ramp needs keep_end, mix_from_end, steepness_end or size_end"
+        )
+    if not ends and full_last is None:
+        return None
+    values = {name.removesuffix("_end"): end for name, end in ends.items()}
+    return Ramp(shape=config.ramp or "linear", full_last=full_last or 0.0, **values)
 
 
 def _curve(config: MethodConfig, method: Method) -> Curve | None:
     """The method's mixing curve with the configured fields changed."""
     sigmoid = method.curve if isinstance(method.curve, SigmoidCurve) else None
     kind = config.curve or ("sigmoid" if sigmoid else None)
-    default = sigmoid or SigmoidCurve()
-    mix_from = default.mix_from if config.mix_from is None else config.mix_from
-    steepness = default.steepness if config.steepness is None else config.steepness
     if kind is not None and kind not in CURVES:
         raise unknown_name("curve", kind, CURVES)
     if config.steepness is not None and kind != "sigmoid":
         raise UserError(f"method {method.name}: steepness belongs to the sigmoid curve")
     if config.mix_from is not None and kind not in ("sigmoid", "step"):
         raise UserError(f"method {method.name}: mix_from needs the curve sigmoid or step")
-    if kind == "sigmoid":
-        return SigmoidCurve(mix_from, steepness)
-    if kind == "step":
-        return StepCurve(mix_from)
-    return None if kind == "none" else method.curve
+    if kind is None or kind == "none":
+        return method.curve if kind is None else None
+    curve = replace(sigmoid or SigmoidCurve(), **_configured(config, "mix_from", "steepness"))
+    return curve if kind == "sigmoid" else StepCurve(curve.mix_from)
 
 
 LOSSES: dict[str, Callable[[LossConfig], Loss]] = {

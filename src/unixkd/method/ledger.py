@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, astuple, dataclass, field, fields, replace
 from functools import cache
+from typing import Any
 
 import torch
 from torch import nn
@@ -106,11 +107,11 @@ class Ledger:
     @classmethod
     def of(cls, student: nn.Module, teacher: nn.Module | None, image_shape: tuple[int, int, int]) -> Ledger:
         """An empty ledger with both networks' forward FLOPs on images (C, H, W), measured."""
-        channels, *size = image_shape
+        channels, height, width = image_shape
         return cls(
             forward_flops(student, image_shape),
             0 if teacher is None else forward_flops(teacher, image_shape),
-            image_size=(size[0], size[1]),
+            image_size=(height, width),
             student_at=flops_by_size(student, channels),
         )
 
@@ -191,9 +192,8 @@ class Ledger:
     def training_flops(self, backward: int) -> int:
         """Total training FLOPs with a backward counted as so many forwards."""
         flops = self.flops()
-        return (
-            flops["scoring"] + flops["refresh"] + flops["teacher"] + (1 + backward) * flops["student_forward"]
-        )
+        forward = sum(flops[name] for name in ("scoring", "refresh", "teacher", "student_forward"))
+        return forward + backward * flops["student_forward"]
 
     def relative_to_kd(self, reference_images: int | None = None) -> dict[str, float]:
         """Training FLOPs over those of plain KD on `reference_images` (default: the images seen)."""
@@ -208,31 +208,23 @@ class Ledger:
 
     def state_dict(self) -> dict[str, object]:
         """Plain numbers that `load_state_dict` takes back."""
-        return {
-            "student_flops": self.student_flops,
-            "teacher_flops": self.teacher_flops,
-            "images": asdict(self.images),
-            "seen": self.seen,
-            "teacher_evaluated": self.teacher_evaluated,
-            "spent": dict(self.spent),
-        }
+        names = ("student_flops", "teacher_flops", "seen", "teacher_evaluated")
+        numbers = {name: getattr(self, name) for name in names}
+        return {**numbers, "images": asdict(self.images), "spent": dict(self.spent)}
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Continue where a saved ledger stood; refuses one of other networks."""
         for name in ("student_flops", "teacher_flops"):
             if state[name] != getattr(self, name):
                 raise UserError(f"ledger: {name} was {state[name]} and is now {getattr(self, name)}")
-        images, spent = state["images"], state.get("spent")
-        assert isinstance(images, Mapping)
-        assert spent is None or isinstance(spent, Mapping)
-        self.images = ImageCounts(**{f.name: int(images.get(f.name, 0)) for f in fields(ImageCounts)})
-        self.seen = int(str(state["seen"]))
-        self.teacher_evaluated = int(str(state["teacher_evaluated"]))
+        saved: Any = state
+        self.images = ImageCounts(**{f.name: saved["images"].get(f.name, 0) for f in fields(ImageCounts)})
+        self.seen, self.teacher_evaluated = saved["seen"], saved["teacher_evaluated"]
         full_size = {  # states of older releases lack "spent": no image was shrunk then
             "scoring": self.images.scored * self.student_flops,
             "student_forward": self.images.trained * self.student_flops,
         }
-        self.spent = dict(spent or full_size)
+        self.spent = dict(saved.get("spent") or full_size)
 
     def add(self, state: Mapping[str, object]) -> None:
         """Add what another ledger of the same networks has charged, as its `state_dict` says."""

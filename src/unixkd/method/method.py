@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -182,12 +182,7 @@ class StepCounts:
 
 
 def pure_rows(method: Method, batch_size: int, images: int | None = None) -> int:
-    """How many rows of a batch are answered by stored answers: images as they are, or whose answers are mixed.
-
-    Args:
-        method: the method
-        batch_size: the configured N
-        images: of the batch; None: it is full
+    """How many rows of a batch of `images` (None: N) stored answers serve: unmixed ones, all where answers are mixed.
 
     >>> from unixkd.method.unix import random, unix
     >>> pure_rows(random(), 64), pure_rows(unix(), 64)
@@ -206,19 +201,7 @@ def sees_clean_images(method: Method, epoch: int) -> bool:
     """
     scoring = method.scoring
     scored = method.scorer is not None and scoring.mode == "train" and scoring.size == 1
-    return (method.curve is None and method.size == 1) or (scored)
-
-
-_ALL: dict[str, Any] = {
-    "keep": 1.0,
-    "size": 1.0,
-    "scorer": None,
-    "scoring": DEFAULT_SCORING,
-    "sampling": None,
-    "curve": None,
-    "mixes_answers": False,
-}
-"""Plain training on everything."""
+    return scored or (method.curve is None and method.size == 1)
 
 
 @dataclass(frozen=True)
@@ -258,7 +241,7 @@ class Ramp:
     def applied(self, method: Method, progress: float) -> Method:
         """The method with the values of this point of a run, in [0, 1)."""
         if is_last(progress, self.full_last):
-            return replace(method, **_ALL, ramp=None)
+            return Method(method.name, teacher=method.teacher)  # plain training on everything
         fraction = 1 - cosine(1.0, 0.0, progress) if self.shape == "cosine" else progress
         keep = method.keep if self.keep is None else method.keep + fraction * (self.keep - method.keep)
         size = method.size if self.size is None else method.size + fraction * (self.size - method.size)
@@ -266,17 +249,15 @@ class Ramp:
 
     def curve(self, method: Method, fraction: float) -> Curve | None:
         """The mixing curve at this fraction of its change, in [0, 1]."""
-        wanted = {"mix_from": self.mix_from, "steepness": self.steepness}
-        ends = {name: end for name, end in wanted.items() if end is not None}
-        if not ends:
-            return method.curve
         changed = {}
-        for name, end in ends.items():
+        for name, end in (("mix_from", self.mix_from), ("steepness", self.steepness)):
+            if end is None:
+                continue
             start = getattr(method.curve, name, None)
             if start is None:
                 raise UserError(f"method {method.name}: its mixing curve has no {name} that could change")
             changed[name] = start + fraction * (end - start)
-        return replace(method.curve, **changed)  # type: ignore[type-var]
+        return replace(method.curve, **changed) if changed else method.curve  # type: ignore[type-var]
 
 
 def cosine(start: float, end: float, progress: float) -> float:

@@ -100,14 +100,9 @@ def pure(batch: Batch, positions: Int[Tensor, " k"] | None) -> MixedBatch:
         label, other, weight = (None if t is None else t[positions] for t in (label, other, weight))
     if weight is None:
         weight = torch.zeros(len(positions), device=images.device)
+    label_b = label if other is None else other
     return MixedBatch(
-        images,
-        label,
-        label if other is None else other,
-        weight,
-        row_weights(batch, positions),
-        positions,
-        len(positions),
+        images, label, label_b, weight, row_weights(batch, positions), positions, len(positions)
     )
 
 
@@ -119,12 +114,7 @@ def row_weights(batch: Batch, positions: Int[Tensor, " k"]) -> Float[Tensor, " k
 
 
 def mix(
-    batch: Batch,
-    ranking: Int[Tensor, " m"],
-    k: int,
-    curve: Curve,
-    draws: Draws,
-    batch_size: int,
+    batch: Batch, ranking: Int[Tensor, " m"], k: int, curve: Curve, draws: Draws, batch_size: int
 ) -> MixedBatch:
     """Keep the first k ranks and mix each with its partner from the whole batch.
 
@@ -141,12 +131,11 @@ def mix(
     s = curve(torch.arange(k, device=images.device), batch_size)
     weight = (draws.lam[:k] * s).to(images.dtype)
     mixed = blend(images[position], images[partner], weight)
-    label_a, label_b = (
-        (None, None) if batch.labels is None else (batch.labels[position], batch.labels[partner])
-    )
-    sample_weight = row_weights(batch, position)
+    label_a, label_b = (None if batch.labels is None else batch.labels[rows] for rows in (position, partner))
     pure_rows = num_pure(curve, k, batch_size)
-    return MixedBatch(mixed, label_a, label_b, weight, sample_weight, position, pure_rows, partner)
+    return MixedBatch(
+        mixed, label_a, label_b, weight, row_weights(batch, position), position, pure_rows, partner
+    )
 
 
 @lru_cache(maxsize=64)

@@ -6,16 +6,14 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from types import TracebackType
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from unixkd.errors import UsageError, UserError, unknown_name
 from unixkd.method.batch import Outputs
-from unixkd.method.named_inputs import TOKENS, MixedTokens, NamedInputs
+from unixkd.method.named_inputs import PARTNER, SHARE, TOKENS, NamedInputs
 
 
 @dataclass(frozen=True)
@@ -35,20 +33,17 @@ class Network:
     prefix: str = ""
 
     def __call__(self, inputs: Shaped[Tensor, "n ..."] | NamedInputs) -> Outputs:
-        with self.autocast(inputs.device.type):
-            if not self.layers:
-                return Outputs(self.logits(inputs))
-            with FeatureTap(self.module, self.layers) as tap:
-                logits = self.logits(inputs)
-        return Outputs(logits, tap.take())
+        with self.autocast(inputs.device.type), FeatureTap(self.module, self.layers) as tap:
+            return Outputs(self.logits(inputs), tap.take())
 
     def logits(self, inputs: Shaped[Tensor, "n ..."] | NamedInputs) -> Float[Tensor, "n classes"]:
         """The forward alone."""
         if isinstance(inputs, Tensor):
             return logits_of(self.module(inputs), self.module)
-        inputs = inputs.of(self.prefix)
-        with weaving(self.module, inputs.woven.get(TOKENS)):
-            return logits_of(self.module(**inputs.tensors), self.module)
+        tensors = dict(inputs.of(self.prefix).tensors)
+        partner, share = (tensors.pop(TOKENS + end, None) for end in (PARTNER, SHARE))
+        with mixing_embeddings(self.module, partner, share):
+            return logits_of(self.module(**tensors), self.module)
 
     def autocast(self, device: str) -> contextlib.AbstractContextManager[object]:
         """The context that gives a forward its precision."""
@@ -64,11 +59,7 @@ class Network:
 
 
 def logits_of(output: object, module: nn.Module) -> Float[Tensor, "n classes"]:
-    """The logits in what a module returned: a tensor, or something that has them as `.logits` or `["logits"]`.
-
-    Raises:
-        UserError: it has none
-    """
+    """The logits in what a module returned: a tensor, or something that has them as `.logits` or `["logits"]`."""
     logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
     if isinstance(logits, Tensor) and logits.ndim == 2:
         return logits
@@ -79,13 +70,9 @@ def logits_of(output: object, module: nn.Module) -> Float[Tensor, "n classes"]:
 
 
 @contextlib.contextmanager
-def weaving(module: nn.Module, woven: MixedTokens | None) -> Iterator[None]:
-    """Inside, the module mixes another text into the embeddings of the tokens it looks up.
-
-    Raises:
-        UserError: the module has no one embedding of tokens, or did not look them up
-    """
-    if woven is None:
+def mixing_embeddings(module: nn.Module, partner: Tensor | None, share: Tensor | None) -> Iterator[None]:
+    """Inside, the module mixes its embeddings of the partner's tokens into those of the tokens it looks up, once."""
+    if partner is None or share is None:
         yield
         return
     times = 0
@@ -93,14 +80,11 @@ def weaving(module: nn.Module, woven: MixedTokens | None) -> Iterator[None]:
     def mix(embedding: nn.Module, _inputs: object, output: Tensor) -> Tensor:
         nonlocal times
         times += 1
-        other = embedding.forward(woven.tokens)  # not its call, which would come here again
-        return output + woven.share[..., None].to(output.dtype) * (other - output)
+        other = embedding.forward(partner)  # not its call, which would come here again
+        return output + share[..., None].to(output.dtype) * (other - output)
 
-    handle = embedding_of(module).register_forward_hook(mix)
-    try:
+    with embedding_of(module).register_forward_hook(mix):
         yield
-    finally:
-        handle.remove()
     if times != 1:
         raise UserError(
             f"{type(unwrap(module)).__name__} looked its tokens up {times} times in a forward, so that texts cannot be "
@@ -109,11 +93,7 @@ def weaving(module: nn.Module, woven: MixedTokens | None) -> Iterator[None]:
 
 
 def embedding_of(module: nn.Module) -> nn.Module:
-    """Where a module looks its tokens up: what `get_input_embeddings` gives, or its only `nn.Embedding`.
-
-    Raises:
-        UserError: there is none, or more than one
-    """
+    """Where a module looks its tokens up: what `get_input_embeddings` gives, or its only `nn.Embedding`."""
     inner = unwrap(module)
     getter = getattr(inner, "get_input_embeddings", None)
     if callable(getter) and isinstance(embedding := getter(), nn.Module):
@@ -151,20 +131,18 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             m.training = training
 
 
-class FeatureTap:
-    """Catches the outputs of named layers each time the network runs.
+class FeatureTap(contextlib.ExitStack):
+    """Catches the outputs of named layers each time the network runs inside the context.
 
-    Either a context manager, or long-lived between `attach()` and `close()`. What was caught last stays
-    in `features`, with its graph, until the next forward or `take()`.
+    What was caught last stays in `features`, with its graph, until the next forward or `take()`.
 
     Args:
         module: any network, wrapped or not
-        names: qualified names of layers, or unique dotted ends of them (`layer1` finds `net.layer1`; of
-            several the one nearest to the root)
+        names: qualified names of layers, or ends of them, see `resolve_layer`
 
     Raises:
         UsageError: for an unknown or ambiguous layer
-        UserError: in the forward, where a layer's output is no tensor
+        UserError: in the forward, where a layer's output is no tensor; in `take`, where a layer has not run
 
     >>> import torch
     >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU())
@@ -175,48 +153,21 @@ class FeatureTap:
     """
 
     def __init__(self, module: nn.Module, names: Sequence[str]) -> None:
+        super().__init__()
         self.features: dict[str, Tensor] = {}
         self._layers = {name: module.get_submodule(resolve_layer(module, name)) for name in names}
-        self._handles: list[RemovableHandle] = []
-
-    def attach(self) -> FeatureTap:
-        """Start catching; does nothing where it is attached already."""
-        if not self._handles:
-            self._handles = [
-                layer.register_forward_hook(partial(self._catch, name))
-                for name, layer in self._layers.items()
-            ]
-        return self
-
-    def close(self) -> None:
-        """Stop catching; what was caught stays."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
-
-    def take(self) -> dict[str, Tensor]:
-        """Hand out what was caught, in the order of the names, and forget it.
-
-        Raises:
-            UserError: where a layer has not run since the last time
-        """
-        missing = [name for name in self._layers if name not in self.features]
-        if missing:
-            raise UserError(f"layer '{missing[0]}' did not run: choose a layer that every forward uses")
-        features = {name: self.features[name] for name in self._layers}
-        self.features.clear()
-        return features
 
     def __enter__(self) -> FeatureTap:
-        return self.attach()
+        for name, layer in self._layers.items():
+            self.enter_context(layer.register_forward_hook(partial(self._catch, name)))
+        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
+    def take(self) -> dict[str, Tensor]:
+        """Hand out what was caught, in the order of the names, and forget it."""
+        for name in self._layers:
+            if name not in self.features:
+                raise UserError(f"layer '{name}' did not run: choose a layer that every forward uses")
+        return {name: self.features.pop(name) for name in self._layers}
 
     def _catch(self, name: str, _module: nn.Module, _inputs: object, output: object) -> None:
         if not isinstance(output, Tensor):
@@ -239,28 +190,26 @@ def resolve_layer(module: nn.Module, name: str) -> str:
     >>> resolve_layer(nn.ModuleDict({"net": nn.Sequential(nn.Linear(1, 1))}), "0")
     'net.0'
     """
-    known = [known_name for known_name, _ in module.named_modules() if known_name]
-    if name in known:
+    names = [qualified for qualified, _ in module.named_modules() if qualified]
+    if name in names:
         return name
-    ends = [known_name for known_name in known if known_name.endswith(f".{name}")]
-    if not ends:
+    matches = [qualified for qualified in names if qualified.endswith(f".{name}")]
+    if not matches:
         inner = module
         while len(children := list(inner.children())) == 1:  # wrappers, whose names nobody types
             inner = children[0]
         depth = name.count(".") + 1  # deeper ones would bury the useful ones in a list of hundreds
         shown = [n for n, _ in inner.named_modules() if n and n.count(".") < depth]
-        raise unknown_name("layer", name, shown or known)
-    nearest = [end for end in ends if end.count(".") == min(e.count(".") for e in ends)]
+        raise unknown_name("layer", name, shown or names)
+    depth = min(match.count(".") for match in matches)
+    nearest = [match for match in matches if match.count(".") == depth]
     if len(nearest) > 1:
         raise UsageError(f"layer '{name}' is ambiguous: {', '.join(nearest[:4])}; give the full name")
     return nearest[0]
 
 
 def default_layers(module: nn.Module) -> tuple[str, ...]:
-    """Qualified names of the stage outputs of a network of the CIFAR family, stem first.
-
-    Args:
-        module: such a network, or any wrapper around one
+    """Qualified names of the stage outputs of a network of the CIFAR family, wrapped or not, stem first.
 
     Raises:
         UserError: for other networks, whose layers must be named

@@ -58,11 +58,7 @@ def shrink(
 
 
 def size_at(images: Shaped[Tensor, "n ..."] | NamedInputs, share: float) -> Size | None:
-    """Height and width of the images for a share of both sides; None where they stay what they are.
-
-    Raises:
-        UserError: the share is not 1, and they are no images
-    """
+    """Height and width of the images for a share of both sides; None where they stay; only images can shrink."""
     if isinstance(images, Tensor) and images.ndim == 4:
         return shrunk_size(image_size(images), share)
     if share != 1:
