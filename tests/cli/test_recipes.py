@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from unixkd.cli.recipes import IMAGENET, PAIRS, planned_recipe, recipe, recipe_names, teacher_recipe
+from unixkd.cli.recipes import IMAGENET, NAMES, PAIRS, planned_recipe, recipe, teacher_recipe
 from unixkd.config import DataConfig, LossConfig, ModelConfig, TrainConfig
 from unixkd.errors import UsageError
 from unixkd.models import model_names
@@ -31,14 +31,14 @@ def train_of(settings: dict[str, Any]) -> TrainConfig:
 
 def test_every_pair_is_there_once():
     assert len(PAIRS) == 12
-    assert len(set(recipe_names())) == len(recipe_names()) == 13
-    assert set(recipe_names()) == {pair.name for pair in PAIRS} | {IMAGENET}
+    assert len(set(NAMES)) == len(NAMES) == 13
+    assert set(NAMES) == {pair.name for pair in PAIRS} | {IMAGENET}
     for pair in PAIRS:
         assert {pair.teacher, pair.student} <= set(model_names())
 
 
 @pytest.mark.parametrize("make", [recipe, teacher_recipe])
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", NAMES)
 def test_settings_are_fields_of_the_configuration(make, name):
     for key, value in make(name).items():
         section, field = key.split(".")
@@ -78,7 +78,7 @@ def test_the_schedule_on_imagenet():
     assert teacher_recipe(IMAGENET)["model.name"] == "torchvision:resnet34"
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", NAMES)
 def test_plan_has_the_recipes_batch(name):
     assert planned_recipe(name) == {**recipe(name), "batch_size": recipe(name)["train.batch_size"]}
 

@@ -180,7 +180,7 @@ def test_styles_are_fixed_for_known_methods_and_differ(tmp_path: Path) -> None:
         write_run(tmp_path / method, method)
     groups = group_runs(find_runs([tmp_path]))
     styles = styles_of(groups)
-    assert len({(style.colour, style.marker) for style in styles.values()}) == 5
+    assert len({(style.colour, style.marks["marker"]) for style in styles.values()}) == 5
     alone = [group for group in groups if group.method == "unix"]
     assert styles_of(alone)["unix"] == styles["unix"]
 

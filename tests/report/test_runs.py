@@ -11,6 +11,7 @@ from rich.console import Console
 from run_folders import epoch_line, write_run
 from unixkd.errors import UserError
 from unixkd.report import report
+from unixkd.report.records import Run
 from unixkd.report.runs import (
     MeanStd,
     curve,
@@ -20,7 +21,7 @@ from unixkd.report.runs import (
     paired_difference,
     teacher_runs,
 )
-from unixkd.report.table import markdown_table, render_table, teacher_accuracy
+from unixkd.report.table import columns_of, render_table, teacher_accuracy
 from unixkd.report.wording import headline, protocol_notes
 
 
@@ -53,13 +54,17 @@ def test_means_deviations_and_paired_differences(comparison: Path) -> None:
 def test_one_run_has_no_deviation(tmp_path: Path) -> None:
     runs = find_runs([write_run(tmp_path / "a")])
     assert group_runs(runs)[0].mean_std(lambda run: run.accuracy) == MeanStd(0.9, None, 1)
-    assert "±" not in markdown_table(runs)
+    assert not [cell for row in rows_of(runs) for cell in row if "±" in cell]
 
 
-def test_markdown_table(comparison: Path) -> None:
-    lines = markdown_table(find_runs([comparison])).splitlines()
-    assert len(lines) == 4
-    unix = [cell.strip() for cell in lines[3].strip("|").split("|")]
+def rows_of(runs: list[Run]) -> list[list[str]]:
+    """The cells of all columns, a row for each method."""
+    groups = group_runs(runs)
+    return [[column.cell(group) for column in columns_of(groups)] for group in groups]
+
+
+def test_rows_of_the_table(comparison: Path) -> None:
+    _, unix = rows_of(find_runs([comparison]))
     assert unix == [
         "unix", "90.50 ± 0.71", "91.50", "−3.00 ± 5.66",
         "1.00k", "700 (50)", "750", "85.0", "80.0", "20.0", "2",

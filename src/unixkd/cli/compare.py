@@ -76,17 +76,13 @@ def cost_matches(base: RunConfig, methods: list[MethodConfig]) -> dict[str, int]
     teacher = build_network(base.teacher, data, "teacher")
     student = build_student(base, data, teacher)
     ledger = Ledger.of(student, teacher, data.image_shape)
-    epochs = {
-        label_of(config): matched_epochs(
-            ledger, build_method(config), base.train, len(data.train), "backward_2x"
-        )
-        for config in methods
-    }
-    return {
-        label: number
-        for label, number in epochs.items()
-        if number != base.train.epochs and label != "student-alone"
-    }
+    epochs = {}
+    for config in methods:
+        method, label = build_method(config), label_of(config)
+        number = matched_epochs(ledger, method, base.train, len(data.train), "backward_2x")
+        if number != base.train.epochs and label != "student-alone":
+            epochs[label] = number
+    return epochs
 
 
 def show_report(options: Namespace) -> None:

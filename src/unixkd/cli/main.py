@@ -42,7 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.write(overview())
             return 0 if arguments else USAGE
         if arguments[0] == "--version":
-            sys.stdout.write(f"unixkd {version()}\n")
+            from importlib.metadata import version
+
+            sys.stdout.write(f"unixkd {version('unixkd')}\n")
             return 0
         name = arguments.pop(0)
         if name not in COMMANDS:
@@ -76,11 +78,7 @@ def tell(error: UserError) -> None:
 
 
 def check_alone(name: str) -> None:
-    """Raise where several processes were started for a command that one has to do.
-
-    Raises:
-        UsageError: names the command
-    """
+    """Raise where several processes were started for a command that one has to do."""
     if processes() > 1 and not COMMANDS[name].shared:
         raise UsageError(f"{name} is for one process, not for {processes()} (WORLD_SIZE): start it by itself")
 
@@ -95,13 +93,6 @@ def overview() -> str:
         "unixkd COMMAND --help lists a command's options. Every option can stand in a YAML file given\n"
         "with --config; a flag beats the file, the file a --recipe, a recipe the default.\n"
     )
-
-
-def version() -> str:
-    """The installed version."""
-    from importlib.metadata import version as installed
-
-    return installed("unixkd")
 
 
 def make_parser(name: str) -> ArgumentParser:
@@ -126,7 +117,7 @@ def make_parser(name: str) -> ArgumentParser:
         parser.add_class_arguments(GROUPS[group], group)
     for option, keywords in command.options:
         parser.add_argument(option, **keywords)
-    parser.set_defaults(command.defaults)
+    parser.set_defaults(dict(command.defaults))
     return parser
 
 
@@ -221,11 +212,7 @@ def explain(error: Exception, parser: ArgumentParser) -> UsageError:
 
 
 def check_typed(options: Namespace, arguments: Sequence[str]) -> None:
-    """Raise where a file of options, which may be anybody's, names Python to run: only who types it may.
-
-    Raises:
-        UsageError: names the code
-    """
+    """Raise where a file of options, which may be anybody's, names Python to run: only who types it may."""
     words = {word.partition("=")[2] if re.match("--[^ ]+=", word) else word for word in arguments}
     for name in named_code(options):
         if name not in words:
@@ -236,11 +223,7 @@ def check_typed(options: Namespace, arguments: Sequence[str]) -> None:
 
 
 def check_nulls(options: Namespace) -> None:
-    """Raise where an option is null that has to have a value: a YAML file can say so, and the parser lets it.
-
-    Raises:
-        UsageError: names the option
-    """
+    """Raise where an option is null that has to have a value: a YAML file can say so, and the parser lets it."""
     for group in GROUPS:
         for field in fields(GROUPS[group]):
             value = getattr(options.get(group), field.name, field.default)

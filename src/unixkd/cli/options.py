@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from jsonargparse import Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
@@ -61,25 +60,15 @@ def flag(name: str, text: str) -> Option:
     return name, {"action": "store_true", "help": text}
 
 
-@dataclass(frozen=True)
-class Command:
-    """A command.
-
-    Args:
-        summary: what it does
-        groups: of options that it takes
-        options: further ones
-        defaults: that differ from a group's own, by dotted name
-        recipe: a recipe's settings by name
-        shared: whether many processes can share it
-    """
+class Command(NamedTuple):
+    """A command: what it does, its groups of options and further options."""
 
     summary: str
     groups: tuple[str, ...] = ()
     options: tuple[Option, ...] = ()
-    defaults: dict[str, Any] = field(default_factory=dict)
-    recipe: Callable[[str], dict[str, Any]] | None = None
-    shared: bool = False
+    defaults: Mapping[str, Any] = {}  # that differ from a group's own, by dotted name
+    recipe: Callable[[str], dict[str, Any]] | None = None  # a recipe's settings by name
+    shared: bool = False  # whether many processes can share it
 
 
 _RUN = ("data", "train", "log")
@@ -234,11 +223,9 @@ def named_code(options: Namespace) -> list[str]:
     """The Python files that the options have run for a network, as `FILE.py:NAME`."""
     values = dict(vars(options))
     networks = [values[group] for group in NETWORKS if values.get(group) is not None]
+    codes = [*(network.code for network in networks), values.get("code")]
     named = [network.name for network in networks if is_code(network.name)]
-    return [
-        *named,
-        *(code for each in (*networks, options) if (code := getattr(each, "code", None)) is not None),
-    ]
+    return named + [code for code in codes if code is not None]
 
 
 def check_names(options: Namespace) -> None:
@@ -282,13 +269,12 @@ def check_plan(options: Namespace) -> None:
     """Raise where options of `plan` exclude each other, or are no number of images or no target."""
     if options.images is not None:
         number_of_images(options.images)
-    if parse_target(options.budget, options.match_kd) is None:
-        return
-    if options.method.name:
+    target, on_paper = parse_target(options.budget, options.match_kd), options_on_paper(options)
+    if target and options.method.name:
         raise UsageError(
             "a target ranks strategies with methods of their own: leave --method or the target out"
         )
-    if on_paper := options_on_paper(options):
+    if target and on_paper:
         raise UsageError(
             f"--budget and --match-kd rank strategies for this machine: leave --{on_paper[0]} or the target out"
         )
@@ -296,8 +282,7 @@ def check_plan(options: Namespace) -> None:
 
 def options_on_paper(options: Namespace) -> list[str]:
     """The names of the options that ask `plan` for an estimate on paper."""
-    names = (name.removeprefix("--") for name, _ in CLUSTER_OPTIONS)
-    return [name for name in names if options[name] is not None]
+    return [name[2:] for name, _ in CLUSTER_OPTIONS if options[name[2:]] is not None]
 
 
 def number_of_images(text: str) -> int:

@@ -13,9 +13,9 @@ from unixkd.cli.options import number_of_images, options_on_paper
 from unixkd.cli.plan_cluster import plan_cluster
 from unixkd.cli.plan_ranking import rank_strategies
 from unixkd.cli.recipes import IMAGENET
-from unixkd.cli.screen import console, new_table, pair_line, say
+from unixkd.cli.screen import console, new_table, percents, say, say_pair
 from unixkd.cli.train import check_named, data_of_run
-from unixkd.config import DataConfig, MethodConfig
+from unixkd.config import DataConfig, MethodConfig, ModelConfig
 from unixkd.data.load import load_data
 from unixkd.data.views import num_views
 from unixkd.errors import UsageError, UserError
@@ -24,7 +24,7 @@ from unixkd.method.method import Method
 from unixkd.method.unix import METHODS
 from unixkd.models.card import PixelModel
 from unixkd.models.loading import build_model
-from unixkd.names import IMAGENET_IMAGES
+from unixkd.names import IMAGENET_IMAGES, NONE
 from unixkd.planning.catalogue import parse_target
 from unixkd.planning.expected import Workload
 from unixkd.planning.methods import MethodPlan, Plan, make_plan
@@ -33,21 +33,13 @@ from unixkd.training.resolved import default_device
 
 
 class Shape(NamedTuple):
-    """What planning needs to know of data.
-
-    Args:
-        channels: 1 or 3
-        size: side of the images in pixels
-        classes: number of classes
-        images: of the training set
-        views: that an image has, however many are trained on; None: without end
-    """
+    """What planning needs to know of data."""
 
     channels: int
-    size: int
+    size: int  # side of the images in pixels
     classes: int
-    images: int
-    views: int | None
+    images: int  # of the training set
+    views: int | None  # that an image has, however many are trained on; None: without end
 
 
 KNOWN_DATA = {
@@ -73,16 +65,12 @@ def plan(options: Namespace) -> None:
     if target is not None:
         rank_strategies(options, target, data, workload, pair)
         return
-    result = make_plan(pair, planned_methods(options.method), workload, options.rounds)
-    print_plan(result, options.teacher.name, options.student.name)
+    say_pair(options, pair.ledger)
+    print_plan(make_plan(pair, planned_methods(options.method), workload, options.rounds))
 
 
 def planned_methods(config: MethodConfig) -> list[Method]:
-    """The method named, or else all whose cost does not depend on what is stored.
-
-    Raises:
-        UserError: the one named mixes stored answers
-    """
+    """The method named, or else all whose cost does not depend on what is stored."""
     if not config.name:
         return [method for make in METHODS.values() if not (method := make()).mixes_answers]
     method = build_method(config)
@@ -96,20 +84,14 @@ def planned_methods(config: MethodConfig) -> list[Method]:
 
 def planned_networks(options: Namespace, shape: Shape) -> tuple[PixelModel, PixelModel]:
     """Teacher, and student in train mode."""
-    means, device = [0.5] * shape.channels, default_device()
-    teacher, student = (
-        build_model(
-            replace(config, pretrained=False),
-            num_classes=shape.classes,
-            in_channels=shape.channels,
-            mean=means,
-            std=means,
-        ).to(device)
-        for config in (options.teacher, options.student)
-    )
-    teacher.to(memory_format=torch.channels_last)
-    student.to(memory_format=torch.channels_last)
-    return teacher, student.train()
+    channels, means, device = shape.channels, [0.5] * shape.channels, default_device()
+
+    def build(config: ModelConfig) -> PixelModel:
+        config = replace(config, pretrained=False)
+        model = build_model(config, num_classes=shape.classes, in_channels=channels, mean=means, std=means)
+        return model.to(device).to(memory_format=torch.channels_last)
+
+    return build(options.teacher), build(options.student).train()
 
 
 def planned_workload(options: Namespace, data: DataConfig, shape: Shape) -> Workload:
@@ -143,11 +125,7 @@ def is_run(name: str) -> bool:
 
 
 def planned_shape(options: Namespace, data: DataConfig) -> Shape:
-    """The shape of the data, with `--images` of them; ImageNet's where no data are named.
-
-    Raises:
-        UsageError: `--classes` is set for data that have their own
-    """
+    """The shape of the data, with `--images` of them; ImageNet's where no data are named."""
     number = None if options.images is None else number_of_images(options.images)
     of_recipe = options.recipe == IMAGENET
     named = options.data.name or (is_run(options.teacher.name) and not of_recipe)
@@ -165,9 +143,8 @@ def data_shape(config: DataConfig) -> Shape:
     known = KNOWN_DATA.get(config.name)
     if known is None:
         data = load_data(replace(config, views=None, mixes=None))
-        return Shape(
-            data.channels, data.size, data.num_classes or 1000, len(data.train), data.train.num_views
-        )
+        classes, train = data.num_classes or 1000, data.train
+        return Shape(data.channels, data.size, classes, len(train), train.num_views)
     size = config.size or known.size
     padding = round(size / 8) if config.crop_padding is None else config.crop_padding
     flip = config.name != "digits" if config.flip is None else config.flip
@@ -175,9 +152,8 @@ def data_shape(config: DataConfig) -> Shape:
     return known._replace(size=size, images=images, views=num_views(padding, flip))
 
 
-def print_plan(result: Plan, teacher: str, student: str) -> None:
+def print_plan(result: Plan) -> None:
     """The plan as a table, with what to make of it."""
-    say(pair_line((result.teacher_flops, result.student_flops), teacher, student))
     table = new_table(
         *("method", "cost %\nback ×1", "cost %\nback ×2", "ms per\nstep", "time %\nof kd"),
         "pays above\nF_t/F_s of",
@@ -198,18 +174,13 @@ def plan_cells(row: MethodPlan) -> list[str]:
     """One method's line of the table."""
     limits = row.break_even.values()
     if row.method.ramp:
-        pays_above = "–"
+        pays_above = NONE
     elif max(limits) == 0:
         pays_above = "any"
     elif min(limits) == float("inf"):
         pays_above = "never"
     else:
         pays_above = " / ".join(f"{ratio:.3g}" for ratio in limits)
-    return [
-        row.method.name,
-        f"{100 * row.relative['backward_1x']:.1f}",
-        f"{100 * row.relative['backward_2x']:.1f}",
-        "–" if row.seconds is None else f"{1000 * row.seconds:.1f}",
-        "–" if row.relative_seconds is None else f"{100 * row.relative_seconds:.0f}",
-        pays_above,
-    ]
+    milliseconds = NONE if row.seconds is None else f"{1000 * row.seconds:.1f}"
+    share = NONE if row.relative_seconds is None else f"{100 * row.relative_seconds:.0f}"
+    return [row.method.name, *percents(row.relative), milliseconds, share, pays_above]

@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from jsonargparse import Namespace
 from rich.table import Table
 
-from unixkd.cli.screen import console, new_table, pair_line, say
+from unixkd.cli.screen import console, new_table, say, say_pair
 from unixkd.errors import UserError, first_line
 from unixkd.method.method import Method
 from unixkd.method.unix import kd
 from unixkd.models.card import PixelModel
-from unixkd.names import count, format_bytes, three_digits
+from unixkd.names import NONE, count, format_bytes, three_digits
 from unixkd.planning.cluster import BETWEEN, WITHIN, ClusterEstimate, ClusterPlan, asked_share, estimate
 from unixkd.planning.timing import Pair, step_of, time_steps
 from unixkd.teacher.format import Contents
@@ -33,16 +33,7 @@ def plan_cluster(
     images: int,
     size: int,
 ) -> None:
-    """Print each method's run, the store of answers by its views, and what all this rests on.
-
-    Args:
-        options: of `plan`
-        teacher: the teacher
-        student: the student, in train mode
-        methods: to plan for
-        images: of the training set
-        size: side of the images in pixels
-    """
+    """Print each method's run, the store of answers by its views, and what all this rests on."""
     plan, methods = cluster_plan(options, student, images), [kd(), *methods]
     on_cpu = next(student.parameters()).device.type == "cpu"
     rounds = 0 if options.tflops else options.rounds
@@ -55,7 +46,7 @@ def plan_cluster(
     )
     gpu = options.tflops is not None or not on_cpu
     classes = teacher.card.num_classes
-    say(pair_line((ledger.teacher_flops, ledger.student_flops), options.teacher.name, options.student.name))
+    say_pair(options, ledger)
     say(about(options, plan, size, classes))
     console.print(run_table(runs, plan, "GPU" if gpu else "CPU"))
     views = [options.data.views] if options.data.views else VIEWS
@@ -148,7 +139,7 @@ def run_table(runs: Sequence[ClusterEstimate], plan: ClusterPlan, worker: str) -
     table = new_table("run", *heads, f"{worker}\nhours")
     for run in runs:
         images = (run.images[name] for name in ("scored", "teacher_forwarded", "trained"))
-        times = ["–"] * 3
+        times = [NONE] * 3
         if run.step is not None and run.hours is not None:
             values = (1000 * run.step, run.hours, run.hours * plan.processes)
             times = [three_digits(value) for value in values]

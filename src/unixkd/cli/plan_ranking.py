@@ -8,10 +8,10 @@ from dataclasses import replace
 from jsonargparse import Namespace
 from rich.table import Table
 
-from unixkd.cli.screen import console, new_table, pair_line, say
+from unixkd.cli.screen import console, new_table, percents, say, say_pair
 from unixkd.config import AnswersConfig, DataConfig, RunConfig, TrainConfig, flatten, to_plain
 from unixkd.errors import UsageError
-from unixkd.names import run_words
+from unixkd.names import NONE, run_words
 from unixkd.planning.catalogue import Budget, Evidence, Group, MatchKD, Strategy, strategies
 from unixkd.planning.expected import Workload
 from unixkd.planning.strategies import StrategyEstimate, estimate_strategies
@@ -23,23 +23,17 @@ ANSWERS = "answers"
 
 
 def rank_strategies(
-    options: Namespace,
-    target: Budget | MatchKD,
-    data: DataConfig,
-    workload: Workload,
-    pair: Pair,
+    options: Namespace, target: Budget | MatchKD, data: DataConfig, workload: Workload, pair: Pair
 ) -> None:
     """Rank the strategies, say what each relies on, print the command of the first that reaches the target."""
     if options.data.mixes is not None:
         raise UsageError("plan ranks fixed mixes among the other strategies: leave --data.mixes out")
     known = strategies(workload.images)
-    estimates = {
-        each.strategy.name: each for each in estimate_strategies(known, pair, workload, options.rounds)
-    }
+    predicted = estimate_strategies(known, pair, workload, options.rounds)
+    estimates = {each.strategy.name: each for each in predicted}
     cost = {name: each.relative["backward_2x"] for name, each in estimates.items()}
-    groups = target.groups([each.strategy for each in estimates.values()], cost)
-    flops = (pair.ledger.teacher_flops, pair.ledger.student_flops)
-    say(pair_line(flops, options.teacher.name, options.student.name))
+    groups = target.groups([each.strategy for each in predicted], cost)
+    say_pair(options, pair.ledger)
     say(about(workload))
     console.print(ranking(groups, estimates))
     for line in notes(known, estimates, workload.images):
@@ -73,7 +67,7 @@ def ranking(groups: list[Group], estimates: dict[str, StrategyEstimate]) -> Tabl
         table.add_row("", f"[italic]{group.heading}[/italic]", style=style)
         for each in group.strategies:
             rank += group.eligible
-            table.add_row(str(rank) if group.eligible else "–", *cells(estimates[each.name]), style=style)
+            table.add_row(str(rank) if group.eligible else NONE, *cells(estimates[each.name]), style=style)
     return table
 
 
@@ -82,10 +76,9 @@ def cells(estimate: StrategyEstimate) -> list[str]:
     seconds, share = estimate.seconds, estimate.relative_seconds
     return [
         estimate.strategy.name,
-        f"{100 * estimate.relative['backward_1x']:.1f}",
-        f"{100 * estimate.relative['backward_2x']:.1f}",
-        "–" if seconds is None else f"{seconds:,.0f}" if seconds >= 10 else f"{seconds:.2g}",
-        "–" if share is None else f"{100 * share:.0f}",
+        *percents(estimate.relative),
+        NONE if seconds is None else f"{seconds:,.0f}" if seconds >= 10 else f"{seconds:.2g}",
+        NONE if share is None else f"{100 * share:.0f}",
         accuracy(estimate.strategy),
     ]
 
@@ -144,14 +137,7 @@ def requirements(strategy: Strategy, workload: Workload, classes: int) -> list[s
 
 
 def command_words(options: Namespace, strategy: Strategy, data: DataConfig, workload: Workload) -> list[str]:
-    """The words of `unixkd distill ...` that run a strategy as planned.
-
-    Args:
-        options: of `plan`
-        strategy: the strategy
-        data: planned for
-        workload: planned for
-    """
+    """The words of `unixkd distill ...` that run a strategy as planned."""
     epochs, views = strategy.epochs(workload.epochs), strategy.views(workload.epochs, workload.views)
     if views is not None:
         data = replace(data, mixes=views) if strategy.mixed else replace(data, views=views)

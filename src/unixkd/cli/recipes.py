@@ -14,15 +14,13 @@ from unixkd.errors import unknown_name
 
 @dataclass(frozen=True)
 class Pair:
-    """A teacher → student pair of the paper.
+    """A teacher → student pair of the paper with its published figures.
 
     Args:
-        teacher: name of the teacher
-        student: name of the student
-        ratio: published F_t/F_s; ours differs for some pairs, see `unixkd plan`
-        kd: published accuracy of plain KD in %
-        unix: published accuracy of UNIX in %
-        computation: published cost of UNIX in % of plain KD's (backward = 1 forward)
+        ratio: F_t/F_s; ours differs for some pairs, see `unixkd plan`
+        kd: accuracy of plain KD in %
+        unix: accuracy of UNIX in %
+        computation: cost of UNIX in % of plain KD's (backward = 1 forward)
     """
 
     teacher: str
@@ -60,9 +58,10 @@ IMAGENET = "imagenet/resnet34-resnet18"
 """The recipe whose data have no name: they are where the user keeps them."""
 
 
-def recipe_names() -> tuple[str, ...]:
-    """Every recipe by name."""
-    return (*(pair.name for pair in PAIRS), IMAGENET)
+NAMES = (*(pair.name for pair in PAIRS), IMAGENET)
+"""Of all recipes."""
+
+_SGD = {"train.optimizer": "sgd", "train.momentum": 0.9, "train.schedule": "multistep", "train.gamma": 0.1}
 
 
 def recipe(name: str) -> dict[str, Any]:
@@ -76,23 +75,19 @@ def recipe(name: str) -> dict[str, Any]:
     """
     if name == IMAGENET:
         return imagenet_recipe()
-    pairs = {pair.name: pair for pair in PAIRS}
-    if name not in pairs:
-        raise unknown_name("recipe", name, recipe_names())
-    pair = pairs[name]
+    pair = next((pair for pair in PAIRS if pair.name == name), None)
+    if pair is None:
+        raise unknown_name("recipe", name, NAMES)
     return {
+        **_SGD,
         "data.name": "cifar100",
         "teacher.name": pair.teacher,
         "student.name": pair.student,
         "train.epochs": 240,
         "train.batch_size": 64,
-        "train.optimizer": "sgd",
         "train.lr": 0.01 if pair.student in _SMALL_LR else 0.05,
-        "train.momentum": 0.9,
         "train.weight_decay": 5e-4,
-        "train.schedule": "multistep",
         "train.milestones": [150 / 240, 180 / 240, 210 / 240],
-        "train.gamma": 0.1,
         "loss.kd": 1.0,
         "loss.ce": 0.0,
         "loss.temperature": 4.0,
@@ -112,19 +107,16 @@ def imagenet_recipe() -> dict[str, Any]:
     [30, 60, 90]
     """
     return {
+        **_SGD,
         "data.size": 224,
         "teacher.name": "torchvision:resnet34",
         "teacher.pretrained": True,
         "student.name": "torchvision:resnet18",
         "train.epochs": 100,
         "train.batch_size": 256,
-        "train.optimizer": "sgd",
         "train.lr": 0.1,
-        "train.momentum": 0.9,
         "train.weight_decay": 1e-4,
-        "train.schedule": "multistep",
         "train.milestones": [0.3, 0.6, 0.9],
-        "train.gamma": 0.1,
         "loss.kd": 0.5,
         "loss.ce": 0.5,
         "loss.temperature": 1.0,
@@ -142,4 +134,4 @@ def teacher_recipe(name: str) -> dict[str, Any]:
 def planned_recipe(name: str) -> dict[str, Any]:
     """A recipe for `plan`, which has the size of a batch under another name."""
     settings = recipe(name)
-    return {**settings, "batch_size": settings["train.batch_size"]}
+    return settings | {"batch_size": settings["train.batch_size"]}

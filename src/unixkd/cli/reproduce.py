@@ -14,7 +14,7 @@ from unixkd.config import MethodConfig, RunConfig, flatten, to_plain, without_go
 from unixkd.errors import UserError
 from unixkd.names import file_name, label_of, run_words
 from unixkd.report.records import Command, Run
-from unixkd.report.runs import group_runs, teacher_runs
+from unixkd.report.runs import group_runs, matched_to, teacher_runs
 from unixkd.training.compare import matched_jobs, plan_jobs
 
 OUT = "again"
@@ -43,17 +43,12 @@ def config_of(values: dict[str, Any]) -> RunConfig | None:
     """The configuration that a run.yaml holds; None where this version does not know all of it."""
     try:
         values = without_gone(values)
-    except UserError:
-        return None
-    if "model" in values:  # trained on labels
-        values |= {"student": values.pop("model"), "method": {"name": "student-alone"}}
-    try:
-        known = {
-            key: GROUPS[key](**value) if key in GROUPS and value is not None else value
-            for key, value in values.items()
-        }
-        return RunConfig(**known)
-    except TypeError:
+        if "model" in values:  # trained on labels
+            values |= {"student": values.pop("model"), "method": {"name": "student-alone"}}
+        for key, value in values.items():
+            values[key] = GROUPS[key](**value) if key in GROUPS and value is not None else value
+        return RunConfig(**values)
+    except (TypeError, UserError):
         return None
 
 
@@ -62,22 +57,17 @@ def compare_words(runs: Sequence[Run]) -> list[str]:
     configs = [config for run in runs if (config := config_of(run.config)) is not None]
     if len(configs) < max(2, len(runs)) or any(config.teacher is None for config in configs):
         return []
-    base = replace(configs[0], train=replace(configs[0].train, epochs=configs[0].reference_epochs or 0))
+    first = configs[0]
+    base = replace(first, train=replace(first.train, epochs=first.reference_epochs or 0))
     seeds = list(dict.fromkeys(config.train.seed for config in configs))
-    methods: dict[str, MethodConfig] = {}
-    matched: dict[str, int] = {}  # epochs of plain KD at the cost of a method, by its label
-    for config in configs:
-        kind, _, label = (config.label or "").partition("@")
-        if kind == "kd" and label:
-            matched[label] = config.train.epochs
-        else:
-            methods[label_of(config.method)] = config.method
+    targets = [matched_to(config.label or "") for config in configs]
+    pairs = list(zip(targets, configs, strict=True))
+    methods = {label_of(config.method): config.method for target, config in pairs if not target}
+    matched = {target: config.train.epochs for target, config in pairs if target}
     if not methods or not matched.keys() <= methods.keys():
         return []
-    jobs = [
-        *plan_jobs(base, list(methods.values()), seeds, Path()),
-        *matched_jobs(base, matched, seeds, Path()),
-    ]
+    jobs = plan_jobs(base, list(methods.values()), seeds, Path())
+    jobs += matched_jobs(base, matched, seeds, Path())
     if len(jobs) != len(configs) or any(job.config not in configs for job in jobs):
         return []
     values = flatten(to_plain(replace(base, method=MethodConfig(""), label=None, reference_epochs=None)))

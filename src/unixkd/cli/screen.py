@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
+from jsonargparse import Namespace
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from unixkd.cli.recipes import PAIRS
+from unixkd.method.ledger import Ledger
 from unixkd.training.display import BarDisplay, Display, LineDisplay
 from unixkd.training.distributed.launch import rank
 
@@ -36,29 +38,23 @@ def showing(runs: int = 1) -> Iterator[Display]:
 
 
 def new_table(*headers: str, left: Collection[int] = (0,)) -> Table:
-    """An empty table of numbers, which are aligned to the right.
-
-    Args:
-        headers: of the columns
-        left: columns that are aligned to the left
-    """
+    """An empty table of numbers, which are aligned to the right; `left`: the columns aligned to the left."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for position, header in enumerate(headers):
         table.add_column(header, justify="left" if position in left else "right", no_wrap=True)
     return table
 
 
-def pair_line(flops: tuple[int, int], teacher: str, student: str) -> str:
-    """Both networks, what a forward of each costs, and their ratio.
+def percents(relative: Mapping[str, float]) -> list[str]:
+    """The cells of a cost over plain KD's, by convention."""
+    return [f"{100 * cost:.1f}" for cost in relative.values()]
 
-    Args:
-        flops: of the teacher's and the student's forward
-        teacher: its name
-        student: its name
-    """
-    published = {(p.teacher, p.student): p.ratio for p in PAIRS}.get((teacher, student))
-    beside = f" (published: {published})" if published else ""
-    return (
-        f"{teacher} → {student}: one forward costs {flops[0] / 1e6:,.1f} and "
-        f"{flops[1] / 1e6:,.1f} MFLOPs per image, F_t/F_s = {flops[0] / flops[1]:.2f}{beside}"
+
+def say_pair(options: Namespace, ledger: Ledger) -> None:
+    """Print both networks of `plan`, what a forward of each costs, and their ratio."""
+    names, flops = (options.teacher.name, options.student.name), (ledger.teacher_flops, ledger.student_flops)
+    published = next((f" (published: {p.ratio})" for p in PAIRS if (p.teacher, p.student) == names), "")
+    say(
+        f"{names[0]} → {names[1]}: one forward costs {flops[0] / 1e6:,.1f} and "
+        f"{flops[1] / 1e6:,.1f} MFLOPs per image, F_t/F_s = {flops[0] / flops[1]:.2f}{published}"
     )

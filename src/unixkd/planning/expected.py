@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import groupby
 
 from unixkd.method.ledger import CONVENTIONS, Ledger
 from unixkd.method.method import Method, pure_rows
@@ -108,44 +109,25 @@ def charged_epochs(
     method: Method, ledger: Ledger, sizes: Sequence[int], epochs: int
 ) -> Iterator[tuple[float, Ledger]]:
     """The weight of each phase of a run, and a ledger that is charged with all images of one of its epochs."""
-    for phase in phases(method, epochs):
+    for now, weight in phases(method, epochs):
         epoch = ledger.emptied()
         for size, times in Counter(sizes).items():
-            step = phase.method.counts(size, sizes[0], ledger.image_size)
+            step = now.counts(size, sizes[0], ledger.image_size)
             names = ("seen", "scored", "teacher_forwarded", "trained")
             epoch.charge(replace(step, **{name: times * getattr(step, name) for name in names}))
-        yield phase.weight, epoch
+        yield weight, epoch
 
 
-@dataclass(frozen=True)
-class Phase:
-    """Epochs that are alike.
-
-    Args:
-        method: of these epochs
-        weight: images visited in them over images times epochs of the run
-    """
-
-    method: Method
-    weight: float
-
-
-def phases(method: Method, epochs: int) -> list[Phase]:
-    """The epochs of a run, those in a row that have the same method as one.
+def phases(method: Method, epochs: int) -> Iterator[tuple[Method, float]]:
+    """The method of epochs in a row that are alike, and images visited in them over images times epochs of the run.
 
     >>> from unixkd.method.unix import infobatch
-    >>> [phase.weight for phase in phases(infobatch(), epochs=8)]  # the first and the last visit all, others 3/4
+    >>> [weight for _, weight in phases(infobatch(), epochs=8)]  # the first and the last visit all, others 3/4
     [0.8125]
     """
-    methods: list[Method] = []
-    visits: list[float] = []
-    for epoch in range(epochs):
-        now = method.at(epoch / epochs)
-        if not methods or now != methods[-1]:
-            methods.append(now)
-            visits.append(0.0)
-        visits[-1] += visited(method, epoch / epochs)
-    return [Phase(now, share / epochs) for now, share in zip(methods, visits, strict=True)]
+    progress = (epoch / epochs for epoch in range(epochs))
+    for now, alike in groupby(progress, method.at):
+        yield now, sum(visited(method, point) for point in alike) / epochs
 
 
 def visited(method: Method, progress: float) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -10,7 +9,7 @@ from unixkd.method.ledger import CONVENTIONS, break_even_ratio
 from unixkd.method.method import Method
 from unixkd.method.unix import kd
 from unixkd.planning.expected import Workload, expected_cost
-from unixkd.planning.timing import Pair, step_of, time_steps
+from unixkd.planning.timing import Pair, median_and_ratio, step_of, time_steps
 
 TIMING_NOISE = 0.03
 """A step counts as slower than plain KD's only beyond this share."""
@@ -18,11 +17,11 @@ TIMING_NOISE = 0.03
 
 @dataclass(frozen=True)
 class MethodPlan:
-    """The predicted cost of one method, as shares of plain KD's.
+    """The predicted cost of one method.
 
     Args:
         method: the method
-        relative: by convention name
+        relative: to plain KD's, by convention name
         break_even: F_t/F_s below which the method costs more than plain KD, by convention name
         seconds: median seconds of a step, measured here; None where nothing was timed
         relative_seconds: median of the step's time over plain KD's in the same round, times the share of an
@@ -43,11 +42,6 @@ class Plan:
     teacher_flops: int
     student_flops: int
     methods: list[MethodPlan]
-
-    @property
-    def ratio(self) -> float:
-        """F_t/F_s."""
-        return self.teacher_flops / self.student_flops
 
     def warnings(self) -> list[str]:
         """A line for each method that would cost more than plain KD."""
@@ -76,18 +70,12 @@ def make_plan(pair: Pair, methods: Sequence[Method], workload: Workload, rounds:
     seconds = time_steps(pair, steps, rounds) if rounds else {}
     plans = []
     for method, step in zip(methods, steps[1:], strict=True):
-        plan = MethodPlan(
-            method,
-            expected_cost(method, pair.ledger, workload.sizes, workload.epochs),
-            {name: break_even_ratio(method, backward) for name, backward in CONVENTIONS.items()},
-        )
+        cost = expected_cost(method, pair.ledger, workload.sizes, workload.epochs)
+        break_even = {name: break_even_ratio(method, backward) for name, backward in CONVENTIONS.items()}
+        plan = MethodPlan(method, cost, break_even)
         if rounds:
-            against_kd = [own / plain for own, plain in zip(seconds[step], seconds[steps[0]], strict=True)]
+            median, ratio = median_and_ratio(seconds[step], seconds[steps[0]])
             share = method.mean_share(workload.epochs)
-            plan = replace(
-                plan,
-                seconds=statistics.median(seconds[step]),
-                relative_seconds=share * statistics.median(against_kd),
-            )
+            plan = replace(plan, seconds=median, relative_seconds=share * ratio)
         plans.append(plan)
     return Plan(pair.ledger.teacher_flops, pair.ledger.student_flops, plans)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from unixkd.method.from_config import build_method
 from unixkd.method.ledger import Ledger
@@ -14,20 +14,14 @@ from unixkd.method.network import has_statistics
 from unixkd.method.resizing import Size, shrunk_share
 from unixkd.planning.catalogue import Strategy, find_strategy
 from unixkd.planning.expected import Workload, answerable, distinct_answers, expected_cost, phases, visited
-from unixkd.planning.timing import TEACHER_FORWARD, Pair, Step, step_of, time_steps
+from unixkd.planning.timing import TEACHER_FORWARD, Pair, Step, median_and_ratio, step_of, time_steps
 
 
-@dataclass(frozen=True)
-class TeacherForwards:
-    """Forwards of the teacher on unmixed images, per training image, over a run.
+class TeacherForwards(NamedTuple):
+    """Forwards of the teacher on unmixed images, per training image, over a run."""
 
-    Args:
-        needed: images that are trained on unmixed
-        asked: those that the store lacks; the run's share of what all runs that share the store ask
-    """
-
-    needed: float
-    asked: float
+    needed: float  # images that are trained on unmixed
+    asked: float  # those that the store lacks: the run's share of what all runs that share the store ask
 
 
 @dataclass(frozen=True)
@@ -52,14 +46,7 @@ class StrategyEstimate:
 def estimate_strategies(
     strategies: Sequence[Strategy], pair: Pair, workload: Workload, rounds: int
 ) -> list[StrategyEstimate]:
-    """Predict the cost of each strategy that is possible, and its seconds from steps timed here.
-
-    Args:
-        strategies: to predict
-        pair: teacher, student and a batch to time on
-        workload: what they are planned for
-        rounds: timed rounds; 0: no timing
-    """
+    """Predict the cost of each strategy that is possible, and its seconds from steps timed here in these rounds."""
     estimates, refreshes = [], has_statistics(pair.student)
     for strategy in strategies:
         if is_possible(strategy, workload):
@@ -77,11 +64,11 @@ def is_possible(strategy: Strategy, workload: Workload) -> bool:
 def teacher_forwards(strategy: Strategy, workload: Workload) -> TeacherForwards:
     """Teacher forwards per image on unmixed images: needed, and left after the stored answers."""
     method, epochs = build_method(strategy.method), strategy.epochs(workload.epochs)
-    shown, trained = [], []
-    for epoch in range(epochs):
-        progress = epoch / epochs
-        shown.append(visited(method, progress))
-        trained.append(shown[-1] * answerable(method.at(progress), workload.sizes))
+    progress = [epoch / epochs for epoch in range(epochs)]
+    shown = [visited(method, point) for point in progress]
+    trained = [
+        share * answerable(method.at(p), workload.sizes) for share, p in zip(shown, progress, strict=True)
+    ]
     needed = math.fsum(trained)
     if not strategy.stored:
         return TeacherForwards(needed, needed)
@@ -89,9 +76,8 @@ def teacher_forwards(strategy: Strategy, workload: Workload) -> TeacherForwards:
     views, in_turn = (workload.views, workload.in_turn) if limit is None else (limit, True)
     assert views is not None
     chances = shown if workload.ahead else trained
-    return TeacherForwards(
-        needed, distinct_answers(chances, views, workload.runs, in_turn=in_turn) / workload.runs
-    )
+    stored = distinct_answers(chances, views, workload.runs, in_turn=in_turn)
+    return TeacherForwards(needed, stored / workload.runs)
 
 
 def run_cost(
@@ -100,10 +86,7 @@ def run_cost(
     """A run's cost over that of plain KD for the planned epochs, by convention name.
 
     Args:
-        strategy: the strategy
-        forwards: of the teacher on unmixed images
         ledger: an empty one with both networks' forward FLOPs
-        workload: what is planned for
         refreshes: whether the student has statistics that may have to be estimated anew
     """
     method, epochs = build_method(strategy.method), strategy.epochs(workload.epochs)
@@ -111,15 +94,9 @@ def run_cost(
     if ledger.image_size is not None:
         last = replace(last, size=shrunk_share(ledger.image_size[0], last.size))
     clean = not strategy.mixed and sees_clean_images(last, epochs - 1)
-    refreshed = min(workload.bn_images, workload.images) if refreshes and not clean else 0
-    cost = expected_cost(
-        method,
-        ledger,
-        workload.sizes,
-        epochs,
-        answered=(forwards.needed - forwards.asked) / epochs,
-        refreshed=refreshed / workload.images / epochs,
-    )
+    refreshed = min(workload.bn_images, workload.images) if refreshes and not clean else 0.0
+    answered, refreshed = (forwards.needed - forwards.asked) / epochs, refreshed / workload.images / epochs
+    cost = expected_cost(method, ledger, workload.sizes, epochs, answered=answered, refreshed=refreshed)
     return {name: value * epochs / workload.epochs for name, value in cost.items()}
 
 
@@ -141,23 +118,17 @@ def with_seconds(
     kd_seconds, timed = run_seconds(plain, 0.0), []
     for estimate in estimates:
         strategy = estimate.strategy
-        own_seconds = run_seconds(strategy, estimate.forwards.asked if strategy.stored else 0.0)
-        ratio = statistics.median(own / kd for own, kd in zip(own_seconds, kd_seconds, strict=True))
-        timed.append(replace(estimate, seconds=statistics.median(own_seconds), relative_seconds=ratio))
+        rounds_of_run = run_seconds(strategy, estimate.forwards.asked if strategy.stored else 0.0)
+        median, ratio = median_and_ratio(rounds_of_run, kd_seconds)
+        timed.append(replace(estimate, seconds=median, relative_seconds=ratio))
     return timed
 
 
 def strategy_steps(strategy: Strategy, workload: Workload, size: Size) -> list[tuple[Step, float]]:
-    """The steps of a run, those that are alike as one, and how many full batches' worth there are of strategy.
-
-    Args:
-        strategy: the strategy
-        workload: what is planned for
-        size: height and width of the images
-    """
+    """The steps of a run, those that are alike as one, and how many full batches' worth there are of each."""
     epochs = strategy.epochs(workload.epochs)
     batches = epochs * workload.images / workload.batch_size
     return [
-        (step_of(phase.method, size, stored=strategy.stored), phase.weight * batches)
-        for phase in phases(build_method(strategy.method), epochs)
+        (step_of(method, size, stored=strategy.stored), weight * batches)
+        for method, weight in phases(build_method(strategy.method), epochs)
     ]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeVar
@@ -39,32 +40,18 @@ TEACHER_FORWARD = Step(None)
 
 
 def step_of(method: Method, size: Size, *, stored: bool = False) -> Step:
-    """The step of a method.
-
-    Args:
-        method: as it is at some epoch
-        size: height and width of the images
-        stored: whether the teacher's answers to unmixed images are stored
-    """
+    """The step of a method as it is at some epoch, on images of this height and width."""
     share = shrunk_share(size[0], method.size)
     return Step(replace(method, name="", choice=None, ramp=None, size=share), stored)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A teacher and a student, and images to time their steps on.
-
-    Args:
-        teacher: the teacher
-        student: the student, in train mode
-        batch: images; their number is the configured batch size
-        student_dtype: precision of the student's timed forwards by autocast, see `Distiller`
-        teacher_dtype: precision of the teacher's
-    """
+    """A teacher and a student, and images to time their steps on; the precision is that of `Distiller`."""
 
     teacher: PixelModel
-    student: PixelModel
-    batch: Batch
+    student: PixelModel  # in train mode
+    batch: Batch  # its number of images is the configured batch size
     student_dtype: torch.dtype | None = None
     teacher_dtype: torch.dtype | None = None
 
@@ -88,13 +75,7 @@ class Pair:
 
 
 def time_steps(pair: Pair, steps: Iterable[Step], rounds: int) -> dict[Step, list[float]]:
-    """Seconds of every step in each round; a step is its forwards and its backward, without optimiser or loading.
-
-    Args:
-        pair: whose steps are timed
-        steps: to time, each once however often it is named
-        rounds: after one that warms up, ≥ 1
-    """
+    """Seconds of every step in each round (≥ 1): its forwards and its backward, without optimiser or loading."""
     batch = pair.batch
     teacher = Network(pair.teacher.requires_grad_(False).eval(), dtype=pair.teacher_dtype)
 
@@ -120,13 +101,8 @@ def time_steps(pair: Pair, steps: Iterable[Step], rounds: int) -> dict[Step, lis
 
 
 def _step_call(distiller: Distiller, batch: Batch) -> Callable[[], None]:
-    draws = make_draws(
-        len(batch),
-        seed=0,
-        step=0,
-        per_sample_lambda=distiller.method.per_sample_lambda,
-        device=batch.images.device,
-    )
+    per_sample = distiller.method.per_sample_lambda
+    draws = make_draws(len(batch), seed=0, step=0, per_sample_lambda=per_sample, device=batch.images.device)
 
     def call() -> None:
         distiller.run(batch, draws).loss.backward()
@@ -138,12 +114,9 @@ def _step_call(distiller: Distiller, batch: Batch) -> Callable[[], None]:
 def interleaved(
     calls: Mapping[K, Callable[[], object]], rounds: int, device: torch.device
 ) -> dict[K, list[float]]:
-    """Seconds of each call in each round; every other round runs them in reverse, so that none always comes first.
+    """Seconds of each call on a device in each round after one that warms up.
 
-    Args:
-        calls: by any key
-        rounds: after one that warms up
-        device: where they run; its queue is waited for
+    Every other round runs the calls in reverse, so that none always comes first.
     """
     seconds: dict[K, list[float]] = {key: [] for key in calls}
     for round_number in range(rounds + 1):
@@ -155,6 +128,12 @@ def interleaved(
             if round_number:
                 seconds[key].append(time.perf_counter() - started)
     return seconds
+
+
+def median_and_ratio(seconds: Sequence[float], kd_seconds: Sequence[float]) -> tuple[float, float]:
+    """The median, and that of the ratios to plain KD's seconds in the same rounds."""
+    ratios = (ours / theirs for ours, theirs in zip(seconds, kd_seconds, strict=True))
+    return statistics.median(seconds), statistics.median(ratios)
 
 
 def synchronize(device: torch.device) -> None:

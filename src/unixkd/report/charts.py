@@ -13,12 +13,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 from markupsafe import Markup
 
 from unixkd.errors import missing_extra
 from unixkd.names import methods
-from unixkd.report.runs import Group, MeanStd, curve
-from unixkd.report.wording import Measure, matched_to, percent
+from unixkd.report.runs import Group, MeanStd, curve, matched_to
+from unixkd.report.wording import Measure, percent
 from unixkd.run_files import Epoch
 
 INK, MUTED, GRID, CARD = "#1f2328", "#57606b", "#d9dfe5", "#fffffe"
@@ -88,15 +89,11 @@ class Style:
         return LIGHT[self.variable]
 
     @property
-    def marker(self) -> str:
-        """Matplotlib's letter for its marker."""
-        return _MARKERS[self.number % len(_MARKERS)]
-
-    @property
     def marks(self) -> dict[str, str]:
         """Matplotlib's options for its marker."""
         edge, face = (self.colour, CARD) if self.hollow else (CARD, self.colour)
-        return {"marker": self.marker, "markeredgecolor": edge, "markerfacecolor": face}
+        marker = _MARKERS[self.number % len(_MARKERS)]
+        return {"marker": marker, "markeredgecolor": edge, "markerfacecolor": face}
 
 
 def styles_of(groups: Sequence[Group]) -> dict[str, Style]:
@@ -105,9 +102,8 @@ def styles_of(groups: Sequence[Group]) -> dict[str, Style]:
     known = sorted(methods(), key=lambda name: name != "unix")  # which has the first colour
     absent = [number for number, name in enumerate(known) if name not in names.values()]
     free = iter([*absent, *range(len(known), len(known) + len(names))])
-    numbers = {
-        name: known.index(name) if name in known else next(free) for name in dict.fromkeys(names.values())
-    }
+    distinct = dict.fromkeys(names.values())
+    numbers = {name: known.index(name) if name in known else next(free) for name in distinct}
     return {method: Style(numbers[name], hollow=name != method) for method, name in names.items()}
 
 
@@ -117,16 +113,13 @@ def training_curves(
     measure: Measure,
     teacher: MeanStd | None,
     by_cost: bool,
-    name: str,
 ) -> Markup | None:
     """Mean over the seeds after every epoch, with a band of one standard deviation."""
-    lines = []
-    for group in groups:
-        points = _line(group, measure.of_epoch, by_cost)
-        if len(points) > 1:
-            lines.append((group, points))
+    lines = [(group, _line(group, measure.of_epoch, by_cost)) for group in groups]
+    lines = [(group, points) for group, points in lines if len(points) > 1]
     if not lines:
         return None
+    along = "computation so far" if by_cost else "epoch"
 
     def plot(axes: Any) -> None:
         shown = [(_band(axes, points, styles[group.method]), group.method) for group, points in lines]
@@ -137,12 +130,11 @@ def training_curves(
             shown.append((level, "teacher"))
         gap = 0.05 * (high - low)
         axes.set_ylim(100 * (low - gap), 100 * (high + gap))
-        frame(axes, f"{measure.name}, %", "computation so far, % of plain KD" if by_cost else "epoch")
+        frame(axes, f"{measure.name}, %", f"{along}, % of plain KD" if by_cost else along)
         legend_below(axes, shown)
 
     description = ", ".join(f"{g.method} ends at {percent(p[-1][1])}" for g, p in lines)
-    along = "computation so far" if by_cost else "epoch"
-    return draw(plot, name, f"{measure.name} in % by {along}", description)
+    return draw(plot, f"curve{int(by_cost)}", f"{measure.name} in % by {along}", description)
 
 
 def focus(lines: Sequence[Sequence[float]]) -> tuple[float, float]:
@@ -157,66 +149,20 @@ def focus(lines: Sequence[Sequence[float]]) -> tuple[float, float]:
     return round(max(high - span, min(min(line) for line in lines), 0.0), 6), high
 
 
-def kept_and_dropped(
-    group: Group,
-    style: Style,
-    kept: Callable[[Epoch], float | None],
-    dropped: Callable[[Epoch], float | None],
-    title: str,
-    name: str,
-) -> Markup | None:
-    """A quantity of the kept and of the dropped images of one method over the epochs."""
-    lines = {"kept": curve(group, kept), "dropped": curve(group, dropped)}
-    if len(lines["kept"]) < 2:
-        return None
-    scale = 100 if title.endswith("%") else 1
-
-    def plot(axes: Any) -> None:
-        shown = []
-        for which, points in lines.items():
-            if points:
-                dashed = "-" if which == "kept" else (0, (4, 2))
-                x, y = [epoch for epoch, _ in points], [scale * stat.mean for _, stat in points]
-                shown += [(line, which) for line in axes.plot(x, y, color=style.colour, linestyle=dashed)]
-        axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
-        frame(axes, title, "epoch")
-        legend_below(axes, shown)
-
-    description = ", ".join(f"{which} ends at {p[-1][1].mean * scale:.3g}" for which, p in lines.items() if p)
-    return draw(plot, name, f"{group.method}: {title} by epoch", description, size=(330, 230))
-
-
-def times_kept(group: Group, style: Style, shares: Sequence[float], name: str) -> Markup:
-    """Share of the training images that were kept 0, 1, 2, ... times."""
-
-    def plot(axes: Any) -> None:
-        axes.bar(range(len(shares)), [100 * share for share in shares], width=0.86, color=style.colour)
-        axes.grid(visible=False, axis="x")
-        frame(axes, "images, %", "times kept")
-
-    mean = sum(times * share for times, share in enumerate(shares))
-    description = f"on average {mean:.1f} of {len(shares) - 1} times"
-    return draw(plot, name, f"{group.method}: how often each image was kept", description, size=(330, 220))
-
-
 def _line(group: Group, value: Callable[[Epoch], float | None], by_cost: bool) -> list[tuple[float, MeanStd]]:
     points = curve(group, value)
-    if not by_cost:
-        return [(epoch, stat) for epoch, stat in points]
-    costs = {
-        epoch: 100 * cost.mean
-        for epoch, cost in curve(group, lambda epoch: epoch.cost.backward_2x if epoch.cost else None)
-    }
-    return [(costs[epoch], stat) for epoch, stat in points if epoch in costs]
+    costs = dict(curve(group, lambda epoch: epoch.cost.backward_2x if epoch.cost else None))
+    if by_cost:
+        return [(100 * costs[epoch].mean, stat) for epoch, stat in points if epoch in costs]
+    return [(epoch, stat) for epoch, stat in points]
 
 
 def _band(axes: Any, points: Sequence[tuple[float, MeanStd]], style: Style) -> Any:
     x = [at for at, _ in points]
-    y = [100 * stat.mean for _, stat in points]
-    sd = [100 * (stat.sd or 0) for _, stat in points]
-    if any(sd):
-        low, high = zip(*((m - d, m + d) for m, d in zip(y, sd, strict=True)), strict=True)
-        axes.fill_between(x, low, high, color=style.colour, alpha=0.15, linewidth=0)
+    y = np.array([100 * stat.mean for _, stat in points])
+    sd = np.array([100 * (stat.sd or 0) for _, stat in points])
+    if sd.any():
+        axes.fill_between(x, y - sd, y + sd, color=style.colour, alpha=0.15, linewidth=0)
     every = max(1, len(x) // 5)
     (line,) = axes.plot(
         x,
@@ -244,16 +190,15 @@ def legend_below(axes: Any, shown: Sequence[tuple[Any, str]]) -> None:
     figure = axes.figure
     width, height = figure.bbox.width, figure.bbox.height
     rows = _LEGEND_ROW * ((len(shown) + 1) // 2) + 4
-    box = axes.bbox.bounds  # in pixels, before the figure grows
-    figure.set_size_inches(width / 72, (height + rows) / 72)
-    axes.set_position(
-        (box[0] / width, (box[1] + rows) / (height + rows), box[2] / width, box[3] / (height + rows))
-    )
+    left, bottom, across, high = axes.bbox.bounds  # in pixels, before the figure grows
+    grown = height + rows
+    figure.set_size_inches(width / 72, grown / 72)
+    axes.set_position((left / width, (bottom + rows) / grown, across / width, high / grown))
     figure.legend(
         [line for line, _ in shown],
         [shortened(text) for _, text in shown],
         loc="lower left",
-        bbox_to_anchor=(box[0] / width, 0),
+        bbox_to_anchor=(left / width, 0),
         borderaxespad=0,
         borderpad=0,
         labelspacing=(_LEGEND_ROW - 11) / 11,
@@ -312,10 +257,9 @@ def draw(
 
 def _for_page(svg: str) -> Markup:
     """Matplotlib's drawing from its first group on; no group has an id, as another chart has the same; CSS colours."""
-    start = svg.index(
-        '<g id="figure_1">'
-    )  # before it stand namespaces, and rules that would be the whole page's
-    svg = svg[start:]
+    svg = svg[
+        svg.index('<g id="figure_1">') :
+    ]  # before it: namespaces, and rules that would be the whole page's
     svg = re.sub('<g id="[^"]*"', "<g", svg).replace("<use xlink:href", "<use href")
     for variable, colour in LIGHT.items():
         svg = svg.replace(f": {colour}", f": var(--{variable})")

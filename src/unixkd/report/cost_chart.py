@@ -8,40 +8,30 @@ from typing import Any, NamedTuple
 from markupsafe import Markup
 
 from unixkd.report.charts import MUTED, Figure, Style, draw, frame, legend_below
-from unixkd.report.records import Run
-from unixkd.report.runs import Group, MeanStd
-from unixkd.report.wording import Measure, hero_of, matched_to, measure_of, percent
+from unixkd.report.runs import Group, MeanStd, matched_to
+from unixkd.report.wording import Measure, hero_of, measure_of, percent
 
 MANY = 10
 """With more methods than these only plain KD, the method of the report and those on the front are named."""
 
 
 class Price(NamedTuple):
-    """What a result may be set against: an id, the name of the axis, caption and remark, and a run's price or None."""
+    """What a result may be set against: an id, caption and remark of the chart, a method's price, the axis."""
 
     key: str
-    axis: str
     caption: str
     remark: str
-    of_run: Callable[[Run], float | None]
-    scale: int = 1
-
-    @property
-    def is_computation(self) -> bool:
-        """Whether it is computation in percent of plain KD's."""
-        return self.scale == 100
+    of: Callable[[Group], MeanStd | None]
+    axis: str = "computation, % of plain KD"
+    scale: int = 100
 
 
-_COMPUTATION = "computation, % of plain KD"
 PRICES = (
-    Price("cost1", _COMPUTATION, "backward = 1 forward", "as in the UNIX paper", lambda run: run.cost_1x, 100),
+    Price("cost1", "backward = 1 forward", "as in the UNIX paper", lambda group: group.cost(1)),
+    Price("cost2", "backward = 2 forwards", "nearer to what convolutions cost", lambda group: group.cost(2)),
     Price(
-        "cost2", _COMPUTATION, "backward = 2 forwards", "nearer to what convolutions cost",
-        lambda run: run.cost_2x, 100,
-    ),
-    Price(
-        "seconds", "training time, s", "training time", "as measured, without evaluation",
-        lambda run: run.train_seconds,
+        "seconds", "training time", "as measured, without evaluation",
+        lambda group: group.train_seconds, "training time, s", scale=1,
     ),
 )  # fmt: skip
 
@@ -50,7 +40,7 @@ def accuracy_against_cost(groups: Sequence[Group], styles: dict[str, Style]) -> 
     """Computation in both conventions and the time side by side; None where no computation is known."""
     measure = measure_of(groups)
     charts = [(price, chart(groups, styles, measure, price)) for price in PRICES]
-    if all(svg is None for price, svg in charts if price.is_computation):
+    if all(svg is None for _, svg in charts[:2]):
         return None
     return {
         "figures": [Figure(svg, price.caption, price.remark) for price, svg in charts if svg is not None],
@@ -76,7 +66,7 @@ def chart(groups: Sequence[Group], styles: dict[str, Style], measure: Measure, p
     """Result against a price, with error bars over the seeds; None where the price is not known."""
     points: list[tuple[Group, MeanStd, MeanStd]] = []
     for group in groups:
-        cost, result = group.mean_std(price.of_run), group.mean_std(measure.of_run)
+        cost, result = price.of(group), group.mean_std(measure.of_run)
         if cost is not None and result is not None:
             points.append((group, cost, result))
     if not points:
@@ -88,7 +78,7 @@ def chart(groups: Sequence[Group], styles: dict[str, Style], measure: Measure, p
         named = {"kd", hero_of(groups).method, *(points[i][0].method for i in unbeaten)}
 
     def plot(axes: Any) -> None:
-        if price.is_computation:
+        if price.scale == 100:  # computation
             axes.axvline(100, color=MUTED, linewidth=1, linestyle=(0, (3, 3)))
         x, y = zip(*(means[i] for i in unbeaten), strict=True)
         axes.plot(x, y, color=MUTED, linewidth=1, drawstyle="steps-post", zorder=1)

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from importlib.resources import files
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from unixkd.errors import UserError
 from unixkd.names import NONE, count, flops, plural, seconds
-from unixkd.report import charts
-from unixkd.report.charts import DARK, LIGHT, Figure, Style, styles_of
+from unixkd.report.charts import DARK, LIGHT, Figure, Style, styles_of, training_curves
 from unixkd.report.cost_chart import accuracy_against_cost
 from unixkd.report.records import Command, Run
 from unixkd.report.runs import Group, MeanStd, curve, group_runs, paired_difference, teacher_runs
@@ -31,6 +28,7 @@ from unixkd.report.wording import (
     points,
     protocol_notes,
 )
+from unixkd.run_files import Cost, Planned
 
 
 def write_page(
@@ -64,37 +62,9 @@ def page(runs: Sequence[Run], title: str, unfinished: int = 0, commands: Sequenc
     """The HTML of the report: `page.html.j2` with what the runs give; a section that is None or empty is left out."""
     groups = group_runs(runs)
     styles = styles_of(groups)
-    return (
-        _environment()
-        .from_string(_file("page.html.j2"))
-        .render(
-            css=Markup(_file("page.css")),
-            light=LIGHT,
-            dark=DARK,
-            title=title,
-            **first_screen(runs, groups, unfinished),
-            measure=measure_of(groups).name.capitalize(),
-            results=results(runs, groups, styles),
-            cost=accuracy_against_cost(groups, styles),
-            plan=plan_beside_measurement(groups, styles),
-            training=training(runs, groups, styles),
-            kept=what_was_kept(groups, styles),
-            often=how_often(groups, styles),
-            surroundings=surroundings(runs, groups),
-            commands=[(each.what, re.split(" (?=--)", each.text)) for each in commands],
-            configuration=configuration(groups),
-            evaluated_on=_evaluated_on(groups),
-        )
-    )
-
-
-def _file(name: str) -> str:
-    return files("unixkd.report").joinpath(name).read_text(encoding="utf-8")
-
-
-def _environment() -> Environment:
-    """Every text is escaped except those marked as `Markup`; a name that the template is not given is an error."""
+    # Every text is escaped except those marked as `Markup`.
     environment = Environment(
+        loader=PackageLoader("unixkd.report", ""),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -102,7 +72,23 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
     )
     environment.filters |= {"anchor": _anchor, "unbroken": _unbroken}
-    return environment
+    return environment.get_template("page.html.j2").render(
+        light=LIGHT,
+        dark=DARK,
+        title=title,
+        **first_screen(runs, groups, unfinished),
+        measure=measure_of(groups).name.capitalize(),
+        results=results(runs, groups, styles),
+        cost=accuracy_against_cost(groups, styles),
+        plan=plan_beside_measurement(groups, styles),
+        training=training(runs, groups, styles),
+        kept=what_was_kept(groups, styles),
+        often=how_often(groups, styles),
+        surroundings=surroundings(runs, groups),
+        commands=[(what, re.split(" (?=--)", text)) for what, text in commands],
+        configuration=configuration(groups),
+        evaluated_on=_evaluated_on(groups),
+    )
 
 
 def _anchor(title: str) -> str:
@@ -123,7 +109,7 @@ def first_screen(runs: Sequence[Run], groups: Sequence[Group], unfinished: int) 
     counted += [f"{plural(unfinished, 'unfinished run')} left out"] if unfinished else []
     hero, kd = hero_of(groups), baseline_of(groups)
     return {
-        "headline": first.replace(" %", "\u00a0%").replace(" = 2 forwards", "\u00a0=\u00a02\u00a0forwards"),
+        "headline": first,
         "counted": counted,
         "answers": [got(runs, groups, hero, kd), cost(hero), plain_kd(hero, kd)],
         "lead": " ".join(others),
@@ -158,8 +144,8 @@ def got(runs: Sequence[Run], groups: Sequence[Group], hero: Group, kd: Group | N
 def cost(hero: Group) -> Answer:
     """Computation over plain KD's in both conventions, and what was measured."""
     question = "What did it cost?"
-    share_1x, share_2x = hero.mean_std(lambda run: run.cost_1x), hero.mean_std(lambda run: run.cost_2x)
-    spent, took = hero.mean_std(lambda run: run.flops(2)), hero.mean_std(lambda run: run.train_seconds)
+    share_1x, share_2x = hero.cost(1), hero.cost(2)
+    spent, took = hero.mean_std(lambda run: run.flops(2)), hero.train_seconds
     amounts = [flops(spent.mean)] if spent is not None else []
     amounts += [f"{seconds(took.mean)} of training, measured"] if took is not None else []
     if share_1x is None or share_2x is None:
@@ -168,27 +154,21 @@ def cost(hero: Group) -> Answer:
     line = ", ".join(amounts)
     if hero.method == "kd" and share_2x.mean == 1:
         return question, "100 %", ["it is plain KD itself", line]
-    return (
-        question,
-        _percent(share_2x, 1),
-        [
-            "of plain KD’s computation, backward = 2 forwards",
-            f"{_percent(share_1x, 1)} if a backward counts as 1 forward",
-            *([line] if line else []),
-        ],
-    )
+    lines = [
+        "of plain KD’s computation, backward = 2 forwards",
+        f"{_percent(share_1x, 1)} if a backward counts as 1 forward",
+    ]
+    return question, _percent(share_2x, 1), [*lines, line] if line else lines
 
 
 def plain_kd(hero: Group, kd: Group | None) -> Answer:
     """What plain KD costs: by arithmetic, and in seconds where it was run."""
     question = "What would plain KD have cost?"
-    spent_1x, spent_2x = (
-        hero.mean_std(lambda run: run.kd_flops(1)),
-        hero.mean_std(lambda run: run.kd_flops(2)),
-    )
+    spent_1x = hero.mean_std(lambda run: run.kd_flops(1))
+    spent_2x = hero.mean_std(lambda run: run.kd_flops(2))
     if spent_1x is None or spent_2x is None:
         return question, NONE, ["no teacher was asked here: there is nothing to compare with"]
-    took = None if kd is None else kd.mean_std(lambda run: run.train_seconds)
+    took = kd and kd.train_seconds
     lines = [
         f"backward = 2 forwards; {flops(spent_1x.mean)} if it is 1",
         f"{seconds(took.mean)} of training, measured" if took else "not run here, so no seconds",
@@ -227,7 +207,7 @@ def training(runs: Sequence[Run], groups: Sequence[Group], styles: dict[str, Sty
     captions = {False: ("by epoch", ""), True: ("by computation", "backward = 2 forwards")}
     figures = []
     for by_cost, caption in captions.items():
-        svg = charts.training_curves(groups, styles, measure, teacher, by_cost, f"curve{int(by_cost)}")
+        svg = training_curves(groups, styles, measure, teacher, by_cost)
         if svg is not None:
             figures.append(Figure(svg, *caption))
     if not figures:
@@ -288,40 +268,28 @@ _IMAGES = {"scored": "images\nscored", "teacher_forwarded": "teacher\nqueries", 
 
 def plan_beside_measurement(groups: Sequence[Group], styles: dict[str, Style]) -> PageTable | None:
     """A line of predictions and one of measurements for every method; None where nothing was predicted."""
-    planned = [group for group in groups if any(run.planned for run in group.runs)]
-    if not planned:
-        return None
     headers = ["method", "", "cost %\nback ×1", "cost %\nback ×2", *_IMAGES.values(), "train\nseconds"]
     rows, marks = [], []
-    for group in planned:
-        rows += [_plan(group), _measured(group)]
-        marks += [styles[group.method]] * 2
-    return PageTable("Planned and measured cost of every method", headers, rows, marks)
+    for group in groups:
+        with_plan = Group(group.method, tuple(run for run in group.runs if run.planned))
+        plans = [run.planned for run in with_plan.runs if run.planned]
+        if plans:
+            word = "planned" if all(plan.exact for plan in plans) else "expected"
+            took = with_plan.train_seconds
+            measured = _costs([run.summary.cost for run in with_plan.runs])
+            rows += [
+                [group.method, word, *_costs(plans), NONE],
+                [group.method, "measured", *measured, NONE if took is None else seconds(took.mean)],
+            ]
+            marks += [styles[group.method]] * 2
+    return PageTable("Planned and measured cost of every method", headers, rows, marks) if rows else None
 
 
-def _plan(group: Group) -> list[str]:
-    plans = [run.planned for run in group.runs if run.planned]
-    word = "planned" if all(plan.exact for plan in plans) else "expected"
-    shares = (fmean(getattr(plan.relative_to_kd, name) for plan in plans) for name in _CONVENTIONS)
-    images = (fmean(getattr(plan.images, name) for plan in plans) for name in _IMAGES)
-    return [group.method, word, *(f"{100 * share:.2f}" for share in shares), *map(count, images), NONE]
-
-
-def _measured(group: Group) -> list[str]:
-    """Of the runs that had a plan."""
-    with_plan = Group(group.method, tuple(run for run in group.runs if run.planned))
-    shares = with_plan.mean_std(lambda run: run.cost_1x), with_plan.mean_std(lambda run: run.cost_2x)
-    costs = [run.summary.cost for run in with_plan.runs]
+def _costs(costs: Sequence[Planned | Cost]) -> list[str]:
+    """Mean computation over plain KD's in both conventions, and mean images through each forward."""
+    shares = (MeanStd.of(getattr(each.relative_to_kd, name, None) for each in costs) for name in _CONVENTIONS)
     images = (fmean(getattr(each.images, name) for each in costs) for name in _IMAGES)
-    took = with_plan.mean_std(lambda run: run.train_seconds)
-    time = NONE if took is None else seconds(took.mean)
-    return [
-        group.method,
-        "measured",
-        *(percent(share, sd=False) for share in shares),
-        *map(count, images),
-        time,
-    ]
+    return [*(percent(share, sd=False) for share in shares), *map(count, images)]
 
 
 def configuration(groups: Sequence[Group]) -> list[tuple[str, str]]:

@@ -6,7 +6,7 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import yaml
@@ -17,14 +17,8 @@ from unixkd.run_files import SCHEMA, Epoch, Planned, RelativeCost, Selection, Su
 R = TypeVar("R")
 
 
-@dataclass(frozen=True)
-class Command:
-    """A command that makes runs of a report again.
-
-    Args:
-        what: which runs
-        text: to be pasted into a shell
-    """
+class Command(NamedTuple):
+    """A command that makes runs of a report again: which runs, and the text to be pasted into a shell."""
 
     what: str
     text: str
@@ -65,28 +59,18 @@ class Run:
         """Top-1 accuracy after the last epoch, 0..1; None without labels."""
         return self.summary.accuracy.last
 
-    @property
-    def cost_1x(self) -> float | None:
-        """Training FLOPs over those of plain KD, backward = 1 forward; None without a teacher."""
-        return (self.summary.cost.relative_to_kd or RelativeCost()).backward_1x
-
-    @property
-    def cost_2x(self) -> float | None:
-        """The same with backward = 2 forwards."""
-        return (self.summary.cost.relative_to_kd or RelativeCost()).backward_2x
-
-    @property
-    def train_seconds(self) -> float | None:
-        """Measured seconds of training, without evaluation."""
-        return self.summary.time.train_seconds
+    def cost(self, backward: int) -> float | None:
+        """Training FLOPs over those of plain KD, a backward counted as 1 or 2 forwards; None without a teacher."""
+        relative = self.summary.cost.relative_to_kd or RelativeCost()
+        return relative.backward_1x if backward == 1 else relative.backward_2x
 
     def flops(self, backward: int) -> float | None:
-        """Training FLOPs with a backward pass counted as so many forwards; None where they were not written."""
+        """Training FLOPs, a backward counted as 1 or 2 forwards; None where they were not written."""
         return self.summary.cost.flops.training(backward)
 
     def kd_flops(self, backward: int) -> float | None:
         """Training FLOPs of the plain KD that costs are relative to."""
-        ours, relative = self.flops(backward), self.cost_1x if backward == 1 else self.cost_2x
+        ours, relative = self.flops(backward), self.cost(backward)
         return ours / relative if ours and relative else None
 
 
@@ -106,9 +90,9 @@ def read_run(folder: Path) -> Run:
     summary = convert(values, Summary, where)
     config_text, config = _config(folder / "run.yaml")
     return Run(
-        folder=folder,
-        method=summary.method,
-        summary=summary,
+        folder,
+        summary.method,
+        summary,
         planned=_read(folder / "plan.json", Planned),
         history=_history(folder / "metrics.jsonl"),
         selection=_read(folder / "selection.json", Selection),
@@ -139,14 +123,16 @@ def _read(file: Path, kind: type[R]) -> R | None:
 def _history(file: Path) -> tuple[Epoch, ...]:
     if not file.is_file():
         return ()
-    lines = [line for line in enumerate(read_text(file).split("\n"), start=1) if line[1].strip()]
+    lines = read_text(file).rstrip().split("\n")
     epochs: dict[int, Epoch] = {}
-    for number, line in lines:
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
         where = f"{file} line {number}"
         try:
             values = parse_json(line, where)
         except UserError:
-            if number == lines[-1][0]:
+            if number == len(lines):
                 break  # a killed run may have been writing its last line
             raise
         epoch = convert(values, Epoch, where)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -46,6 +47,15 @@ class Group:
     def mean_std(self, value: Callable[[Run], float | None]) -> MeanStd | None:
         """Mean and deviation of a value over the runs that have it."""
         return MeanStd.of(value(run) for run in self.runs)
+
+    def cost(self, backward: int) -> MeanStd | None:
+        """Computation over plain KD's, see `Run.cost`."""
+        return self.mean_std(lambda run: run.cost(backward))
+
+    @property
+    def train_seconds(self) -> MeanStd | None:
+        """Measured seconds of training, without evaluation."""
+        return self.mean_std(lambda run: run.summary.time.train_seconds)
 
 
 def find_runs(folders: Sequence[Path]) -> list[Run]:
@@ -99,6 +109,15 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
     ]
 
 
+def matched_to(method: str) -> str:
+    """The method whose cost a control was given, with the folder if one is named; empty where it is no such control.
+
+    >>> matched_to("kd@unix:keep=0.5"), matched_to("unix")
+    ('unix:keep=0.5', '')
+    """
+    return method.removeprefix("kd@") if method.startswith("kd@") else ""
+
+
 def teacher_runs(runs: Iterable[Run]) -> list[Run]:
     """The runs that trained a teacher."""
     return [run for run in runs if run.is_teacher]
@@ -110,12 +129,9 @@ def paired_difference(
     """Mean over the seeds that both have of (value in group − value in baseline)."""
     if baseline is None or baseline.method == group.method:
         return None
-    known = {run.seed: value(run) for run in baseline.runs}
-    differences: list[float | None] = []
-    for run in group.runs:
-        ours, theirs = value(run), known.get(run.seed)
-        differences.append(None if ours is None or theirs is None else ours - theirs)
-    return MeanStd.of(differences)
+    baseline_values = {run.seed: value(run) for run in baseline.runs}
+    pairs = [(value(run), baseline_values.get(run.seed)) for run in group.runs]
+    return MeanStd.of(ours - theirs for ours, theirs in pairs if ours is not None and theirs is not None)
 
 
 def curve(group: Group, value: Callable[[Epoch], float | None]) -> list[tuple[int, MeanStd]]:
@@ -136,23 +152,19 @@ def _folders_with(folder: Path, name: str) -> list[Path]:
 
 def _rank(method: str) -> tuple[float, str, bool, str]:
     """The known methods in their order, each followed by its variants, `kd@x` right after x, student-alone last."""
-    name = method.partition(" (")[0]
-    matched, at, target = name.partition("@")
-    is_matched = bool(at) and matched == "kd"
-    variant = target if is_matched else name
+    label = method.partition(" (")[0]
+    target = matched_to(label)
+    variant = target or label
     name = variant.partition(":")[0]
     order = list(methods())
     place = order.index(name) if name in order else len(order) - 1.5  # before student-alone, the last
-    return place, variant, is_matched, method
+    return place, variant, bool(target), method
 
 
 def _distinguish(runs: list[Run]) -> list[Run]:
     """Name the folder in the method of runs that share method and seed."""
-    seen: dict[tuple[str, int, bool], int] = {}
-    for run in runs:
-        key = (run.method, run.seed, run.is_teacher)
-        seen[key] = seen.get(key, 0) + 1
-    twice = {method for (method, _, is_teacher), count in seen.items() if count > 1 and not is_teacher}
+    students = Counter((run.method, run.seed) for run in runs if not run.is_teacher)
+    twice = {method for (method, _), number in students.items() if number > 1}
     if not twice:
         return runs
     root = Path(os.path.commonpath([run.folder.resolve() for run in runs]))

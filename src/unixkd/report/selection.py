@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
 from unixkd.names import NONE, plural
-from unixkd.report import charts
-from unixkd.report.charts import MUTED, Figure, Style, draw, frame
-from unixkd.report.runs import Group, curve
+from unixkd.report.charts import MUTED, Figure, Style, draw, frame, legend_below
+from unixkd.report.runs import Group, MeanStd, curve
 from unixkd.report.table import PageTable
 from unixkd.report.wording import hero_of, percent
 from unixkd.run_files import Epoch, Histogram, Picture
@@ -21,25 +19,44 @@ def what_was_kept(groups: Sequence[Group], styles: dict[str, Style]) -> dict[str
     """Hard share, mean score and histograms of kept and dropped images; None if nothing was dropped."""
     selecting = [group for group in groups if _drops(group)]
     sections = {
-        "hard": _kept_and_dropped(selecting, styles, "hard images, %", "hard"),
-        "scores": _kept_and_dropped(selecting, styles, "mean score", "score"),
+        "hard": _kept_and_dropped(selecting, styles, "hard", "hard images, %"),
+        "scores": _kept_and_dropped(selecting, styles, "score", "mean score"),
         "by_score": by_score(selecting, styles),
     }
     return sections | {"last_epoch": _last_epoch(selecting, styles)} if any(sections.values()) else None
 
 
 def _kept_and_dropped(
-    groups: Sequence[Group], styles: dict[str, Style], title: str, quantity: str
+    groups: Sequence[Group], styles: dict[str, Style], quantity: str, title: str
 ) -> list[Figure]:
-    """A chart for each method of which `QUANTITY_kept` is known."""
-    kept, dropped = _selected(f"{quantity}_kept"), _selected(f"{quantity}_dropped")
+    """A chart over the epochs for each method of which `QUANTITY_kept` is known."""
     figures = []
     for number, group in enumerate(groups):
-        style = styles[group.method]
-        svg = charts.kept_and_dropped(group, style, kept, dropped, title, f"{quantity}{number}")
-        if svg is not None:
+        lines = {which: curve(group, _selected(f"{quantity}_{which}")) for which in ("kept", "dropped")}
+        if len(lines["kept"]) > 1:
+            svg = _over_epochs(group, styles[group.method], lines, title, f"{quantity}{number}")
             figures.append(Figure(svg, group.method))
     return figures
+
+
+def _over_epochs(
+    group: Group, style: Style, lines: dict[str, list[tuple[int, MeanStd]]], title: str, name: str
+) -> Markup:
+    scale = 100 if title.endswith("%") else 1
+
+    def plot(axes: Any) -> None:
+        shown = []
+        for which, points in lines.items():
+            if points:
+                dashed = "-" if which == "kept" else (0, (4, 2))
+                x, y = [epoch for epoch, _ in points], [scale * stat.mean for _, stat in points]
+                shown += [(line, which) for line in axes.plot(x, y, color=style.colour, linestyle=dashed)]
+        axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
+        frame(axes, title, "epoch")
+        legend_below(axes, shown)
+
+    description = ", ".join(f"{which} ends at {p[-1][1].mean * scale:.3g}" for which, p in lines.items() if p)
+    return draw(plot, name, f"{group.method}: {title} by epoch", description, size=(330, 230))
 
 
 def how_often(groups: Sequence[Group], styles: dict[str, Style]) -> dict[str, Any] | None:
@@ -49,12 +66,11 @@ def how_often(groups: Sequence[Group], styles: dict[str, Style]) -> dict[str, An
         shares = kept_shares(group)
         if shares is None:
             continue
-        style = styles[group.method]
-        shown.append(style)
-        figures.append(Figure(charts.times_kept(group, style, shares, f"times{number}"), group.method))
-        mean = sum(times * share for times, share in enumerate(shares))
-        never, always = f"{100 * shares[0]:.1f} %", f"{100 * shares[-1]:.1f} %"
-        rows.append([group.method, f"{mean:.1f} of {len(shares) - 1}", never, always])
+        shown.append(styles[group.method])
+        mean = f"{sum(times * share for times, share in enumerate(shares)):.1f} of {len(shares) - 1}"
+        svg = _times_kept(group, shown[-1], shares, mean, f"times{number}")
+        figures.append(Figure(svg, group.method))
+        rows.append([group.method, mean, f"{100 * shares[0]:.1f} %", f"{100 * shares[-1]:.1f} %"])
     if not figures:
         return None
     headers = ["method", "times kept, mean", "never kept", "kept every time"]
@@ -62,11 +78,20 @@ def how_often(groups: Sequence[Group], styles: dict[str, Style]) -> dict[str, An
     return {"figures": figures, "table": table, "pictures": _pictures(groups)}
 
 
+def _times_kept(group: Group, style: Style, shares: Sequence[float], mean: str, name: str) -> Markup:
+    def plot(axes: Any) -> None:
+        axes.bar(range(len(shares)), [100 * share for share in shares], width=0.86, color=style.colour)
+        axes.grid(visible=False, axis="x")
+        frame(axes, "images, %", "times kept")
+
+    title = f"{group.method}: how often each image was kept"
+    return draw(plot, name, title, f"on average {mean} times", size=(330, 220))
+
+
 def kept_shares(group: Group) -> list[float] | None:
     """Share of the images that were kept 0, 1, 2, ... times, mean over the runs; None if unknown."""
-    selections = [
-        run.selection for run in group.runs if run.selection and sum(run.selection.histogram.images)
-    ]
+    known = (run.selection for run in group.runs if run.selection)
+    selections = [one for one in known if sum(one.histogram.images)]
     if not selections:
         return None
     top = max(max(*one.histogram.times_kept, one.epochs) for one in selections)
@@ -141,21 +166,11 @@ def _mixed(picture: Picture) -> str:
 Shares = tuple[float, ...]
 
 
-@dataclass(frozen=True)
-class Bars:
-    """Share of an epoch's images in each bin, mean over the runs.
-
-    Args:
-        epoch: number of the epoch, from 1
-        bins: the histogram of one of the runs; all have the same bins
-        kept: of all images, those kept
-        dropped: of all images, those dropped
-        kept_hard: of all images, those kept and hard; zeros where that is unknown
-        dropped_hard: of all images, those dropped and hard
-    """
+class Bars(NamedTuple):
+    """An epoch's images in each bin as shares of all its images, mean over the runs; hard: zeros where unknown."""
 
     epoch: int
-    bins: Histogram
+    bins: Histogram  # of one of the runs; all have the same bins
     kept: Shares
     dropped: Shares
     kept_hard: Shares
@@ -164,19 +179,13 @@ class Bars:
 
 def bars_over_time(group: Group) -> list[Bars]:
     """At the first, the middle and the last epoch in which every run has a histogram over the same bins."""
-    per_run = [
-        {
-            line.epoch: line.selection.histogram
-            for line in run.history
-            if line.selection and line.selection.histogram
-        }
-        for run in group.runs
-    ]
-    epochs = sorted(set(per_run[0]).intersection(*per_run[1:]))
-    if not epochs:
-        return []
-    chosen = sorted({epochs[0], epochs[(len(epochs) - 1) // 2], epochs[-1]})
-    means = [_bars(epoch, [run[epoch] for run in per_run]) for epoch in chosen]
+    by_epoch: dict[int, list[Histogram]] = {}
+    for line in (line for run in group.runs for line in run.history):
+        if line.selection and line.selection.histogram:
+            by_epoch.setdefault(line.epoch, []).append(line.selection.histogram)
+    epochs = sorted(epoch for epoch, histograms in by_epoch.items() if len(histograms) == len(group.runs))
+    chosen = sorted({epochs[0], epochs[(len(epochs) - 1) // 2], epochs[-1]}) if epochs else []
+    means = [_bars(epoch, by_epoch[epoch]) for epoch in chosen]
     return [bars for bars in means if bars is not None]
 
 
@@ -186,23 +195,20 @@ def by_score(groups: Sequence[Group], styles: dict[str, Style]) -> list[list[Fig
     for number, group in enumerate(groups):
         bars, style = bars_over_time(group), styles[group.method]
         if any(sum(each.dropped) for each in bars):
-            figures = []
-            for i, each in enumerate(bars):
-                svg = chart(group, style, bars, i, f"bins{number}x{i}")
-                remembered = ", remembered" if each.bins.remembered else ""
-                figures.append(Figure(svg, group.method, f"epoch {each.epoch}{remembered}"))
-            rows.append(figures)
+            top = 100 * max(max(each.kept) for each in bars)
+            bottom = 100 * max(max(each.dropped) for each in bars)
+            charts = [
+                chart(group, style, each, top, bottom, f"bins{number}x{i}") for i, each in enumerate(bars)
+            ]
+            rows.append(charts)
     return rows
 
 
-def chart(group: Group, style: Style, over_time: Sequence[Bars], number: int, name: str) -> Markup:
-    """One epoch's histogram, on the scale that all epochs of the method share."""
-    bars = over_time[number]
+def chart(group: Group, style: Style, bars: Bars, top: float, bottom: float, name: str) -> Figure:
+    """One epoch's histogram; `top` and `bottom` in % are those of all epochs of the method."""
     bins, size = bars.bins, len(bars.kept)
     step = (bins.high - bins.low) / size
     centres = [bins.low + (i + 0.5) * step for i in range(size)]
-    top = 100 * max(max(each.kept) for each in over_time)
-    bottom = 100 * max(max(each.dropped) for each in over_time)
     halves = (
         ("kept", 1, style.colour, bars.kept, bars.kept_hard),
         ("dropped", -1, MUTED, bars.dropped, bars.dropped_hard),
@@ -231,7 +237,8 @@ def chart(group: Group, style: Style, over_time: Sequence[Bars], number: int, na
         for word, _, _, shares, hard in halves
     )
     title = f"{group.method}, epoch {bars.epoch}, images by {bins.score}"
-    return draw(plot, name, title, description, (330, 240))
+    svg = draw(plot, name, title, description, (330, 240))
+    return Figure(svg, group.method, f"epoch {bars.epoch}{', remembered' * bins.remembered}")
 
 
 def _bars(epoch: int, runs: Sequence[Histogram]) -> Bars | None:

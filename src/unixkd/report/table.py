@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from statistics import fmean
+from typing import NamedTuple
 
 from rich import box
 from rich.console import Console
@@ -21,29 +22,18 @@ _SMALL = ("method", "result", "difference", "cost_2x")
 _TINY = ("method", "result", "cost_2x")
 
 
-@dataclass(frozen=True)
-class PageTable:
-    """A table whose first column heads its rows.
-
-    Args:
-        caption: for those who cannot see the heading above it
-        headers: one per column
-        rows: texts, as many per row as there are headers
-        styles: one per row, shown before the first cell; or none
-        titles: one per column, shown on hovering its header; or none
-        hero: the row to set in bold
-    """
+class PageTable(NamedTuple):
+    """A table whose first column heads its rows; the caption is for those who cannot see the heading above it."""
 
     caption: str
     headers: Sequence[str]
     rows: Sequence[Sequence[str]]
-    styles: Sequence[Style] = ()
-    titles: Sequence[str] = ()
-    hero: int | None = None
+    styles: Sequence[Style] = ()  # one per row, shown before its first cell
+    titles: Sequence[str] = ()  # one per column, shown on hovering its header
+    hero: int | None = None  # the row to set in bold
 
 
-@dataclass(frozen=True)
-class Column:
+class Column(NamedTuple):
     """One column: its key, its header, a line on what it means, and what stands in it."""
 
     key: str
@@ -76,7 +66,16 @@ def columns_of(groups: Sequence[Group]) -> list[Column]:
             f"difference of {measure.name} to plain KD in points, seed by seed",
             lambda group: points(paired_difference(group, kd, measure.of_run)),
         ),
-        *_spent_columns(),
+        Column("scored", "images\nscored", "images scored by the student", _images("scored")),
+        Column(
+            "queries",
+            "teacher\nqueries",
+            "images that went through the teacher (answered from the store)",
+            _queries,
+        ),
+        Column("trained", "images\ntrained", "images the student was trained on", _images("trained")),
+        Column("cost_1x", "cost %\nback ×1", "computation in % of plain KD, backward = 1 forward", _cost(1)),
+        Column("cost_2x", "cost %\nback ×2", "computation in % of plain KD, backward = 2 forwards", _cost(2)),
         Column("seconds", "train\nseconds", "measured training time without evaluation", _seconds),
         Column("n", "n", "number of runs", lambda group: str(len(group.runs))),
     ]
@@ -84,45 +83,9 @@ def columns_of(groups: Sequence[Group]) -> list[Column]:
     empty = {
         "best": all(run.summary.accuracy.best is None for run in runs),
         "difference": kd is None or len(groups) == 1,
-        "seconds": all(run.train_seconds is None for run in runs),
+        "seconds": all(group.train_seconds is None for group in groups),
     }
     return [column for column in columns if not empty.get(column.key)]
-
-
-def _spent_columns() -> list[Column]:
-    """Images that went through each network, and computation."""
-    return [
-        Column(
-            "scored",
-            "images\nscored",
-            "images scored by the student",
-            lambda group: _count(group.mean_std(lambda run: run.summary.cost.images.scored)),
-        ),
-        Column(
-            "queries",
-            "teacher\nqueries",
-            "images that went through the teacher (answered from the store)",
-            _queries,
-        ),
-        Column(
-            "trained",
-            "images\ntrained",
-            "images the student was trained on",
-            lambda group: _count(group.mean_std(lambda run: run.summary.cost.images.trained)),
-        ),
-        Column(
-            "cost_1x",
-            "cost %\nback ×1",
-            "computation in % of plain KD, backward = 1 forward",
-            lambda group: percent(group.mean_std(lambda run: run.cost_1x), digits=1, sd=False),
-        ),
-        Column(
-            "cost_2x",
-            "cost %\nback ×2",
-            "computation in % of plain KD, backward = 2 forwards",
-            lambda group: percent(group.mean_std(lambda run: run.cost_2x), digits=1, sd=False),
-        ),
-    ]
 
 
 def render_table(runs: Sequence[Run], width: int | None = None) -> Table:
@@ -140,15 +103,6 @@ def render_table(runs: Sequence[Run], width: int | None = None) -> Table:
         if width is None or Console(width=1000).measure(table).maximum <= width:
             break
     return table
-
-
-def markdown_table(runs: Sequence[Run]) -> str:
-    """The results as a GitHub-flavoured Markdown table, all columns, ending in a newline."""
-    groups = group_runs(runs)
-    columns = columns_of(groups)
-    lines = [[column.header.replace("\n", " ") for column in columns], [":--", *["--:"] * (len(columns) - 1)]]
-    lines += [[column.cell(group).replace("|", "\\|") for column in columns] for group in groups]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def teacher_line(runs: Sequence[Run]) -> str:
@@ -195,16 +149,20 @@ def _caption(runs: Sequence[Run], shortened: bool) -> Text:
     return Text("\n".join(line for line in lines if line))
 
 
-def _count(stat: MeanStd | None) -> str:
-    return NONE if stat is None else count(stat.mean)
+def _images(name: str) -> Callable[[Group], str]:
+    """Writes a method's mean of this field of `run_files.Images`."""
+    return lambda group: count(fmean(getattr(run.summary.cost.images, name) for run in group.runs))
 
 
 def _queries(group: Group) -> str:
-    asked = group.mean_std(lambda run: run.summary.cost.images.teacher_forwarded)
-    stored = group.mean_std(lambda run: run.summary.cost.images.teacher_cached)
-    return f"{_count(asked)} ({_count(stored)})" if stored is not None and stored.mean else _count(asked)
+    asked, stored = _images("teacher_forwarded")(group), _images("teacher_cached")(group)
+    return asked if stored == "0" else f"{asked} ({stored})"
+
+
+def _cost(backward: int) -> Callable[[Group], str]:
+    return lambda group: percent(group.cost(backward), digits=1, sd=False)
 
 
 def _seconds(group: Group) -> str:
-    stat = group.mean_std(lambda run: run.train_seconds)
+    stat = group.train_seconds
     return NONE if stat is None else f"{stat.mean:.{1 if stat.mean < 100 else 0}f}"

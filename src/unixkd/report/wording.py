@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from unixkd.names import NONE, methods, seconds
 from unixkd.report.records import Run
-from unixkd.report.runs import Group, MeanStd, paired_difference
+from unixkd.report.runs import Group, MeanStd, matched_to, paired_difference
 from unixkd.run_files import Epoch
 
 
@@ -48,16 +48,6 @@ def hero_of(groups: Sequence[Group]) -> Group:
     named = {group.method: group for group in groups}
     others = [group for group in groups if group.method != "kd"]
     return named.get("unix") or (others or list(groups))[0]
-
-
-def matched_to(method: str) -> str:
-    """The method whose cost a control was given, with the folder if one is named; empty where it is no such control.
-
-    >>> matched_to("kd@unix:keep=0.5"), matched_to("unix")
-    ('unix:keep=0.5', '')
-    """
-    kd, at, target = method.partition("@")
-    return target if at and kd == "kd" else ""
 
 
 def explain(method: str) -> str:
@@ -105,69 +95,55 @@ def points(stat: MeanStd | None, sd: bool = True) -> str:
 def headline(groups: Sequence[Group]) -> list[str]:
     """What the runs showed, in plain sentences; the first one stands for itself."""
     measure, hero, kd = measure_of(groups), hero_of(groups), baseline_of(groups)
-    ours = hero.mean_std(measure.of_run)
-    if ours is None:
+    result, cost = hero.mean_std(measure.of_run), hero.cost(2)
+    if result is None:
         return [f"{hero.method} trained to the end; it had neither labels nor a teacher to be judged by."]
-    said = f"{hero.method} {measure.reached.format(_rough(ours))}"
-    cost = hero.mean_std(lambda run: run.cost_2x)
+    first = f"{hero.method} {measure.reached.format(_rough(result))}"
     if cost is not None and hero.method != "kd":
-        said += f" at {100 * cost.mean:.1f} % of plain KD’s computation (backward = 2 forwards)"
-    theirs = None if kd is None or kd is hero else kd.mean_std(measure.of_run)
-    if theirs is None:
-        return [
-            f"{said}.",
-            *([] if kd else ["Plain KD was not run here, so there is no result to set it against."]),
-        ]
-    return [
-        f"{said}; plain KD {measure.reached.format(_rough(theirs))}.",
-        *_verdict(hero, kd, measure, cost),
-        *_rivals(groups, hero, ours, cost, measure),
-        *_times(hero, kd),
-    ]
+        first += f" at {100 * cost.mean:.1f} % of plain KD’s computation (backward = 2 forwards)"
+    if kd is None:
+        return [f"{first}.", "Plain KD was not run here, so there is no result to set it against."]
+    kd_result = kd.mean_std(measure.of_run)
+    if kd is hero or kd_result is None:
+        return [f"{first}."]
+    sentences = [f"{first}; plain KD {measure.reached.format(_rough(kd_result))}."]
+    if (difference := paired_difference(hero, kd, measure.of_run)) is not None:
+        sentences.append(_verdict(difference))
+    if cost is not None:
+        if cost.mean >= 1:
+            sentences.append(f"{hero.method} saved no computation here.")
+        if rivals := ", ".join(_rivals(groups, hero, result, cost, measure)):
+            sentences.append(f"At least as good for the same computation or less: {rivals}.")
+    if hero.train_seconds and kd.train_seconds:
+        took, kd_took = seconds(hero.train_seconds.mean), seconds(kd.train_seconds.mean)
+        sentences.append(f"Measured training time: {took}, plain KD {kd_took}.")
+    return sentences
 
 
 def _rough(stat: MeanStd) -> str:
     return f"{100 * stat.mean:.1f} %"
 
 
-def _verdict(hero: Group, kd: Group | None, measure: Measure, cost: MeanStd | None) -> list[str]:
-    sentences = []
-    difference = paired_difference(hero, kd, measure.of_run)
-    if difference is not None:
-        seeds = "1 seed" if difference.n == 1 else f"{difference.n} seeds that both ran"
-        text = f"The difference is {points(difference)} points over {seeds}"
-        if difference.sd is None:
-            text += ", too few to tell it from chance"
-        elif abs(difference.mean) <= difference.sd:
-            text += ", no more than it varies from seed to seed"
-        sentences.append(text + ".")
-    if cost is not None and cost.mean >= 1:
-        sentences.append(f"{hero.method} saved no computation here.")
-    return sentences
+def _verdict(difference: MeanStd) -> str:
+    seeds = "1 seed" if difference.n == 1 else f"{difference.n} seeds that both ran"
+    text = f"The difference is {points(difference)} points over {seeds}"
+    if difference.sd is None:
+        text += ", too few to tell it from chance"
+    elif abs(difference.mean) <= difference.sd:
+        text += ", no more than it varies from seed to seed"
+    return f"{text}."
 
 
 def _rivals(
-    groups: Sequence[Group], hero: Group, ours: MeanStd, cost: MeanStd | None, measure: Measure
-) -> list[str]:
+    groups: Sequence[Group], hero: Group, result: MeanStd, cost: MeanStd, measure: Measure
+) -> Iterator[str]:
     """Controls that did at least as well for no more computation: they must not be passed over."""
-    rivals = []
     for group in groups:
-        theirs, price = group.mean_std(measure.of_run), group.mean_std(lambda run: run.cost_2x)
-        if group.method in ("kd", hero.method) or theirs is None or price is None or cost is None:
+        theirs, price = group.mean_std(measure.of_run), group.cost(2)
+        if group.method in ("kd", hero.method) or theirs is None or price is None:
             continue
-        if theirs.mean >= ours.mean and price.mean <= cost.mean * 1.01:
-            rivals.append(f"{group.method} ({_rough(theirs)} at {100 * price.mean:.1f} %)")
-    if not rivals:
-        return []
-    return [f"At least as good for the same computation or less: {', '.join(rivals)}."]
-
-
-def _times(hero: Group, kd: Group | None) -> list[str]:
-    ours = hero.mean_std(lambda run: run.train_seconds)
-    theirs = None if kd is None else kd.mean_std(lambda run: run.train_seconds)
-    if ours is None or theirs is None:
-        return []
-    return [f"Measured training time: {seconds(ours.mean)}, plain KD {seconds(theirs.mean)}."]
+        if theirs.mean >= result.mean and price.mean <= cost.mean * 1.01:
+            yield f"{group.method} ({_rough(theirs)} at {100 * price.mean:.1f} %)"
 
 
 def protocol_notes(groups: Sequence[Group]) -> list[str]:
@@ -180,7 +156,7 @@ def protocol_notes(groups: Sequence[Group]) -> list[str]:
         notes.append(
             f"The students differ in size ({numbers} parameters): these runs do not share one protocol."
         )
-    references = {run.summary.cost.reference for run in runs if run.cost_2x is not None}
+    references = {run.summary.cost.reference for run in runs if run.cost(2) is not None}
     if len(references) > 1:
         notes.append("The costs refer to plain KD runs of different lengths: compare them with care.")
     return notes
