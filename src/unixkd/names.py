@@ -87,13 +87,13 @@ def is_code(name: str) -> bool:
     return _NAME.fullmatch(name) is not None
 
 
-def parts_of(name: str) -> tuple[Path, str]:
+def split_code(name: str) -> tuple[Path, str]:
     """The file and the name in it; nothing is read.
 
     Raises:
         UsageError: it is no such name
 
-    >>> parts_of("nets/mine.py:Net")
+    >>> split_code("nets/mine.py:Net")
     (PosixPath('nets/mine.py'), 'Net')
     """
     match = _NAME.fullmatch(name)
@@ -108,7 +108,7 @@ def check_code(name: str) -> None:
     Raises:
         UsageError: no such name, or no such file
     """
-    file, _ = parts_of(name)
+    file, _ = split_code(name)
     if not file.is_file():
         raise UsageError(f"there is no file '{file}' (named by '{name}')")
 
