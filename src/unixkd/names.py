@@ -79,10 +79,10 @@ def is_code(name: str) -> bool:
     return _NAME.fullmatch(name) is not None
 
 
-def parts_of(name: str) -> tuple[Path, str]:
+def split_code(name: str) -> tuple[Path, str]:
     """The file and the name in it, or a `UsageError` where it is no such name; nothing is read.
 
-    >>> parts_of("nets/mine.py:Net")
+    >>> split_code("nets/mine.py:Net")
     (PosixPath('nets/mine.py'), 'Net')
     """
     match = _NAME.fullmatch(name)
@@ -93,7 +93,7 @@ def parts_of(name: str) -> tuple[Path, str]:
 
 def check_code(name: str) -> None:
     """Raise a `UsageError` where the name means no code, or the file is not there; it is not run."""
-    file, _ = parts_of(name)
+    file, _ = split_code(name)
     if not file.is_file():
         raise UsageError(f"there is no file '{file}' (named by '{name}')")
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from running import call
 from unixkd.cli import main, options
-from unixkd.data import data_names
+from unixkd.data import load
 from unixkd.errors import UserError
 from unixkd.method.unix import METHODS
 from unixkd.models import model_names
@@ -120,7 +120,7 @@ def test_what_is_missing_is_named(words, missing, capsys):
 def test_the_names_known_without_torch_are_those_of_the_tables():
     assert models() == model_names()
     assert list(methods()) == list(METHODS)
-    assert data_names() == DATA
+    assert {name.partition(":")[0] for name in DATA} == {*load._BY_NAME, *load._BY_PREFIX, "stream"}
 
 
 @pytest.mark.parametrize(

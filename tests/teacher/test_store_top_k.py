@@ -120,7 +120,7 @@ def test_the_files_hold_what_they_are_said_to(precision, tmp_path):
     assert held.tobytes() == b"\0" * len(held.tobytes())
     index = json.loads((tmp_path / "answers" / "answers.json").read_text())
     assert index == {"schema": 2, "key": KEY, **SMALL, "precision": precision}
-    assert store.size_bytes == IMAGES * VIEWS * (record.itemsize + 4)
+    assert sum(store.contents.sizes.values()) == IMAGES * VIEWS * (record.itemsize + 4)
 
 
 @pytest.mark.parametrize(("classes", "width"), [(1 << 16, 2), ((1 << 16) + 1, 4)])
@@ -129,7 +129,7 @@ def test_classes_beyond_16_bits(classes, width, tmp_path):
     logits[0, -1], logits[1, 3] = 100.0, 90.0
     store = open_store(tmp_path / "answers", classes=classes, top_k=2)
     store.write(*rows((0, 0), (2, 3)), logits)
-    assert store.size_bytes == IMAGES * VIEWS * (3 * 2 + 2 * width + 4)
+    assert sum(store.contents.sizes.values()) == IMAGES * VIEWS * (3 * 2 + 2 * width + 4)
     read = store.read(*rows((0, 0), (2, 3)))[0]
     assert torch.equal(read, store.rounded(logits))
     assert read.argmax(1).tolist() == [classes - 1, 3]
@@ -191,7 +191,8 @@ def test_one_wrong_bit_makes_a_row_unknown_and_never_an_error(precision, tmp_pat
     """Also a bit of a class, which then may be one that does not exist."""
     with open_store(tmp_path / "answers", precision=precision) as store:
         store.write(*rows((1, 1), (1, 2), (1, 3)), answers_of(3))
-        expected, width = store.read(*rows((1, 3)))[0], store.size_bytes // len(EVERYTHING) - 4
+        expected = store.read(*rows((1, 3)))[0]
+        width = sum(store.contents.sizes.values()) // len(EVERYTHING) - 4
     file = tmp_path / "answers" / "logits.bin"
     before = file.read_bytes()
     for bit in range(8 * width):

@@ -1,7 +1,7 @@
 """Data sets: sources, views as integer codes, and batches that depend on nothing but their arguments."""
 
 from unixkd.data.images import load_images
-from unixkd.data.load import Data, data_names, load_data
+from unixkd.data.load import Data, load_data
 from unixkd.data.sampling import epoch_order
 from unixkd.data.split import MemorySplit, Split
 from unixkd.data.views import apply_views, identity_view, num_views, to_pixels, view_codes
@@ -11,7 +11,6 @@ __all__ = [
     "MemorySplit",
     "Split",
     "apply_views",
-    "data_names",
     "epoch_order",
     "identity_view",
     "load_data",

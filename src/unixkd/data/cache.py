@@ -32,17 +32,13 @@ def files_key(files: Iterable[Path]) -> str:
 def cached_array(name: str, make: Callable[[], NDArray[Any]], folder: str = "decoded") -> NDArray[Any]:
     """The array kept under a name, or `make()`, then kept; a cache that cannot be used is left alone."""
     path = cache_dir() / folder / f"{name}.npy"
+    array: NDArray[Any]
     try:
-        array: NDArray[Any] = np.load(path, allow_pickle=False)
-        return array
+        array = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError):
         array = make()
-    _keep(path, array)
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with aside(path) as temporary, temporary.open("wb") as file:
+                np.save(file, array)
     return array
-
-
-def _keep(path: Path, array: NDArray[Any]) -> None:
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with aside(path) as temporary, temporary.open("wb") as file:
-            np.save(file, array)

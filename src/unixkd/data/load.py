@@ -25,9 +25,9 @@ from unixkd.data.sources.stream import Streamed, StreamSplit, load_stream
 from unixkd.data.sources.webdataset import load_shards
 from unixkd.data.split import MemorySplit
 from unixkd.errors import UserError, unknown_name
+from unixkd.names import DATA
 
 _MEMORY_SIZE = 64  # side up to which images are kept in memory
-
 
 _BY_NAME: dict[str, Callable[[DataConfig], Source]] = {
     "digits": lambda config: load_digits(),
@@ -35,14 +35,12 @@ _BY_NAME: dict[str, Callable[[DataConfig], Source]] = {
     "cifar100": lambda config: load_cifar("cifar100", config.root),
 }
 
-
 _BY_PREFIX: dict[str, Callable[[str, DataConfig], Source]] = {
     "folder": lambda place, config: load_folder(Path(place).expanduser()),
     "parquet": lambda place, config: load_parquet(Path(place).expanduser(), config),
     "wds": lambda place, config: load_shards(place, config.label_column),
     "hub": lambda place, config: load_hub(place, config),
 }
-
 
 AnySplit = MemorySplit | DiskSplit | StreamSplit
 
@@ -86,26 +84,8 @@ class Data:
         return self.channels, self.size, self.size
 
 
-def data_names() -> tuple[str, ...]:
-    """The data sets that a configuration can name.
-
-    >>> data_names()
-    ('digits', 'cifar10', 'cifar100', 'folder:PATH', 'parquet:PATH', 'wds:PATH', 'hub:ID', 'stream:ID')
-    """
-    prefixes = (*_BY_PREFIX, "stream")
-    return (
-        *_BY_NAME,
-        *(f"{prefix}:{'ID' if prefix in ('hub', 'stream') else 'PATH'}" for prefix in prefixes),
-    )
-
-
 def open_source(config: DataConfig) -> Source:
-    """The source that the configuration names, with the format of its images.
-
-    Raises:
-        UsageError: there is no such source.
-        UserError: the source cannot be read or holds faulty data.
-    """
+    """The source that the configuration names. Raises UsageError where there is no such source."""
     prefix, separator, _ = config.name.partition(":")
     if config.name in _BY_NAME:
         return _BY_NAME[config.name](config)
@@ -113,7 +93,7 @@ def open_source(config: DataConfig) -> Source:
         return _BY_PREFIX[prefix](_place(config.name), config)
     if Path(config.name).expanduser().exists():
         raise unknown_name("data", config.name, [f"folder:{config.name}", f"parquet:{config.name}"])
-    raise unknown_name("data", prefix, data_names())
+    raise unknown_name("data", prefix, DATA)
 
 
 def _place(name: str) -> str:
@@ -144,7 +124,7 @@ def load_data(config: DataConfig) -> Data:
     check_options(config)
     if config.name.startswith("stream:"):
         known, stream = load_stream(_place(config.name), config)
-        stream = stream if config.labels else stream.unlabelled()
+        stream = stream if config.labels else replace(stream, label=None)
         return _data(config, known, stream, known.test, notes=(stream.announcement(),))
     source = open_source(config)
     train, test = source.train, source.test
@@ -160,7 +140,7 @@ def load_data(config: DataConfig) -> Data:
         train = train.select(subset(train.labels, len(train), config.limit, config.split_seed))
     train, left_out = leave_out(train, config.max_faulty, config.workers)
     if not config.labels:
-        train = train.unlabelled()
+        train = replace(train, labels=None)
     return _data(config, source, train, test, left_out=left_out)
 
 
@@ -171,7 +151,7 @@ def _data(
     test: Records | None,
     **more: tuple[str, ...],
 ) -> Data:
-    """The data set of a source, once it is known which images are for training and for evaluation."""
+    """The data set of a source, from the images for training and for evaluation."""
     # unreadable images are counted by leave_out; in a stream they cannot be left out
     skip = config.max_faulty > 0 and not isinstance(train, Streamed)
     image_format = source.format or find_format(source.train, source.test, skip_unreadable=skip)
@@ -201,31 +181,28 @@ def _split(
     records: Records | Streamed, image_format: ImageFormat, flip: bool, config: DataConfig
 ) -> AnySplit:
     """The images in memory, or on disk where they are large."""
+    size, channels, padding = image_format.size, image_format.channels, config.crop_padding
+    cut: dict[str, Any] = {
+        "flip": flip,
+        "view_seed": config.view_seed,
+        "views": config.views,
+        "mixes": config.mixes,
+    }
     if isinstance(records, Streamed):
-        return StreamSplit(records, image_format.size, image_format.channels, **_loading(flip, config))
-    in_memory = config.in_memory
-    if in_memory is None:
-        in_memory = image_format.size <= _MEMORY_SIZE or isinstance(records, Decoded)
+        return StreamSplit(records, size, channels, padding, workers=config.workers, **cut)
     if isinstance(records, Decoded):
-        if not in_memory:
+        if config.in_memory is False:
             raise UserError(f"data {config.name} is always in memory; leave data.in_memory out")
-        pixels = fit_all(records.pixels, image_format.size)
-    elif in_memory:
-        images = (to_channels(records.read(i), image_format.channels) for i in range(len(records)))
-        pixels = np.stack([fit(image, image_format.size) for image in images])
+        pixels = fit_all(records.pixels, size)
+    elif size <= _MEMORY_SIZE if config.in_memory is None else config.in_memory:
+        images = (to_channels(records.read(i), channels) for i in range(len(records)))
+        pixels = np.stack([fit(image, size) for image in images])
     else:
-        return DiskSplit(records, image_format.size, image_format.channels, **_loading(flip, config))
+        return DiskSplit(records, size, channels, padding, workers=config.workers, **cut)
     labels = None if records.labels is None else torch.from_numpy(records.labels)
-    padding = round(image_format.size / 8) if config.crop_padding is None else config.crop_padding
     return MemorySplit(
-        torch.from_numpy(pixels), labels, padding, flip, config.view_seed, config.views, config.mixes
+        torch.from_numpy(pixels), labels, round(size / 8) if padding is None else padding, **cut
     )
-
-
-def _loading(flip: bool, config: DataConfig) -> dict[str, Any]:
-    """How the images of a `LoadedSplit` are cut, and by how many workers."""
-    names = ("view_seed", "workers", "views", "mixes")
-    return {name: getattr(config, name) for name in names} | {"padding": config.crop_padding, "flip": flip}
 
 
 def _fingerprint(splits: Sequence[AnySplit], class_names: tuple[str, ...] | None) -> str:
@@ -251,7 +228,7 @@ _NOT_OF_STREAMS = {
 
 
 def check_options(config: DataConfig) -> None:
-    """Raise where an option is out of range or does not go with the others; None is what a default decides."""
+    """Raise where an option is out of range or does not go with the others."""
     check_ranges(config, "data")
     if config.evaluate_on not in ("auto", "test"):
         raise unknown_name("data.evaluate_on", config.evaluate_on, ("auto", "test"))
@@ -265,22 +242,11 @@ def check_options(config: DataConfig) -> None:
         raise UserError(f"data.stream_images is for a stream, and {config.name} is none: give data.limit")
 
 
-SHOWN = 3
-"""Images that an error tells the reasons of."""
-
-
 def leave_out(records: Records, max_faulty: int, workers: int) -> tuple[Records, tuple[str, ...]]:
-    """The records that can be decoded, and what is wrong with each of the others.
+    """The training images that can be decoded, and what is wrong with each of the others.
 
-    All images are decoded once for it; where nothing may be left out none is, as reading them finds the first.
-
-    Args:
-        records: training images
-        max_faulty: so many may be left out
-        workers: threads that decode
-
-    Raises:
-        UserError: more of them cannot be read, or all of a class
+    All images are decoded once for it, by threads; where nothing may be left out none is, as reading them finds the
+    first. Raises UserError where more than `max_faulty` cannot be read, or all of a class.
     """
     if not max_faulty or not isinstance(records, Encoded):
         return records, ()
@@ -298,7 +264,7 @@ def leave_out(records: Records, max_faulty: int, workers: int) -> tuple[Records,
     if len(wrong) > max_faulty:
         raise UserError(
             f"{len(wrong)} of {len(records)} training images cannot be read, --data.max_faulty allows {max_faulty}: "
-            + "; ".join(wrong[:SHOWN])
+            + "; ".join(wrong[:3])
         )
     left = records.select(np.flatnonzero([each is None for each in problems]))
     if not len(left):

@@ -63,11 +63,7 @@ class Decoded:
     def select(self, positions: NDArray[np.int64]) -> Decoded:
         """The images at these positions."""
         labels = None if self.labels is None else self.labels[positions]
-        return replace(self, pixels=self.pixels[positions], labels=labels)
-
-    def unlabelled(self) -> Decoded:
-        """The same images without their labels."""
-        return replace(self, labels=None)
+        return Decoded(self.pixels[positions], labels)
 
 
 @dataclass(frozen=True)
@@ -98,10 +94,6 @@ class Encoded:
         """The images at these positions."""
         labels = None if self.labels is None else self.labels[positions]
         return replace(self, labels=labels, positions=self.positions[positions])
-
-    def unlabelled(self) -> Encoded:
-        """The same images without their labels."""
-        return replace(self, labels=None)
 
     def _item(self, i: int) -> tuple[Path | bytes, str]:
         position = int(self.positions[i])
@@ -143,14 +135,7 @@ Records = Decoded | Encoded
 
 @dataclass(frozen=True)
 class ImageFormat:
-    """What batches of a data set's images look like.
-
-    Args:
-        size: side in pixels of the square images
-        channels: 1 or 3
-        mean: per-channel mean of pixels in [0, 1]
-        std: per-channel standard deviation
-    """
+    """Side in pixels of square images, channels (1 or 3), per-channel mean and standard deviation in [0, 1]."""
 
     size: int
     channels: int
@@ -189,9 +174,9 @@ def labelled_source(
     """A source of encoded images, evaluated on the first of `TEST_NAMES` that has labels.
 
     Args:
-        read: gives the images of a split, and the label of each as it is written, or None; of the split's name and
-            what it is called in messages
-        splits: which there are beside `train`
+        read: from a split's name and what it is called in messages to its images, and their labels as they are
+            written or None
+        splits: names of the splits beside `train`
         names: of the classes, or None where the labels decide
         origin: where the images come from, for messages
         numerals: see `class_numbers`
@@ -262,9 +247,6 @@ def find_format(train: Records, test: Records | None, skip_unreadable: bool = Fa
         train: training images
         test: test images
         skip_unreadable: pass over training images whose header is unreadable: they are counted later
-
-    Raises:
-        UserError: a header is unreadable.
     """
     sizes: set[tuple[int, int]] = set()
     grey = True

@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from msgspec import Meta
 from torch import Tensor, nn
 
 from unixkd.errors import UserError
+
+Finite = Annotated[float, Meta(gt=-1e6, lt=1e6)]
 
 
 @dataclass(frozen=True)
@@ -39,11 +42,12 @@ class ModelCard:
     """
 
     name: str
-    num_classes: int
-    in_channels: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    size: int | None = None
+    # the limits are of a card that is read: larger numbers are no model but an attack on memory
+    num_classes: Annotated[int, Meta(le=100_000)]
+    in_channels: Annotated[int, Meta(le=1024)]
+    mean: tuple[Finite, ...]
+    std: tuple[Finite, ...]
+    size: Annotated[int, Meta(le=4096)] | None = None
     class_names: tuple[str, ...] | None = None
     transformers: Mapping[str, Any] | None = field(default=None, hash=False)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -48,10 +49,7 @@ def save_model(model: PixelModel, folder: str | Path, weights: Mapping[str, Tens
 
 def card_values(card: ModelCard) -> dict[str, Any]:
     """A card for JSON; only a network of transformers has a line for its configuration."""
-    values = asdict(card)
-    if card.transformers is None:
-        del values["transformers"]
-    return values
+    return {key: value for key, value in asdict(card).items() if key != "transformers" or value is not None}
 
 
 def load_student(folder: str | Path, code: str | None = None) -> PixelModel:
@@ -85,11 +83,8 @@ def make_network(
     Args:
         folder: run folder
         card: its card
-        code: `FILE.py:NAME` of a network of the user's own
+        code: `FILE.py:NAME` of a network of the user's own; UserError where it is missing or not needed
         num_classes: other than the card's
-
-    Raises:
-        UserError: `code` is missing, or is given for a network that needs none
     """
     num_classes = card.num_classes if num_classes is None else num_classes
     if is_code(card.name):
@@ -107,9 +102,7 @@ def make_network(
     if not weights.is_file():
         raise UserError(f"no weights file at '{weights}'")
     most = weights.stat().st_size  # a parameter takes at least a byte
-    return huggingface.from_content(
-        card.transformers, num_classes, card.in_channels, source=str(folder), max_parameters=most
-    )
+    return huggingface.from_content(card.transformers, num_classes, card.in_channels, str(folder), most)
 
 
 def is_run_folder(path: str | Path) -> bool:
@@ -118,11 +111,7 @@ def is_run_folder(path: str | Path) -> bool:
 
 
 def read_card(folder: str | Path) -> ModelCard:
-    """Read and check the card of a run folder.
-
-    Raises:
-        UserError: missing file, or one that is not a card; names the file and what is wrong
-    """
+    """The card of a run folder. Raises UserError that names the file and what is wrong with it."""
     path = Path(folder) / CARD_FILE
     if not path.exists():
         raise UserError(f"'{folder}' is no run folder: it has no {CARD_FILE}")
@@ -130,15 +119,15 @@ def read_card(folder: str | Path) -> ModelCard:
     if content.get("schema") != SCHEMA:
         raise UserError(f"'{path}' is no model card of schema {SCHEMA}")
     try:
-        card = _checked_card(content)
+        card = msgspec.convert(content, ModelCard)
         _check_network(card)
-    except UserError as error:
+    except (msgspec.ValidationError, UserError) as error:
         raise UserError(f"'{path}': {error}") from error
     return card
 
 
 def _check_network(card: ModelCard) -> None:
-    """Raise where nothing here makes such a network; whether code that it names is there is not looked at."""
+    """Raise where no library makes such a network; whether code that it names is there is not looked at."""
     if card.name.startswith(huggingface_config.PREFIX) != (card.transformers is not None):
         raise UserError(
             f"a network of transformers needs 'transformers', others have none; the name is '{card.name}'"
@@ -147,44 +136,3 @@ def _check_network(card: ModelCard) -> None:
         huggingface_config.checked(card.transformers)
     elif not is_code(card.name):
         check_name(card.name)
-
-
-Check = tuple[Callable[[Any], bool], str]
-"""Whether a value of a card is valid, and what a valid one is, in words."""
-
-
-def _whole_number(most: int) -> Check:
-    return lambda value: type(value) is int and 1 <= value <= most, f"a whole number from 1 to {most}"
-
-
-def _list_of(is_valid: Callable[[Any], bool], words: str) -> Check:
-    return lambda value: isinstance(value, list) and all(map(is_valid, value)), f"a list of {words}"
-
-
-def _or_null(check: Check) -> Check:
-    is_valid, words = check
-    return lambda value: value is None or is_valid(value), f"null or {words}"
-
-
-_NUMBERS = _list_of(lambda value: type(value) in (int, float) and abs(value) < 1e6, "numbers")
-# Larger numbers are no model but an attack on memory.
-_CHECKS: dict[str, Check] = {
-    "name": (lambda value: isinstance(value, str), "a string"),
-    "num_classes": _whole_number(100_000),
-    "in_channels": _whole_number(1024),
-    "mean": _NUMBERS,
-    "std": _NUMBERS,
-    "size": _or_null(_whole_number(4096)),
-    "class_names": _or_null(_list_of(lambda value: isinstance(value, str), "strings")),
-    "transformers": _or_null((lambda value: isinstance(value, dict), "a configuration")),
-}
-
-
-def _checked_card(content: dict[str, Any]) -> ModelCard:
-    values: dict[str, Any] = {}
-    for key, (is_valid, words) in _CHECKS.items():
-        value = content.get(key)
-        if not is_valid(value):
-            raise UserError(f"'{key}' must be {words}")
-        values[key] = tuple(value) if isinstance(value, list) else value
-    return ModelCard(**values)

@@ -6,7 +6,8 @@ Only networks of the library itself are built: code that a folder or its configu
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -21,42 +22,19 @@ from unixkd.models.huggingface_config import (
     image_size,
     make_config,
     naming,
-    num_channels,
     quiet,
     read,
     transformers,
 )
-from unixkd.names import check_folder
 
 _USUAL_SIZE, _SMALL_SIZE = 224, 32
 """Sides in pixels with which networks are tried out: the usual one, and the data of the CIFAR family."""
 
 
-def check_name(name: str) -> None:
-    """Raise where the name means a folder that is not there, or transformers is not installed.
-
-    Raises:
-        UsageError: no such folder
-        UserError: transformers is not installed
-    """
-    check_folder(name)
-    transformers()
-
-
-def create(name: str, num_classes: int, in_channels: int) -> nn.Module:
-    """Build the configuration under a name with random weights.
-
-    Raises:
-        UserError: it cannot be had, is no image classifier's, or takes other channels
-    """
-    return from_content(read(name).content, num_classes, in_channels, source=name)
-
-
 def pretrained(name: str) -> tuple[nn.Module, Expectations]:
     """The network with its own weights, read or downloaded by the library, and what they expect.
 
-    Raises:
-        UserError: weights or configuration cannot be had, or some are missing
+    Raises UserError where weights or configuration cannot be had, or some are missing.
     """
     source = read(name)
     with naming(name), quiet():
@@ -76,8 +54,7 @@ def pretrained(name: str) -> tuple[nn.Module, Expectations]:
 def expectations(name: str, source: Source | None = None) -> Expectations:
     """What the weights under a name expect of their images; `source` is its configuration, read if left out.
 
-    Raises:
-        UserError: they cannot be had, or images are prepared in a way that is not imitated here
+    Raises UserError where they cannot be had, or images are prepared in a way that is not imitated here.
     """
     source = source or read(name)
     with naming(name), quiet():
@@ -106,9 +83,8 @@ def from_content(
     content: Mapping[str, Any],
     num_classes: int,
     in_channels: int,
-    *,
     source: str,
-    max_parameters: int | None = None,
+    max_parameters: float = math.inf,
 ) -> nn.Module:
     """Build a network of a configuration, with random weights; nothing is downloaded, nobody's code is run.
 
@@ -119,14 +95,13 @@ def from_content(
         source: where it comes from, for messages
         max_parameters: a network of more is refused before it takes memory
 
-    Raises:
-        UserError: it is no image classifier's of transformers, or one of other channels, or too large
+    Raises UserError where it is no image classifier's of transformers, or one of other channels, or too large.
     """
     with naming(source), quiet():
         config = make_config(checked(content), num_classes, in_channels)
         skeleton = _skeleton(config)
         parameters = sum(parameter.numel() for parameter in skeleton.parameters())
-        if max_parameters is not None and parameters > max_parameters:
+        if parameters > max_parameters:
             raise UserError(
                 f"it describes a network of {parameters:,} parameters, more than its weights can hold"
             )
@@ -141,14 +116,13 @@ def fixed_size(net: nn.Module) -> int | None:
         return None
     with quiet():
         skeleton = _skeleton(net.config)
-    sizes = (2 * size, _SMALL_SIZE)
-    return None if all(_takes(skeleton, num_channels(net.config), other) for other in sizes) else size
+    channels = int(getattr(getattr(net.config, "vision_config", net.config), "num_channels", 3))
+    return None if all(_takes(skeleton, channels, other) for other in (2 * size, _SMALL_SIZE)) else size
 
 
 def _build(config: Any) -> nn.Module:
-    build = transformers().AutoModelForImageClassification.from_config
-    net: nn.Module = build(config, dtype=torch.float32, trust_remote_code=False)
-    return net
+    build: Callable[..., nn.Module] = transformers().AutoModelForImageClassification.from_config
+    return build(config, dtype=torch.float32, trust_remote_code=False)
 
 
 def _skeleton(config: Any) -> nn.Module:
@@ -167,10 +141,7 @@ def _takes(skeleton: nn.Module, channels: int, size: int) -> bool:
 
 
 def read_processor(path: str) -> dict[str, Any]:
-    """Settings of the image processor under a path or ID; none where it has no preprocessor_config.json.
-
-    The processor itself is not made.
-    """
+    """Settings of the image processor under a path or ID; none where it has no preprocessor_config.json."""
     from transformers.image_processing_base import ImageProcessingMixin
 
     try:
@@ -187,8 +158,7 @@ def normalisation(
 ) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
     """Mean and standard deviation of pixels in [0, 1] that do what a processor does to 0 … 255; None: not known.
 
-    Raises:
-        UserError: it does what is not imitated here
+    Raises UserError where it does what is not imitated here.
 
     >>> normalisation({"image_mean": [0.5], "image_std": [0.25]}, 1)
     ((0.5,), (0.25,))
@@ -219,10 +189,7 @@ def _per_channel(values: Any, channels: int) -> tuple[float, ...] | None:
 
 
 def side(settings: Mapping[str, Any]) -> int | None:
-    """Side in pixels of the images that a processor gives, which have to be square; None: as they come.
-
-    Raises:
-        UserError: they are not square
+    """Side in pixels of a processor's images; None: as they come. Raises UserError where they are not square.
 
     >>> side({"size": {"shortest_edge": 256}, "do_center_crop": True, "crop_size": {"height": 224, "width": 224}})
     224

@@ -25,25 +25,15 @@ _MAX_NUMBER, _MAX_LAYERS, _MAX_DEPTH = 1_000_000, 1000, 6
 
 @dataclass(frozen=True)
 class Source:
-    """A configuration as it lies in a folder or on the Hub.
-
-    Args:
-        content: the checked configuration
-        labels: names of its classes, `LABEL_0` and so on where it has none
-        channels: of its images
-    """
+    """A configuration as it lies in a folder or on the Hub, checked."""
 
     content: dict[str, Any]
-    labels: tuple[str, ...]
-    channels: int
+    labels: tuple[str, ...]  # names of its classes, `LABEL_0` and so on where it has none
+    channels: int  # of its images
 
 
 def transformers() -> ModuleType:
-    """The package.
-
-    Raises:
-        UserError: it is not installed
-    """
+    """The package. Raises UserError where it is not installed."""
     try:
         import transformers
     except ImportError as error:
@@ -54,8 +44,7 @@ def transformers() -> ModuleType:
 def read(name: str) -> Source:
     """The configuration under `transformers:PATH_OR_ID`; the library reads or downloads the file.
 
-    Raises:
-        UserError: it cannot be had, or is not that of an image classifier
+    Raises UserError where it cannot be had, or is not that of an image classifier.
     """
     with naming(name), quiet():
         content, _ = transformers().PreTrainedConfig.get_config_dict(name.removeprefix(PREFIX))
@@ -69,8 +58,7 @@ def read(name: str) -> Source:
 def checked(content: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration without what could run or fetch something.
 
-    Raises:
-        UserError: it is no image classifier's, or its numbers are no network's
+    Raises UserError where it is no image classifier's, or its numbers are no network's.
     """
     transformers()
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES as KNOWN
@@ -83,7 +71,7 @@ def checked(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def make_config(content: Mapping[str, Any], num_classes: int, in_channels: int) -> Any:
-    """The library's object of a checked configuration, for so many classes and channels."""
+    """The library's object of a checked configuration, with other numbers of classes and channels."""
     values = copy.deepcopy(dict(content))
     _images(values)["num_channels"] = in_channels
     names = {number: f"LABEL_{number}" for number in range(num_classes)}
@@ -101,11 +89,6 @@ def image_size(config: Any) -> int | None:
     sides = set(size) if isinstance(size, list | tuple) else {size}
     side = sides.pop()
     return side if not sides and isinstance(side, int) else None
-
-
-def num_channels(config: Any) -> int:
-    """Channels of the images that a configuration was made for."""
-    return int(getattr(getattr(config, "vision_config", config), "num_channels", 3))
 
 
 @contextlib.contextmanager
@@ -135,7 +118,7 @@ def quiet() -> Iterator[None]:
 
 
 def _images(content: Mapping[str, Any]) -> Any:
-    """The part of a configuration that is about images."""
+    """The settings of a configuration that are about images."""
     inner = content.get("vision_config")
     return inner if isinstance(inner, dict) else content
 

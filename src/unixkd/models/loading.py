@@ -56,7 +56,7 @@ def build_model(
         UserError: for weights that cannot be had or do not fit the data
     """
     _check_source(config, role)
-    is_folder = _is_folder(config.name)
+    is_folder = _may_be_path(config.name) and is_run_folder(config.name)
     config = config if is_folder else as_weights(config)
     names = None if class_names is None else tuple(class_names)
     data = ModelCard(config.name, num_classes, in_channels, tuple(mean), tuple(std), None, names)
@@ -84,19 +84,16 @@ def _may_be_path(name: str) -> bool:
     return not (name in model_names() or name.startswith(published.PREFIXES) or is_code(name))
 
 
-def _is_folder(name: str) -> bool:
-    return _may_be_path(name) and is_run_folder(name)
-
-
 def _check_source(config: ModelConfig, role: Role) -> None:
     """Refuse an unknown name, contradictory sources of weights, and a teacher without any."""
     name = config.name
     if not name:
         raise UsageError(f"name the {role}: --{role}.name")
-    is_folder = _is_folder(name)
-    has_weights = is_folder or (_may_be_path(name) and is_checkpoint(name))
+    may_be_path = _may_be_path(name)
+    is_folder = may_be_path and is_run_folder(name)
+    has_weights = is_folder or (may_be_path and is_checkpoint(name))
     if not has_weights:
-        if _may_be_path(name):
+        if may_be_path:
             _check_no_path(name)
         check_name(name)
     if config.pretrained and config.weights is not None:
@@ -150,7 +147,7 @@ def _from_published(name: str, data: ModelCard, role: Role) -> tuple[nn.Module, 
 
 
 def _with_published_preprocessing(card: ModelCard, num_classes: int) -> ModelCard:
-    """The card with the published weights' preprocessing, if the weights have as many classes as these."""
+    """The card with the published weights' preprocessing, if the weights have this number of classes."""
     source = published.expectations(card.name)
     if source is None or num_classes != source.num_classes or card.in_channels != source.in_channels:
         return card
@@ -182,10 +179,7 @@ Names = tuple[str, ...] | None
 
 
 def _check_class_names(source: str, names: Names, data_names: Names, may_be_renamed: bool = False) -> None:
-    """Raise where a network knows the classes by other names, or in another order; None: not known.
-
-    Other names alone are a warning where they `may_be_renamed`: a data set may have its own for published weights.
-    """
+    """Raise where a network knows the classes in another order, or by other names unless they `may_be_renamed`."""
     if names is None or data_names is None or names == data_names:
         return
     pairs = enumerate(zip(names, data_names, strict=True))
@@ -206,8 +200,7 @@ def _check_class_names(source: str, names: Names, data_names: Names, may_be_rena
 def own_num_classes(config: ModelConfig, in_channels: int) -> int:
     """Width of the classifier in the weights of a run folder, of a file, or as published.
 
-    Raises:
-        UserError: the network has no weights, or the file's are of another architecture
+    Raises UserError where the network has no weights, or the file's are of another architecture.
     """
     if is_run_folder(config.name):
         return read_card(config.name).num_classes

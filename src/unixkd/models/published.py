@@ -11,6 +11,8 @@ from unixkd.errors import UserError, first_line, missing_extra, unknown_name
 from unixkd.models import huggingface
 from unixkd.models.card import Expectations
 from unixkd.models.huggingface_config import PREFIX as TRANSFORMERS
+from unixkd.models.huggingface_config import read, transformers
+from unixkd.names import check_folder
 
 PREFIXES = ("timm:", "torchvision:", TRANSFORMERS)
 # They return extra heads while training; timm has both without them.
@@ -18,14 +20,10 @@ _WITH_AUXILIARY_HEADS = {"googlenet", "inception_v3"}
 
 
 def check_name(name: str) -> None:
-    """Raise where `timm:NAME`, `torchvision:NAME` or `transformers:PATH_OR_ID` is no known network.
-
-    Raises:
-        UsageError: for an unknown name
-        UserError: where the library is not installed
-    """
+    """Raise UsageError for an unknown name of a library's network, UserError where the library is not installed."""
     if name.startswith(TRANSFORMERS):
-        huggingface.check_name(name)
+        check_folder(name)
+        transformers()
         return
     library, _, architecture = name.partition(":")
     if library == "timm":  # names with the tag of their weights where one is asked for (`resnet18.a1_in1k`)
@@ -37,13 +35,9 @@ def check_name(name: str) -> None:
 
 
 def create(name: str, num_classes: int, in_channels: int) -> nn.Module:
-    """Build a network of a known name (`check_name`) with random weights.
-
-    Raises:
-        UserError: the network takes other channels
-    """
+    """A network of a known name (`check_name`) with random weights; UserError where it takes other channels."""
     if name.startswith(TRANSFORMERS):
-        return huggingface.create(name, num_classes, in_channels)
+        return huggingface.from_content(read(name).content, num_classes, in_channels, name)
     library, _, architecture = name.partition(":")
     if library == "timm":
         return _timm().create_model(architecture, num_classes=num_classes, in_chans=in_channels)
@@ -55,8 +49,7 @@ def create(name: str, num_classes: int, in_channels: int) -> nn.Module:
 def pretrained(name: str) -> tuple[nn.Module, Expectations]:
     """The network of a known name with its published weights, downloaded by its own library, and what they expect.
 
-    Raises:
-        UserError: where the weights cannot be had
+    Raises UserError where the weights cannot be had.
     """
     if name.startswith(TRANSFORMERS):
         return huggingface.pretrained(name)

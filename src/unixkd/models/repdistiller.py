@@ -12,8 +12,7 @@ from unixkd.errors import UserError
 from unixkd.models.registry import model_names
 
 _log = logging.getLogger("unixkd")
-_OTHER_NAMES = {"mobile_half": "MobileNetV2"}
-"""Their name of a network -> ours."""
+_OTHER_NAMES = {"mobile_half": "MobileNetV2"}  # their name of a network -> ours
 _NUMBERED = re.compile(r"(?:ckpt_epoch_|student_)(\d+)(?:\.pth)?")
 _LAST = re.compile(r".+_last\.pth|student_latest")
 _BEST = re.compile(r".+_best\.pth|student_best")
@@ -28,13 +27,10 @@ def is_checkpoint(path: str | Path) -> bool:
 
 
 def as_weights(config: ModelConfig) -> ModelConfig:
-    """The configuration with a checkpoint's architecture as its name and the file as its weights.
+    """The configuration with a checkpoint's architecture as its name and the file as its weights; others as they are.
 
-    Any other configuration is returned as it is. Which file was taken is logged; it is a warning where there
-    is only the best epoch's, as the test set has chosen that.
-
-    Raises:
-        UserError: the architecture or the file is not clear
+    Which file was taken is logged; it is a warning where there is only the best epoch's, as the test set has chosen
+    that. Raises UserError where the architecture or the file is not clear.
 
     >>> as_weights(ModelConfig("resnet8")).weights is None
     True
@@ -52,25 +48,29 @@ def as_weights(config: ModelConfig) -> ModelConfig:
     return replace(config, name=name, weights=str(file))
 
 
-def _checkpoints(path: Path) -> list[Path]:
-    """The file itself or the files of a folder that are named as checkpoints."""
+def _rank(name: str) -> tuple[int, int] | None:
+    """How late a checkpoint's weights are by its name: the last epoch's, a numbered one's, the best one's."""
+    if _LAST.fullmatch(name):
+        return 2, 0
+    if match := _NUMBERED.fullmatch(name):
+        return 1, int(match[1])
+    return (0, 0) if _BEST.fullmatch(name) else None
+
+
+def _checkpoints(path: Path) -> dict[Path, tuple[int, int]]:
+    """The ranks of the file itself, or of a folder's files, if they are named as checkpoints."""
     files = sorted(path.iterdir()) if path.is_dir() else [path]
-    patterns = (_NUMBERED, _LAST, _BEST)
-    return [file for file in files if file.is_file() and any(p.fullmatch(file.name) for p in patterns)]
+    return {file: rank for file in files if file.is_file() and (rank := _rank(file.name))}
 
 
 def _last_checkpoint(path: Path) -> Path:
-    """The last epoch's file, else the best one's."""
-    files = _checkpoints(path)
-    last = [path for path in files if _LAST.fullmatch(path.name)]
-    numbered = {path: int(match[1]) for path in files if (match := _NUMBERED.fullmatch(path.name))}
-    latest = [path for path, number in numbered.items() if number == max(numbered.values())]
-    chosen = last or latest or files
-    if len(chosen) > 1:
+    ranks = _checkpoints(path)
+    latest = [file for file, rank in ranks.items() if rank == max(ranks.values())]
+    if len(latest) > 1:
         raise UserError(
-            f"'{path}' holds several networks ({', '.join(path.name for path in chosen)}): name one of the files"
+            f"'{path}' holds several networks ({', '.join(file.name for file in latest)}): name one of the files"
         )
-    return chosen[0]
+    return latest[0]
 
 
 def _architecture(file: Path) -> str:

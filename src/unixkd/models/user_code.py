@@ -17,28 +17,25 @@ import torch
 from torch import nn
 
 from unixkd.errors import UserError, first_line, unknown_name
-from unixkd.names import check_code, parts_of
+from unixkd.names import check_code, split_code
 
 
 def create(name: str, num_classes: int, in_channels: int) -> nn.Module:
     """Run `FILE.py` and call `NAME(num_classes=..., in_channels=...)`; `in_channels` only where it is taken.
 
-    Args:
-        name: `FILE.py:NAME`, as the user gave it
-        num_classes: width of the logits
-        in_channels: channels of the images
-
-    Raises:
-        UsageError: no such file, or nothing of this name in it
-        UserError: the file or the call fails, or gives no module
+    Raises UsageError where the file or the name in it is not there, UserError where the file or the call fails or
+    gives no module.
     """
     check_code(name)
-    file, attribute = parts_of(name)
+    file, attribute = split_code(name)
     with _locating_errors(name, file), _importable_neighbours(file):
         module = _module(file)
         make = getattr(module, attribute, None)
         if not callable(make):
-            defined = [key for key, value in vars(module).items() if _is_defined_in(module, value)]
+            names = [key for key, value in vars(module).items() if callable(value)]
+            defined = [
+                key for key in names if getattr(vars(module)[key], "__module__", "") == module.__name__
+            ]
             raise unknown_name("network", name, [f"{file}:{key}" for key in defined])
         net = make(**_arguments(name, make, num_classes, in_channels))
     if not isinstance(net, nn.Module):
@@ -68,16 +65,8 @@ def _module(file: Path) -> ModuleType:
     return module
 
 
-def _is_defined_in(module: ModuleType, value: object) -> bool:
-    return callable(value) and getattr(value, "__module__", "") == module.__name__
-
-
 def _arguments(name: str, make: Callable[..., Any], num_classes: int, in_channels: int) -> dict[str, int]:
-    """The arguments that a class or function takes: number of classes, and of channels where it has them.
-
-    Raises:
-        UserError: it takes others
-    """
+    """The arguments that a class or function takes: number of classes, and of channels where it has them."""
     both = {"num_classes": num_classes, "in_channels": in_channels}
     signature = inspect.signature(make)
     for arguments in (both, {"num_classes": num_classes}):

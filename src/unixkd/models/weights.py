@@ -52,11 +52,7 @@ def load_weights(net: nn.Module, path: str | Path, *, strict_head: bool = True) 
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Read the named tensors of a weights file onto the CPU.
-
-    Raises:
-        UserError: missing or damaged file, or one that holds something else than weights
-    """
+    """The named tensors of a weights file, on the CPU. Raises UserError where it is missing, damaged or none."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no weights file at '{path}'")
@@ -72,14 +68,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def copy_weights(state: Mapping[str, Tensor], net: nn.Module, *, source: str, strict_head: bool) -> None:
-    """Copy named tensors into a network whose parameters they must match (see `load_weights`).
-
-    Args:
-        state: named tensors
-        net: the network to fill
-        source: where they come from, for messages
-        strict_head: False: a classifier of another class count is left as it is
-    """
+    """Copy named tensors into a network as `load_weights` does; `source` is where they come from, for messages."""
     wanted = net.state_dict()
     reshaped = [name for name in wanted if name in state and state[name].shape != wanted[name].shape]
     mismatch = _first_mismatch(state, wanted)
@@ -122,11 +111,9 @@ def _read_torch(path: Path) -> object:
 
 
 def _is_state(content: object) -> TypeGuard[Mapping[str, Tensor]]:
-    return (
-        isinstance(content, Mapping)
-        and len(content) > 0
-        and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items())
-    )
+    if not isinstance(content, Mapping) or not content:
+        return False
+    return all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items())
 
 
 def _strip_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -150,8 +137,7 @@ def _class_counts(
     state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], reshaped: list[str]
 ) -> tuple[int, int] | None:
     """Class counts (file, network) where nothing differs but the first dimension of the classifier."""
-    alike = {name: value for name, value in state.items() if name not in reshaped}
-    if _first_mismatch(alike, {name: value for name, value in wanted.items() if name not in reshaped}):
+    if _first_mismatch({**state, **{name: wanted[name] for name in reshaped}}, wanted):
         return None
     pairs = [(state[name].shape, wanted[name].shape) for name in reshaped]
     if any(min(len(a), len(b)) == 0 or a[1:] != b[1:] for a, b in pairs):

@@ -28,13 +28,7 @@ _CANNOT_RESERVE = (errno.EOPNOTSUPP, errno.EINVAL)  # file systems that only eve
 def open_folder(
     path: Path, contents: Contents, announce: Callable[[str], None]
 ) -> tuple[np.memmap, np.memmap]:
-    """The mapped rows `[images × views, width]` and checksums `[images × views]` of a store.
-
-    Where there is nothing at `path` (or an empty folder) the store is made, and announced first.
-
-    Raises:
-        UserError: no space for it, a folder of something else or of other answers, a damaged file
-    """
+    """The mapped rows `[images × views, width]` and checksums `[images × views]` of a store; see `AnswerStore.open`."""
     try:
         _remove_leftovers(path.resolve())
         if not path.exists() or (path.is_dir() and not any(path.iterdir())):
@@ -103,29 +97,24 @@ def _check(path: Path, contents: Contents) -> None:
     saved = _read_index(path)
     if saved["schema"] not in (SCHEMA, TOP_SCHEMA):
         raise UserError(f"{path} was written by another version of unixkd: give another folder, or remove it")
-    there, here = _parts(saved), _parts(contents.index)
-    parts = [part for part in {**here, **there} if there.get(part) != here.get(part)]
-    if parts:
-        differences = "; ".join(_difference(part, there.get(part), here.get(part)) for part in parts)
+    there, here = _settings(saved), _settings(contents.index)
+    names = [name for name in {**here, **there} if there.get(name) != here.get(name)]
+    if names:
+        differences = "; ".join(_difference(name, there.get(name), here.get(name)) for name in names)
         raise UserError(
             f"{path} holds other stored answers. What differs: {differences}. "
             "Give another folder, or remove this one"
         )
     for name, size in contents.sizes.items():
         file = path / name
-        found = f"{file.stat().st_size:,} bytes" if file.is_file() else "missing"
-        if found != f"{size:,} bytes":
-            raise UserError(f"{file} is damaged: {found}, not {size:,} bytes; remove the folder {path}")
+        actual = f"{file.stat().st_size:,} bytes" if file.is_file() else "missing"
+        if actual != f"{size:,} bytes":
+            raise UserError(f"{file} is damaged: {actual}, not {size:,} bytes; remove the folder {path}")
 
 
 def read_key(path: Path) -> dict[str, str]:
-    """The key of the store at a path, nothing where there is none yet.
-
-    Raises:
-        UserError: its index is damaged
-    """
-    key: dict[str, str] = _read_index(path)["key"] if (path / _INDEX).exists() else {}
-    return key
+    """The key of the store at a path, empty where there is none yet. Raises UserError where its index is damaged."""
+    return dict(_read_index(path)["key"]) if (path / _INDEX).exists() else {}
 
 
 def _read_index(path: Path) -> dict[str, Any]:
@@ -141,7 +130,7 @@ def _read_index(path: Path) -> dict[str, Any]:
     raise UserError(f"{file} is damaged or of something else: give another folder, or remove {path}")
 
 
-def _parts(index: dict[str, Any]) -> dict[str, Any]:
+def _settings(index: dict[str, Any]) -> dict[str, Any]:
     """All that two stores can differ in, by the name a reader knows it by."""
     numbers = {f"number of {name}": index.get(name) for name in ("images", "views", "classes")}
     top_k = index.get("top_k")
@@ -149,8 +138,8 @@ def _parts(index: dict[str, Any]) -> dict[str, Any]:
     return {**index["key"], **numbers, "stored precision": index.get("precision"), "logits kept": kept}
 
 
-def _difference(part: str, there: object, here: object) -> str:
+def _difference(name: str, there: object, here: object) -> str:
     values = ["nothing" if value is None else str(value) for value in (there, here)]
     if any(re.fullmatch("[0-9a-f]{32,}", value) for value in values):  # tells a reader nothing
-        return part
-    return f"{part} ({values[0]} there, {values[1]} here)"
+        return name
+    return f"{name} ({values[0]} there, {values[1]} here)"

@@ -39,7 +39,7 @@ class Contents:
             logits are stored
 
     Raises:
-        UserError: a number is below 1, or keeping so few takes more room than keeping all
+        UserError: a number is below 1, or the `top_k` logits take more room than all
 
     >>> print(Contents({}, 50_000, 162, 100, "fp16"))
     50,000 images × 162 views × 100 classes as fp16 = 1.62 GB (plus checksums)
@@ -58,8 +58,22 @@ class Contents:
     def __post_init__(self) -> None:
         if min(self.images, self.views, self.classes) < 1:
             raise UserError(f"stored answers need at least one image, view and class, got {self}")
-        if self.top_k is not None:
-            self._check_top_k(self.top_k)
+        if self.top_k is None:
+            return
+        if not 1 <= self.top_k < self.classes:
+            raise UserError(
+                f"answers.top_k must be from 1 to {self.classes - 1} of {self.classes} classes, got {self.top_k}; "
+                "leave it out to keep all logits"
+            )
+        if not self.temperature > 0:
+            raise UserError(f"the temperature of stored answers must be above 0, got {self.temperature:g}")
+        all_logits = AllLogits(self.classes, self.precision)
+        top, full = (each.width * each.dtype.itemsize for each in (self.packing, all_logits))
+        if top > full:
+            raise UserError(
+                f"answers.top_k {self.top_k}: the {self.top_k} largest of {self.classes} logits with their classes "
+                f"take {top:,} bytes, all logits {full:,}: leave it out, or keep fewer"
+            )
 
     @property
     def packing(self) -> Packing:
@@ -76,27 +90,11 @@ class Contents:
 
     @property
     def index(self) -> dict[str, Any]:
-        """What the store's index says."""
+        """Of answers.json."""
         if self.top_k is not None:
             return {"schema": TOP_SCHEMA, **asdict(self)}
         values = {name: value for name, value in asdict(self).items() if name not in ("top_k", "temperature")}
         return {"schema": SCHEMA, **values}
-
-    def _check_top_k(self, top_k: int) -> None:
-        if not 1 <= top_k < self.classes:
-            raise UserError(
-                f"answers.top_k must be from 1 to {self.classes - 1} of {self.classes} classes, got {top_k}; "
-                "leave it out to keep all logits"
-            )
-        if not self.temperature > 0:
-            raise UserError(f"the temperature of stored answers must be above 0, got {self.temperature:g}")
-        all_logits = AllLogits(self.classes, self.precision)
-        ours, full = (each.width * each.dtype.itemsize for each in (self.packing, all_logits))
-        if ours > full:
-            raise UserError(
-                f"answers.top_k {top_k}: the {top_k} largest of {self.classes} logits with their classes take "
-                f"{ours:,} bytes, all logits {full:,}: leave it out, or keep fewer"
-            )
 
     def __str__(self) -> str:
         kept = "" if self.top_k is None else f"{self.top_k:,} of "
@@ -114,12 +112,7 @@ _WORD = np.dtype("<u2")
 
 @dataclass(frozen=True)
 class AllLogits:
-    """An answer's logits as they are, in the store's precision.
-
-    Args:
-        classes: logits of an answer, C
-        precision: fp16 | fp32
-    """
+    """An answer's C logits as they are, in the store's precision."""
 
     classes: int
     precision: Precision

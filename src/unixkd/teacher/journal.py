@@ -17,11 +17,7 @@ PREFIX, SUFFIX = "asked-since-", ".bin"
 
 
 class Journal:
-    """The journals of a run, one for each checkpoint that is kept.
-
-    Args:
-        folder: where they lie, which need not exist yet
-        process: number of the process that asks; each has files of its own, and reads all
+    """The journals of a run in a folder, one for each checkpoint that is kept; each process has files of its own.
 
     >>> import tempfile
     >>> folder = tempfile.TemporaryDirectory()
@@ -46,7 +42,7 @@ class Journal:
         self.current.unlink(missing_ok=True)
 
     def go_on(self, checkpoint: str) -> None:
-        """As `begin`, after what the journal holds already."""
+        """As `begin`, after the rows that the journal lists already."""
         process = f".{self.process}" if self.process else ""
         self.current = self.folder / f"{PREFIX}{checkpoint}{process}{SUFFIX}"
 
@@ -58,20 +54,15 @@ class Journal:
                 file.write(rows.astype("<i8").tobytes())
 
     def rows_since(self, checkpoint: str) -> NDArray[np.int64]:
-        """The rows noted after a checkpoint, those after later ones included; a torn last number is dropped.
-
-        Raises:
-            UserError: a journal cannot be read
-        """
-        found = [np.empty(0, np.int64)]
+        """The rows noted after a checkpoint, those after later ones included. Raises UserError if unreadable."""
+        rows = [np.empty(0, np.int64)]
         for path in self.files():
             if tag(path) >= checkpoint:
                 try:
-                    content = path.read_bytes()
+                    rows.append(np.fromfile(path, "<i8"))  # drops a torn last number
                 except OSError as error:
                     raise UserError(f"{path} cannot be read: {error.strerror}; remove it to go on") from None
-                found.append(np.frombuffer(content[: len(content) // 8 * 8], "<i8"))
-        return np.concatenate(found)
+        return np.concatenate(rows)
 
     def prune(self, oldest: str) -> None:
         """Remove what was noted before the oldest checkpoint that is kept."""

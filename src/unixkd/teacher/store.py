@@ -14,7 +14,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -88,14 +87,14 @@ class AnswerStore:
 
         Args:
             path: its folder
-            key: whose answers to what, by named parts: whatever changes an answer (`store_key`)
+            key: all that changes an answer, by name (`store_key`)
             images: number of images
             views: number of views of each image
             classes: logits of an answer
             precision: fp16 (within 65,504, 11 bits) | fp32
-            top_k: keep only so many of an answer's logits, the largest; None: all
+            top_k: number of logits of an answer that are kept, the largest; None: all
             temperature: of the losses that will use them, where only the largest are kept (`TopLogits`)
-            announce: is told the size, in one line, before a store is made
+            announce: takes a line with the size before a store is made
 
         Raises:
             UserError: no space for it, a folder of something else or of other answers, a damaged file, a `top_k`
@@ -103,11 +102,6 @@ class AnswerStore:
         """
         contents = Contents(dict(key), images, views, classes, precision, top_k, temperature)
         return cls(path, contents, *open_folder(path, contents, announce))
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of logits and checksums on the disk."""
-        return sum(self.contents.sizes.values())
 
     def read(
         self, index: Int[Tensor, " n"], view: Int[Tensor, " n"]
@@ -122,7 +116,7 @@ class AnswerStore:
             Rows that are not known are 0. Where only the largest logits are kept, all others of a row are equal.
 
         Raises:
-            UserError: an image or view that the store has no place for
+            UserError: an image or view that is not the store's
         """
         rows = self._rows(index, view)
         packed = self._logits.take(rows, axis=0)
@@ -132,10 +126,6 @@ class AnswerStore:
             known &= ~self._forgotten[rows]
         packed[~known] = 0  # before it is unpacked: a torn row names classes that do not exist
         return self._packing.unpack(packed), torch.from_numpy(known)
-
-    def known(self, index: Int[Tensor, " n"], view: Int[Tensor, " n"]) -> Bool[Tensor, " n"]:
-        """Which answers are there `[N]`, on the CPU; verified, so that `read` will give them all."""
-        return self.read(index, view)[1]
 
     def write(
         self, index: Int[Tensor, " n"], view: Int[Tensor, " n"], logits: Float[Tensor, "n classes"]
@@ -149,7 +139,7 @@ class AnswerStore:
 
         Raises:
             UserError: logits that are not finite or too large for fp16, another number of classes, an
-                image or view that the store has no place for; nothing is written then
+                image or view that is not the store's; nothing is written then
         """
         rows = self._rows(index, view)
         if logits.shape != (len(rows), self.contents.classes):
@@ -173,10 +163,9 @@ class AnswerStore:
         return self._packing.rounded(logits)
 
     def forget(self, rows: NDArray[np.int64]) -> None:
-        """Take these rows to be unknown until they are written again; other users of the store still read them.
+        """Take rows image × views + view `[m]` to be unknown until they are written again; other users still read them.
 
-        Args:
-            rows: image × views + view `[m]`; others than the store has, of a damaged journal, are passed over
+        Numbers that are no rows, of a damaged journal, are passed over.
         """
         if not len(rows):
             return
@@ -185,7 +174,7 @@ class AnswerStore:
         self._forgotten[rows[(rows >= 0) & (rows < len(self._forgotten))]] = True
 
     def share_forgotten(self, reduce: Callable[..., None]) -> None:
-        """Take rows to be known that another process has written since all of them forgot the same ones."""
+        """Take forgotten rows to be known that another process has written; all processes forgot the same ones."""
         if self._forgotten is not None:
             reduce([torch.from_numpy(self._forgotten.view(np.uint8))], "min")
 
@@ -206,12 +195,7 @@ class AnswerStore:
     def __enter__(self) -> AnswerStore:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _rows(self, index: Int[Tensor, " n"], view: Int[Tensor, " n"]) -> NDArray[np.int64]:

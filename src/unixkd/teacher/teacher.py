@@ -18,12 +18,7 @@ from unixkd.teacher.store import AnswerStore
 
 
 def check_store(store: AnswerStore, losses: Sequence[Loss]) -> None:
-    """Raise where losses cannot use a store's answers.
-
-    Args:
-        store: of all logits, or of the largest ones, which hold for one temperature
-        losses: of the objective
-    """
+    """Raise where losses cannot use a store's answers; the largest logits alone hold for one temperature."""
     contents = store.contents
     for loss in losses:
         if isinstance(loss, FeatureLoss):
@@ -47,7 +42,7 @@ class Teacher:
     Args:
         network: the frozen network
         store: its stored answers, filled as they are needed
-        mixes_answers: mixed rows are not asked: their answer is the mix of the stored ones to both images
+        mixes_answers: mixed rows are not forwarded: their answer is the mix of the stored ones to both images
         marks_faulty: answers that are not finite are marked for a caller who leaves them out, and are not stored
     """
 

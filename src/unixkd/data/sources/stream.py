@@ -10,7 +10,7 @@ import inspect
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -197,10 +197,6 @@ class Streamed:
 
     def __len__(self) -> int:
         return self.count
-
-    def unlabelled(self) -> Streamed:
-        """The same images without their labels."""
-        return replace(self, label=None)
 
     def epoch(self, number: int) -> Iterator[tuple[bytes, int, str]]:
         """Each image of an epoch as it is encoded, its label (or -1), and what it is called in messages.
