@@ -40,11 +40,10 @@ def plan_cluster(
     rows = 1 if not rounds else min(plan.rows, TIMED_ROWS) if on_cpu else plan.rows
     pair = Pair.on_random_pixels(teacher, student, rows, size)
     ledger, compute = pair.ledger, compute_seconds(pair, methods, plan, rounds)
-    rate = None if options.tflops is None else 1e12 * options.tflops
-    plain, *runs = (
-        estimate(m, plan, ledger, compute=s, rate=rate) for m, s in zip(methods, compute, strict=True)
-    )
-    gpu = options.tflops is not None or not on_cpu
+    rate = 1e12 * options.tflops if options.tflops else None
+    timed = zip(methods, compute, strict=True)
+    plain, *runs = (estimate(method, plan, ledger, compute=s, rate=rate) for method, s in timed)
+    gpu = bool(options.tflops) or not on_cpu
     classes = teacher.card.num_classes
     say_pair(options, ledger)
     say(about(options, plan, size, classes))
@@ -107,28 +106,21 @@ def about(options: Namespace, plan: ClusterPlan, size: int, classes: int) -> str
 
 def foundations(options: Namespace, plan: ClusterPlan, plain: ClusterEstimate, gpu: bool) -> list[str]:
     """What the figures rest on: measurements, options, assumptions, and what is left out."""
-    lines = []
-    if options.tflops is not None:
-        lines.append(
-            f"Given: {options.tflops:g} TFLOPs per second of a GPU, a backward counted as 2 forwards."
-        )
+    if options.tflops:
+        lines = [f"Given: {options.tflops:g} TFLOPs per second of a GPU, a backward counted as 2 forwards."]
     elif plain.step is None:
-        lines.append(
-            "Nothing was timed (--rounds 0): with --rounds, or --tflops of a GPU, there are hours too."
-        )
+        lines = ["Nothing was timed (--rounds 0): with --rounds, or --tflops of a GPU, there are hours too."]
     else:
         rate = plain.flops["backward_2x"] / plain.steps / plan.processes / (plain.step - plan.sending) / 1e12
-        lines.append(f"Measured here: a process's forwards and backward; {rate:.3g} TFLOPs per second.")
+        lines = [f"Measured here: a process's forwards and backward; {rate:.3g} TFLOPs per second."]
         if not gpu:
-            lines.append(
-                "GPUs are not measured on this machine: plan on one, or give what it reaches as --tflops."
-            )
+            hint = "plan on one, or give what it reaches as --tflops"
+            lines.append(f"GPUs are not measured on this machine: {hint}.")
     left_out = ["the optimiser", "evaluation", "loading images"]
     if plan.processes > 1:
-        word = "Assumed" if options.bandwidth is None else "Given"
-        lines.append(
-            f"{word}: {plan.bandwidth / 1e9:g} GB/s between processes; gradients go after the backward."
-        )
+        speed = f"{plan.bandwidth / 1e9:g} GB/s between processes"
+        word = "Given" if options.bandwidth else "Assumed"
+        lines.append(f"{word}: {speed}; gradients go after the backward.")
         left_out.append("waiting for the slowest process")
     return [*lines, f"Left out: {', '.join(left_out)}."]
 

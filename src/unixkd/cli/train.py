@@ -27,14 +27,8 @@ PREDICT_BATCH = 256
 def train(options: Namespace) -> None:
     """`unixkd train`: cross-entropy on labels."""
     check_named(model=options.model)
-    config = RunConfig(
-        options.model,
-        None,
-        MethodConfig("student-alone"),
-        data=options.data,
-        train=options.train,
-        label=options.label,
-    )
+    common = {key: options[key] for key in ("data", "train", "label")}
+    config = RunConfig(options.model, None, MethodConfig("student-alone"), **common)
     run_and_show(config, options, f"train-{slug(options.model.name)}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from unixkd.config import MethodConfig
 from unixkd.errors import UsageError
@@ -103,8 +104,7 @@ class Strategy:
         if self.views_share is None:
             return None
         wanted = max(1, round(self.views_share * planned))
-        few_enough = available is None or wanted < available
-        return wanted if self.mixed or few_enough else None
+        return wanted if self.mixed or available is None or wanted < available else None
 
     def for_images(self, images: int) -> Strategy:
         """The same strategy for a training set of this size, with its evidence where that counts."""
@@ -135,9 +135,10 @@ _MEASURED = "CIFAR-100 at 16 pixels, 640 epochs, vgg13 → vgg8 and wrn_40_2 →
 
 def _few_views(name: str, method: MethodConfig, relies_on: str = "", *, mixed: bool = False) -> Strategy:
     """A strategy that trains on stored answers to a few views of each image."""
-    views = "a few fixed mixes of each image teaching as well as the image itself"
-    views = views if mixed else "a few views being augmentation enough"
-    reasons = "; ".join(filter(None, (views, relies_on)))
+    mixes = "a few fixed mixes of each image teaching as well as the image itself"
+    reasons = "; ".join(
+        filter(None, (mixes if mixed else "a few views being augmentation enough", relies_on))
+    )
     return Strategy(name, method, FEW_VIEWS_SHARE, stored=True, relies_on=reasons, mixed=mixed)
 
 
@@ -221,15 +222,8 @@ def find_strategy(name: str) -> Strategy:
     return next(each for each in _STRATEGIES if each.name == name)
 
 
-@dataclass(frozen=True)
-class Group:
-    """Strategies of one kind, best first.
-
-    Args:
-        heading: what they have in common
-        strategies: the strategies
-        eligible: whether they reach the target
-    """
+class Group(NamedTuple):
+    """Strategies of one kind, best first, under a heading; eligible: whether they reach the target."""
 
     heading: str
     strategies: list[Strategy]
@@ -238,11 +232,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Budget:
-    """Spend at most this share of plain KD's cost.
-
-    Args:
-        share: in (0, 1], with the backward pass counted as 2 forwards
-    """
+    """Spend at most this share of plain KD's cost, in (0, 1], with the backward pass counted as 2 forwards."""
 
     share: float
 
@@ -253,17 +243,12 @@ class Budget:
             strategies: to rank
             cost: of each as a share of plain KD's, by name
         """
-
-        def accuracy_then_cost(each: Strategy) -> tuple[bool, float, float]:
-            return each.difference is None, -(each.difference or 0.0), cost[each.name]
-
-        within = [each for each in strategies if cost[each.name] <= self.share]
-        over = [each for each in strategies if cost[each.name] > self.share]
+        ordered = sorted(strategies, key=lambda each: cost[each.name])
+        within = [each for each in ordered if cost[each.name] <= self.share]
+        within.sort(key=lambda each: (each.difference is None, -(each.difference or 0.0)))
+        over = [each for each in ordered if cost[each.name] > self.share]
         heading = f"within {100 * self.share:.4g}% of kd's cost"
-        groups = [
-            Group(heading, sorted(within, key=accuracy_then_cost), True),
-            Group("over the budget", sorted(over, key=lambda each: cost[each.name]), False),
-        ]
+        groups = [Group(heading, within, True), Group("over the budget", over, False)]
         return [group for group in groups if group.strategies]
 
 
@@ -272,21 +257,15 @@ class MatchKD:
     """Be as accurate as plain KD, for the least cost."""
 
     def groups(self, strategies: Sequence[Strategy], cost: Mapping[str, float]) -> list[Group]:
-        """Those that match plain KD, those not measured, those measured not to match; the cheapest first.
-
-        Args:
-            strategies: to rank
-            cost: of each as a share of plain KD's, by name
-        """
-        headings = {
-            True: "as accurate as plain KD",
-            None: "not measured yet",
-            False: "measured, and no match",
-        }
+        """Those that match plain KD, those not measured, those measured not to match; the cheapest first."""
         ordered = sorted(strategies, key=lambda each: cost[each.name])
+        matching, unknown, worse = (
+            [each for each in ordered if each.matches is matches] for matches in (True, None, False)
+        )
         groups = [
-            Group(heading, [each for each in ordered if each.matches is matches], matches is True)
-            for matches, heading in headings.items()
+            Group("as accurate as plain KD", matching, True),
+            Group("not measured yet", unknown, False),
+            Group("measured, and no match", worse, False),
         ]
         return [group for group in groups if group.strategies]
 

@@ -1,4 +1,4 @@
-"""Tables: the one of results for the terminal, Markdown and (its columns) the page, and what a table of the page is."""
+"""Tables: the one of results for the terminal and (its columns) the page, and what a table of the page is."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from statistics import fmean
 from typing import NamedTuple
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
 from unixkd.names import NONE, count
 from unixkd.report.charts import Style
 from unixkd.report.records import Run
-from unixkd.report.runs import Group, MeanStd, group_runs, paired_difference, teacher_runs
+from unixkd.report.runs import Group, MeanStd, group_runs, matched_to, paired_difference, teacher_runs
 from unixkd.report.wording import baseline_of, explain, hero_of, measure_of, percent, points
 
 _MEDIUM = ("method", "result", "best", "difference", "cost_1x", "cost_2x", "seconds", "n")
@@ -88,19 +88,14 @@ def columns_of(groups: Sequence[Group]) -> list[Column]:
     return [column for column in columns if not empty.get(column.key)]
 
 
-def render_table(runs: Sequence[Run], width: int | None = None) -> Table:
-    """The results as a rich table.
-
-    Args:
-        runs: from `find_runs`
-        width: columns of the terminal; a narrow one gets fewer columns (default: all of them)
-    """
+def render_table(runs: Sequence[Run], width: int) -> Table:
+    """The results as a rich table; a terminal of few columns (`width`) gets fewer of the table's."""
     groups = group_runs(runs)
     columns = columns_of(groups)
     for keys in (None, _MEDIUM, _SMALL, _TINY):
         chosen = [column for column in columns if keys is None or column.key in keys]
         table = _table(groups, chosen, _caption(runs, len(chosen) < len(columns)))
-        if width is None or Console(width=1000).measure(table).maximum <= width:
+        if Console(width=1000).measure(table).maximum <= width:
             break
     return table
 
@@ -125,10 +120,9 @@ def _table(groups: Sequence[Group], columns: Sequence[Column], caption: Text) ->
     table.caption_justify = "left"
     hero = hero_of(groups).method
     for column in columns:
-        left = column.key == "method"
-        table.add_column(
-            column.header, justify="left" if left else "right", no_wrap=not left, overflow="fold"
-        )
+        first = column.key == "method"
+        justify: JustifyMethod = "left" if first else "right"
+        table.add_column(column.header, justify=justify, no_wrap=not first, overflow="fold")
     for group in groups:
         style = "bold" if group.method == hero else ""
         table.add_row(*[Text(column.cell(group)) for column in columns], style=style)
@@ -138,7 +132,7 @@ def _table(groups: Sequence[Group], columns: Sequence[Column], caption: Text) ->
 def _caption(runs: Sequence[Run], shortened: bool) -> Text:
     groups = group_runs(runs)
     lines = [teacher_line(runs)]
-    controls = [group.method for group in groups if group.method.startswith("kd@")]
+    controls = [group.method for group in groups if matched_to(group.method)]
     if len(controls) == 1:
         lines.append(f"{controls[0]}: {explain(controls[0])}.")
     elif controls:

@@ -79,7 +79,7 @@ def percent(stat: MeanStd | None, digits: int = 2, sd: bool = True) -> str:
     return f"{text} ± {100 * stat.sd:.{digits}f}" if sd and stat.sd is not None else text
 
 
-def points(stat: MeanStd | None, sd: bool = True) -> str:
+def points(stat: MeanStd | None) -> str:
     """A difference of fractions in points, signed.
 
     >>> points(MeanStd(-0.002, None, 1))
@@ -89,7 +89,7 @@ def points(stat: MeanStd | None, sd: bool = True) -> str:
         return NONE
     text = f"{100 * stat.mean:+.2f}".replace("-", "−")
     text = "0.00" if text in ("+0.00", "−0.00") else text
-    return f"{text} ± {100 * stat.sd:.2f}" if sd and stat.sd is not None else text
+    return f"{text} ± {100 * stat.sd:.2f}" if stat.sd is not None else text
 
 
 def headline(groups: Sequence[Group]) -> list[str]:
@@ -152,10 +152,8 @@ def protocol_notes(groups: Sequence[Group]) -> list[str]:
     notes = []
     sizes = sorted({run.summary.parameters for run in runs if run.summary.parameters is not None})
     if len(sizes) > 1:
-        numbers = ", ".join(f"{size:,}" for size in sizes)
-        notes.append(
-            f"The students differ in size ({numbers} parameters): these runs do not share one protocol."
-        )
+        differ = f"differ in size ({', '.join(f'{size:,}' for size in sizes)} parameters)"
+        notes.append(f"The students {differ}: these runs do not share one protocol.")
     references = {run.summary.cost.reference for run in runs if run.cost(2) is not None}
     if len(references) > 1:
         notes.append("The costs refer to plain KD runs of different lengths: compare them with care.")
