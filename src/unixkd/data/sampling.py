@@ -15,7 +15,6 @@ from unixkd.method.draws import draw_words
 
 _PURPOSE = 2  # the views draw from the same function for other purposes
 
-
 Indices = NDArray[np.int64]
 
 
@@ -103,12 +102,7 @@ PER_PROCESS = 2
 
 @dataclass(frozen=True)
 class Place:
-    """One of several processes that share the work.
-
-    Args:
-        rank: its number
-        size: how many there are
-    """
+    """One of `size` processes that share the work, and its number."""
 
     rank: int = 0
     size: int = 1
@@ -120,26 +114,18 @@ class EpochRows:
 
     Every process takes as many steps as the others. Of a full batch each has as many rows; of a short last one
     some have one more, and their losses count for as much more: the gradient is that of the whole batch.
-
-    Args:
-        order: images of this process, in the order of its steps `[m]`
-        steps: how many there are
-        full: how many of them are on full batches
-        last: what a short last batch's loss is multiplied by before processes average their gradients
     """
 
-    order: Int[Tensor, " m"]
+    order: Int[Tensor, " m"]  # images of this process, in the order of its steps
     steps: int
-    full: int
-    last: float = 1.0
+    full: int  # steps on full batches
+    last: float = 1.0  # factor of a short last batch's loss, before processes average their gradients
 
 
 def split_among_processes(order: Int[Tensor, " n"], batch_size: int, world: Place) -> EpochRows:
     """This process's images of an epoch; a last batch of fewer than two images a process is left out.
 
-    Args:
-        order: all images that the epoch visits `[n]`
-        batch_size: of all processes together
+    `batch_size` is that of all processes together.
 
     >>> order = torch.arange(11)
     >>> [split_among_processes(order, 4, Place(rank, 2)).order.tolist() for rank in range(2)]
@@ -171,16 +157,7 @@ def num_steps(images: int, batch_size: int, world: Place) -> int:
 
 
 def check_kept(keep: float, batch_size: int, world: Place) -> None:
-    """Raise where a process would train on less than two images of each batch.
-
-    Args:
-        keep: k/N
-        batch_size: of all processes together
-        world: the processes
-
-    Raises:
-        UserError: with the numbers
-    """
+    """Raise where a process would train on less than two images of each batch (of all processes together)."""
     rows = own_batch_size(batch_size, world)
     if world.size > 1 and round(keep * rows) < PER_PROCESS:
         raise UserError(
@@ -190,11 +167,7 @@ def check_kept(keep: float, batch_size: int, world: Place) -> None:
 
 
 def own_batch_size(batch_size: int, world: Place) -> int:
-    """Rows of a full batch that each process has.
-
-    Raises:
-        UserError: they cannot all have as many, or have too few
-    """
+    """Rows of a full batch that each process has. Raises UserError for unequal numbers of rows, or too few."""
     if world.size > 1 and (batch_size % world.size or batch_size < PER_PROCESS * world.size):
         raise UserError(
             f"batches of {batch_size} images cannot be shared out among {world.size} processes: give a "
