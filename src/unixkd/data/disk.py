@@ -82,7 +82,7 @@ class LoadedSplit(Split):
 
     @abstractmethod
     def read(self, sample: Any) -> Pixels:
-        """The pixels `[size, size, C]`, uint8, of what stands for one; runs in a worker."""
+        """The pixels `[size, size, C]`, uint8, of a sample; runs in a worker."""
 
     def load_pixels(self, batches: Iterable[Sequence[Any]]) -> Iterator[Float[Tensor, "n c h w"]]:
         """The pixels in [0, 1] of batches of samples as `read` takes them, on the device, in their order.
@@ -130,7 +130,7 @@ class DiskSplit(LoadedSplit):
     def train_batches(self, epoch: int, order: Int[Tensor, " m"], batch_size: int) -> Iterator[Batch]:
         """Augmented batches in the given order; see `Split`. Raises UserError that names an unreadable image."""
         if not len(order):
-            return  # split() makes one piece of nothing
+            return  # split() would give one chunk
         order = order.cpu()
         views = self.epoch_views(epoch, order)
         if self.mixes is not None:
@@ -166,14 +166,14 @@ class DiskSplit(LoadedSplit):
         codes = torch.stack([mix.view, mix.partner_view], dim=1).flatten()
         loaded = self._batches(both, codes, 2 * batch_size)
         views, weights = number.to(self.onto), mix.weight.to(self.onto)
-        rows = zip(loaded, views.split(batch_size), weights.split(batch_size), strict=True)
-        for pairs, view, weight in rows:
-            assert pairs.index is not None
-            labels, mixed_labels = (
-                (None, None) if pairs.labels is None else pairs.labels.view(-1, 2).unbind(1)
-            )
+        steps = zip(loaded, views.split(batch_size), weights.split(batch_size), strict=True)
+        for pairs, view, weight in steps:
             pixels = pairs.pixels[0::2].lerp(pairs.pixels[1::2], weight.view(-1, 1, 1, 1))
-            yield Batch(pixels, labels, pairs.index[0::2], view, mixed_labels=mixed_labels, mix_weight=weight)
+            assert pairs.index is not None
+            batch = Batch(pixels, None, pairs.index[0::2], view, mix_weight=weight)
+            if pairs.labels is not None:
+                batch = replace(batch, labels=pairs.labels[0::2], mixed_labels=pairs.labels[1::2])
+            yield batch
 
     def _batches(
         self, index: Int[Tensor, " m"], codes: Int[Tensor, " m"], batch_size: int

@@ -28,7 +28,7 @@ def epoch_order(num_images: int, seed: int, epoch: int) -> Int[Tensor, " n"]:
 
 
 def hold_out(labels: Indices | None, num_images: int, share: float, seed: int) -> tuple[Indices, Indices]:
-    """Split images into a training and a held-out part, by class.
+    """Split images into training and held-out ones, by class.
 
     Of a class of n >= 2 images round(share * n) are held out, but at least 1 and at most n - 1;
     single images stay in training.

@@ -203,7 +203,9 @@ class MemorySplit(Split):
         """Augmented batches in the given order; see `Split`."""
         order = order.to(self.device)
         views = self.epoch_views(epoch, order)
-        for start in range(0, len(order), batch_size):  # not split(): it makes one part of nothing
+        for start in range(
+            0, len(order), batch_size
+        ):  # not split(), which gives one chunk where there are none
             rows = slice(start, start + batch_size)
             yield self.batch(order[rows], views[rows])
 

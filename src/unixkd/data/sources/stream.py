@@ -59,7 +59,7 @@ def load_stream(place: str, config: DataConfig) -> tuple[Source, Streamed]:
     train = training_split(splits)
     if train is None or train.features is None:
         known = ", ".join(splits) or "none"
-        raise UserError(f"{origin}: no training images whose columns are known; its parts are {known}")
+        raise UserError(f"{origin}: no training images whose columns are known; its splits are {known}")
     image, label, names = find_columns(train.features, config, origin)
     columns = [image] if label is None else [image, label]
     train = undecoded(train, *columns)

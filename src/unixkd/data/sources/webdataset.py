@@ -36,7 +36,7 @@ def load_shards(pattern: str, label_field: str | None) -> Source:
     """Tar files as a source: images `KEY.jpg`, and beside them `KEY.cls`, `KEY.json` or `KEY.txt`.
 
     The pattern is a tar file, a folder of them or with `train/` and `val/` of them, or a path with
-    `{000..146}`, `{a,b}`, `*` or `?`. Files with test, val, valid or validation as a part of their name are the
+    `{000..146}`, `{a,b}`, `*` or `?`. Files with test, val, valid or validation as a word of their name are the
     test set, all others are for training. Labels are numbers, or words that are then classes in alphabetical order.
 
     Raises:
