@@ -62,8 +62,8 @@ class MicroBatches:
         """The student's logits and its losses on all rows, detached; activations of one micro-batch at a time."""
         logits, losses, values = [], [], []
         for start, stop in self.bounds(len(mixed)):
-            rows, share = mixed.part(start, stop), (stop - start) / len(mixed)
-            answers = None if teacher_outputs is None else teacher_outputs.part(start, stop)
+            rows, share = mixed.rows(start, stop), (stop - start) / len(mixed)
+            answers = None if teacher_outputs is None else teacher_outputs.rows(start, stop)
             with gradient_sync(student, last=stop == len(mixed)):
                 outputs = student(shrink(rows.images, method.size))
                 loss, each = evaluate_objective(objective, outputs, answers, rows)

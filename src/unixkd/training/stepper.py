@@ -181,7 +181,7 @@ class Stepper:
             self.engine.set_learning_rate(inputs.rates[step])
             batch = replace(batch, **inputs.known(start, stop)).to(self.device)
             weight = 1.0 if step < inputs.full_steps else inputs.last
-            yield self.engine.step(batch, inputs.draws.part(start, stop), weight).counts
+            yield self.engine.step(batch, inputs.draws.rows(start, stop), weight).counts
             start = stop
 
     def fetch(self, number: int, order: Int[Tensor, " m"]) -> Float[Tensor, "m classes"] | None:
