@@ -28,22 +28,10 @@ def epoch_order(num_images: int, seed: int, epoch: int) -> Int[Tensor, " n"]:
 
 
 def hold_out(labels: Indices | None, num_images: int, share: float, seed: int) -> tuple[Indices, Indices]:
-    """Split images into training and held-out ones, by class.
+    """Ascending positions of the training and of the held-out images, split by class; without labels at random.
 
-    Of a class of n >= 2 images round(share * n) are held out, but at least 1 and at most n - 1;
-    single images stay in training.
-
-    Args:
-        labels: class of each image `[N]`, or None (a plain random split)
-        num_images: N
-        share: share to hold out, in (0, 1)
-        seed: seed of the split
-
-    Returns:
-        Ascending positions of the training and of the held-out images.
-
-    Raises:
-        UserError: no class has two images.
+    Of a class of n >= 2 images round(share * n) are held out, share in (0, 1), but at least 1 and at most n - 1;
+    single images stay in training. Raises UserError where no class has two images.
 
     >>> train, held_out = hold_out(np.repeat([0, 1], 10), 20, share=0.2, seed=0)
     >>> len(train), len(held_out), int((held_out < 10).sum())
@@ -64,22 +52,11 @@ def hold_out(labels: Indices | None, num_images: int, share: float, seed: int) -
 
 
 def subset(labels: Indices | None, num_images: int, limit: int, seed: int) -> Indices:
-    """Choose `limit` images that keep the classes' proportions; smaller subsets lie inside larger ones.
+    """Ascending positions of `limit` images that keep the classes' proportions; smaller subsets lie inside larger ones.
 
     Every class is shuffled, and image r of a class of n gets the key r / n; the lowest keys are taken.
-    So each class comes once before any comes twice as often as its share.
-
-    Args:
-        labels: class of each image `[N]`, or None (a plain random subset)
-        num_images: N
-        limit: how many images to choose, 1..N
-        seed: seed of the choice
-
-    Returns:
-        Ascending positions of the chosen images.
-
-    Raises:
-        UserError: the limit is out of range.
+    So each class comes once before any comes twice as often as its share; without labels the subset is plain random.
+    Raises UserError where the limit is not in 1..`num_images`.
 
     >>> np.bincount(np.repeat([0, 1], [30, 10])[subset(np.repeat([0, 1], [30, 10]), 40, 8, seed=0)])
     array([6, 2])

@@ -240,13 +240,9 @@ def class_numbers(
 def find_format(train: Records, test: Records | None, skip_unreadable: bool = False) -> ImageFormat:
     """The format that suits the images, from their headers, with ImageNet's mean and standard deviation.
 
-    The size is the common one where all images are square and alike, else 224; there is 1 channel
-    where all images are grey, else 3. Of more than 10,000 images that many evenly spaced ones count.
-
-    Args:
-        train: training images
-        test: test images
-        skip_unreadable: pass over training images whose header is unreadable: they are counted later
+    The size is the common one where all images are square and alike, else 224; there is 1 channel where all images
+    are grey, else 3. Of more than 10,000 images that many evenly spaced ones count. With `skip_unreadable` training
+    images whose header is unreadable are passed over: they are counted later.
     """
     sizes: set[tuple[int, int]] = set()
     grey = True

@@ -18,11 +18,8 @@ def load_folder(folder: Path) -> Source:
 
     Class folders are classes in alphabetical order and are searched recursively; without any, the
     images are unlabelled. Where there is `train/`, evaluation uses the first labelled one of
-    `test/`, `val/`, `valid/`, `validation/`.
-
-    Raises:
-        UserError: the folder is missing or empty, mixes images with class folders, a class has no
-            images, or a class of the test set is unknown.
+    `test/`, `val/`, `valid/`, `validation/`. Raises UserError where the folder is missing or empty or mixes images
+    with class folders, a class has no images, or a class of the test set is unknown.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
