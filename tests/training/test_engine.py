@@ -300,5 +300,5 @@ def test_an_epochs_draws_are_those_of_its_steps_one_after_the_other():
     whole = epoch_draws(2 * N + 3, N, seed=3, first_step=5, per_sample_lambda=True)
     for number, (start, stop) in enumerate(((0, N), (N, 2 * N), (2 * N, 2 * N + 3))):
         single = make_draws(stop - start, seed=3, step=5 + number, per_sample_lambda=True)
-        part = whole.part(start, stop)
-        assert all(torch.equal(getattr(part, f), getattr(single, f)) for f in ("partner", "lam", "noise"))
+        rows = whole.rows(start, stop)
+        assert all(torch.equal(getattr(rows, f), getattr(single, f)) for f in ("partner", "lam", "noise"))

@@ -25,12 +25,8 @@ from unixkd.errors import UserError
 from unixkd.method.batch import Batch
 
 _CPU = torch.device("cpu")
-
-
 NO_VIEW = -1
 """The code of an image as it is evaluated."""
-
-
 AnyLoaded = TypeVar("AnyLoaded", bound="LoadedSplit")
 
 
@@ -48,8 +44,8 @@ class LoadedSplit(Split):
         flip: random horizontal flip
         view_seed: seed of the augmentations
         workers: loader processes; 0 reads in this process
-        views: train on the first so many views of each image only; None: on all
-        mixes: train on the first so many fixed mixes of each image instead; None: on its views
+        views: number of views of each image that are trained on, the first; None: all
+        mixes: number of fixed mixes of each image that are trained on instead; None: its views
         onto: where batches are made; they cross to it as uint8
     """
 
@@ -86,18 +82,13 @@ class LoadedSplit(Split):
 
     @abstractmethod
     def read(self, sample: Any) -> Pixels:
-        """The pixels `[size, size, C]`, uint8, of what stands for one; runs in a worker."""
+        """The pixels `[size, size, C]`, uint8, of a sample; runs in a worker."""
 
     def load_pixels(self, batches: Iterable[Sequence[Any]]) -> Iterator[Float[Tensor, "n c h w"]]:
-        """The batches' pixels in [0, 1], on the device, in the order of the batches however many workers read them.
+        """The pixels in [0, 1] of batches of samples as `read` takes them, on the device, in their order.
 
-        They cross to the device as uint8, a quarter of the bytes, from pinned memory where it is a GPU.
-
-        Args:
-            batches: of samples as `read` takes them; taken a few batches ahead, in this process
-
-        Raises:
-            UserError: from `read`, or a worker died
+        Batches are taken a few ahead, in this process; pixels cross to the device as uint8, a quarter of the bytes,
+        from pinned memory where it is a GPU. Raises UserError from `read`, or where a worker died.
         """
         loader: DataLoader[Any] = DataLoader(
             _Reader(self.read),
@@ -137,13 +128,9 @@ class DiskSplit(LoadedSplit):
         return None if self.records.labels is None else torch.from_numpy(self.records.labels)
 
     def train_batches(self, epoch: int, order: Int[Tensor, " m"], batch_size: int) -> Iterator[Batch]:
-        """Augmented batches in the given order; see `Split`.
-
-        Raises:
-            UserError: an image is unreadable; it is named.
-        """
+        """Augmented batches in the given order; see `Split`. Raises UserError that names an unreadable image."""
         if not len(order):
-            return  # split() makes one part of nothing
+            return  # split() would give one chunk
         order = order.cpu()
         views = self.epoch_views(epoch, order)
         if self.mixes is not None:
@@ -154,11 +141,7 @@ class DiskSplit(LoadedSplit):
             yield replace(batch, view=view.to(self.onto))
 
     def eval_batches(self, batch_size: int, first: int = 0, every: int = 1) -> Iterator[Batch]:
-        """All images in their own order; see `Split`.
-
-        Raises:
-            UserError: an image is unreadable; it is named.
-        """
+        """All images in their own order; see `Split`. Raises UserError that names an unreadable image."""
         batches = torch.arange(len(self)).split(batch_size)[first::every]
         if not batches:
             return
@@ -183,19 +166,14 @@ class DiskSplit(LoadedSplit):
         codes = torch.stack([mix.view, mix.partner_view], dim=1).flatten()
         loaded = self._batches(both, codes, 2 * batch_size)
         views, weights = number.to(self.onto), mix.weight.to(self.onto)
-        for pairs, view, weight in zip(
-            loaded, views.split(batch_size), weights.split(batch_size), strict=True
-        ):
+        steps = zip(loaded, views.split(batch_size), weights.split(batch_size), strict=True)
+        for pairs, view, weight in steps:
+            pixels = pairs.pixels[0::2].lerp(pairs.pixels[1::2], weight.view(-1, 1, 1, 1))
             assert pairs.index is not None
-            labels = (None, None) if pairs.labels is None else (pairs.labels[0::2], pairs.labels[1::2])
-            yield Batch(
-                pairs.pixels[0::2].lerp(pairs.pixels[1::2], weight.view(-1, 1, 1, 1)),
-                labels[0],
-                pairs.index[0::2],
-                view,
-                mixed_labels=labels[1],
-                mix_weight=weight,
-            )
+            batch = Batch(pixels, None, pairs.index[0::2], view, mix_weight=weight)
+            if pairs.labels is not None:
+                batch = replace(batch, labels=pairs.labels[0::2], mixed_labels=pairs.labels[1::2])
+            yield batch
 
     def _batches(
         self, index: Int[Tensor, " m"], codes: Int[Tensor, " m"], batch_size: int
@@ -235,10 +213,6 @@ def _random_resized_crop(image: Image.Image, size: int, flip: bool, seed: int) -
         return to_array(v2.Compose(steps)(image))
 
 
-def _collate(samples: Sequence[Pixels | UserError]) -> UInt8[Tensor, "n h w c"] | UserError:
-    arrays = []
-    for sample in samples:
-        if isinstance(sample, UserError):
-            return sample
-        arrays.append(sample)
-    return torch.from_numpy(np.stack(arrays))
+def _collate(samples: Sequence[Any]) -> UInt8[Tensor, "n h w c"] | UserError:
+    errors = [sample for sample in samples if isinstance(sample, UserError)]
+    return errors[0] if errors else torch.from_numpy(np.stack(samples))

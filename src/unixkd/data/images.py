@@ -24,11 +24,7 @@ GREY_MODES = frozenset({"1", "L", "I;16"})
 
 
 def read_header(source: Path | bytes, where: str) -> Image.Image:
-    """Open an image without decoding it: its mode and size are known and bombs are refused.
-
-    Raises:
-        UserError: unreadable, or more pixels than Pillow's limit; `where` names the image.
-    """
+    """Open an image without decoding it; UserError that names `where` if unreadable or above Pillow's pixel limit."""
     with _explained(where):
         image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
         if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
@@ -38,11 +34,7 @@ def read_header(source: Path | bytes, where: str) -> Image.Image:
 
 
 def read_image(source: Path | bytes, where: str) -> Image.Image:
-    """Decode an image completely and turn it the way its EXIF orientation says.
-
-    Raises:
-        UserError: unreadable, truncated, or a decompression bomb; `where` names the image.
-    """
+    """Decode an image completely and turn it the way its EXIF orientation says; errors as `read_header`."""
     with read_header(source, where) as image, _explained(where):
         image.load()
         return ImageOps.exif_transpose(image)
@@ -142,11 +134,7 @@ def find_images(folder: Path) -> list[Path]:
 
 
 def list_images(paths: Iterable[Path]) -> list[Path]:
-    """Files as given and the images below folders.
-
-    Raises:
-        UserError: a path does not exist, a folder holds no image, or nothing was given.
-    """
+    """The files among the paths and the images below the folders. Raises UserError where there are none."""
     files: list[Path] = []
     for path in paths:
         if not os.path.exists(path):  # noqa: PTH110 - the method raises for a name that no system takes

@@ -188,13 +188,14 @@ def _split(
         "views": config.views,
         "mixes": config.mixes,
     }
+    in_memory = size <= _MEMORY_SIZE if config.in_memory is None else config.in_memory
     if isinstance(records, Streamed):
         return StreamSplit(records, size, channels, padding, workers=config.workers, **cut)
     if isinstance(records, Decoded):
         if config.in_memory is False:
             raise UserError(f"data {config.name} is always in memory; leave data.in_memory out")
         pixels = fit_all(records.pixels, size)
-    elif size <= _MEMORY_SIZE if config.in_memory is None else config.in_memory:
+    elif in_memory:
         images = (to_channels(records.read(i), channels) for i in range(len(records)))
         pixels = np.stack([fit(image, size) for image in images])
     else:

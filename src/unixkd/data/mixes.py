@@ -20,19 +20,12 @@ _MANTISSA = 24  # bits that float32 holds exactly
 
 @dataclass(frozen=True)
 class FixedMixes:
-    """What is mixed: (1 − weight) · view of the image + weight · view of the partner.
+    """What is mixed: (1 − weight) · view of the image + weight · view of the partner."""
 
-    Args:
-        view: code of the image's view `[N]`
-        partner: position of the partner among the training images `[N]`; it may be the image itself
-        partner_view: code of the partner's view `[N]`
-        weight: of the partner, uniform in [0, 1) `[N]`
-    """
-
-    view: Int[Tensor, " n"]
-    partner: Int[Tensor, " n"]
-    partner_view: Int[Tensor, " n"]
-    weight: Float[Tensor, " n"]
+    view: Int[Tensor, " n"]  # code of the image's view
+    partner: Int[Tensor, " n"]  # position among the training images; it may be the image itself
+    partner_view: Int[Tensor, " n"]  # code of the partner's view
+    weight: Float[Tensor, " n"]  # of the partner, uniform in [0, 1)
 
 
 def fixed_mixes(

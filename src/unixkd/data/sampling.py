@@ -15,7 +15,6 @@ from unixkd.method.draws import draw_words
 
 _PURPOSE = 2  # the views draw from the same function for other purposes
 
-
 Indices = NDArray[np.int64]
 
 
@@ -29,22 +28,10 @@ def epoch_order(num_images: int, seed: int, epoch: int) -> Int[Tensor, " n"]:
 
 
 def hold_out(labels: Indices | None, num_images: int, share: float, seed: int) -> tuple[Indices, Indices]:
-    """Split images into a training and a held-out part, by class.
+    """Ascending positions of the training and of the held-out images, split by class; without labels at random.
 
-    Of a class of n >= 2 images round(share * n) are held out, but at least 1 and at most n - 1;
-    single images stay in training.
-
-    Args:
-        labels: class of each image `[N]`, or None (a plain random split)
-        num_images: N
-        share: share to hold out, in (0, 1)
-        seed: seed of the split
-
-    Returns:
-        Ascending positions of the training and of the held-out images.
-
-    Raises:
-        UserError: no class has two images.
+    Of a class of n >= 2 images round(share * n) are held out, share in (0, 1), but at least 1 and at most n - 1;
+    single images stay in training. Raises UserError where no class has two images.
 
     >>> train, held_out = hold_out(np.repeat([0, 1], 10), 20, share=0.2, seed=0)
     >>> len(train), len(held_out), int((held_out < 10).sum())
@@ -65,22 +52,11 @@ def hold_out(labels: Indices | None, num_images: int, share: float, seed: int) -
 
 
 def subset(labels: Indices | None, num_images: int, limit: int, seed: int) -> Indices:
-    """Choose `limit` images that keep the classes' proportions; smaller subsets lie inside larger ones.
+    """Ascending positions of `limit` images that keep the classes' proportions; smaller subsets lie inside larger ones.
 
     Every class is shuffled, and image r of a class of n gets the key r / n; the lowest keys are taken.
-    So each class comes once before any comes twice as often as its share.
-
-    Args:
-        labels: class of each image `[N]`, or None (a plain random subset)
-        num_images: N
-        limit: how many images to choose, 1..N
-        seed: seed of the choice
-
-    Returns:
-        Ascending positions of the chosen images.
-
-    Raises:
-        UserError: the limit is out of range.
+    So each class comes once before any comes twice as often as its share; without labels the subset is plain random.
+    Raises UserError where the limit is not in 1..`num_images`.
 
     >>> np.bincount(np.repeat([0, 1], [30, 10])[subset(np.repeat([0, 1], [30, 10]), 40, 8, seed=0)])
     array([6, 2])
@@ -103,12 +79,7 @@ PER_PROCESS = 2
 
 @dataclass(frozen=True)
 class Place:
-    """One of several processes that share the work.
-
-    Args:
-        rank: its number
-        size: how many there are
-    """
+    """One of `size` processes that share the work, and its number."""
 
     rank: int = 0
     size: int = 1
@@ -120,26 +91,18 @@ class EpochRows:
 
     Every process takes as many steps as the others. Of a full batch each has as many rows; of a short last one
     some have one more, and their losses count for as much more: the gradient is that of the whole batch.
-
-    Args:
-        order: images of this process, in the order of its steps `[m]`
-        steps: how many there are
-        full: how many of them are on full batches
-        last: what a short last batch's loss is multiplied by before processes average their gradients
     """
 
-    order: Int[Tensor, " m"]
+    order: Int[Tensor, " m"]  # images of this process, in the order of its steps
     steps: int
-    full: int
-    last: float = 1.0
+    full: int  # steps on full batches
+    last: float = 1.0  # factor of a short last batch's loss, before processes average their gradients
 
 
 def split_among_processes(order: Int[Tensor, " n"], batch_size: int, world: Place) -> EpochRows:
     """This process's images of an epoch; a last batch of fewer than two images a process is left out.
 
-    Args:
-        order: all images that the epoch visits `[n]`
-        batch_size: of all processes together
+    `batch_size` is that of all processes together.
 
     >>> order = torch.arange(11)
     >>> [split_among_processes(order, 4, Place(rank, 2)).order.tolist() for rank in range(2)]
@@ -171,16 +134,7 @@ def num_steps(images: int, batch_size: int, world: Place) -> int:
 
 
 def check_kept(keep: float, batch_size: int, world: Place) -> None:
-    """Raise where a process would train on less than two images of each batch.
-
-    Args:
-        keep: k/N
-        batch_size: of all processes together
-        world: the processes
-
-    Raises:
-        UserError: with the numbers
-    """
+    """Raise where a process would train on less than two images of each batch (of all processes together)."""
     rows = own_batch_size(batch_size, world)
     if world.size > 1 and round(keep * rows) < PER_PROCESS:
         raise UserError(
@@ -190,11 +144,7 @@ def check_kept(keep: float, batch_size: int, world: Place) -> None:
 
 
 def own_batch_size(batch_size: int, world: Place) -> int:
-    """Rows of a full batch that each process has.
-
-    Raises:
-        UserError: they cannot all have as many, or have too few
-    """
+    """Rows of a full batch that each process has. Raises UserError for unequal numbers of rows, or too few."""
     if world.size > 1 and (batch_size % world.size or batch_size < PER_PROCESS * world.size):
         raise UserError(
             f"batches of {batch_size} images cannot be shared out among {world.size} processes: give a "

@@ -22,7 +22,7 @@ Labels = NDArray[np.int64]
 TEST_NAMES = ("test", "val", "valid", "validation")
 _IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _GREY_STATISTICS = ((0.449,), (0.226,))  # averages over the channels
-_INSPECT_ALL = 10_000  # headers of up to so many images are read, of more this many evenly spaced ones
+_INSPECT_ALL = 10_000  # headers that are read at most, of evenly spaced images
 _DEFAULT_SIZE = 224
 _NUMERAL = re.compile(r"-?\d{1,18}")
 
@@ -38,7 +38,7 @@ class Items(Protocol):
 
 @runtime_checkable
 class NamedItems(Items, Protocol):
-    """Encoded images of which more is known than their bytes."""
+    """Encoded images with names, whose first bytes can be read alone."""
 
     def name(self, position: int, /) -> str:
         """What an image is called in messages."""
@@ -240,13 +240,9 @@ def class_numbers(
 def find_format(train: Records, test: Records | None, skip_unreadable: bool = False) -> ImageFormat:
     """The format that suits the images, from their headers, with ImageNet's mean and standard deviation.
 
-    The size is the common one where all images are square and alike, else 224; there is 1 channel
-    where all images are grey, else 3. Of more than 10,000 images that many evenly spaced ones count.
-
-    Args:
-        train: training images
-        test: test images
-        skip_unreadable: pass over training images whose header is unreadable: they are counted later
+    The size is the common one where all images are square and alike, else 224; there is 1 channel where all images
+    are grey, else 3. Of more than 10,000 images that many evenly spaced ones count. With `skip_unreadable` training
+    images whose header is unreadable are passed over: they are counted later.
     """
     sizes: set[tuple[int, int]] = set()
     grey = True

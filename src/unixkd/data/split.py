@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -45,6 +45,8 @@ class Split(ABC):
     view_seed: int
     views: int | None
     mixes: int | None
+    lasting: ClassVar[bool] = True
+    """Whether an index means the same image in every epoch."""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -83,11 +85,6 @@ class Split(ABC):
         """Where the pixels are and batches are made."""
         return torch.device("cpu")
 
-    @property
-    def lasting(self) -> bool:
-        """Whether an index means the same image in every epoch."""
-        return True
-
     def epoch_order(self, seed: int, epoch: int) -> Int[Tensor, " n"]:
         """The order in which an epoch visits all images `[N]`: of a run's seed and the epoch alone."""
         return epoch_order(len(self), seed, epoch)
@@ -103,17 +100,10 @@ class Split(ABC):
         return self._limit is not None
 
     def epoch_views(self, epoch: int, index: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
-        """The view in which an epoch shows each image: a function of view seed, epoch and index alone.
+        """The numbers of the views in which an epoch shows images at positions `[N]`, int64, on the device of `index`.
 
-        Limited views take turns: any `num_views` epochs in a row show each of them once. Otherwise every
-        epoch draws anew.
-
-        Args:
-            epoch: number of the epoch
-            index: position of each image `[N]`, int64
-
-        Returns:
-            Numbers of views `[N]`, int64, on the device of `index`.
+        A function of view seed, epoch and index alone. Limited views take turns: any `num_views` epochs in a row show
+        each of them once. Otherwise every epoch draws anew.
         """
         if self._limit is None:
             return view_codes(self.view_seed, epoch, index, self._all_views)
@@ -143,7 +133,7 @@ class Split(ABC):
 
     @property
     def _limit(self) -> int | None:
-        """How many views are left of more, or how many mixes there are; None: all views."""
+        """The number of views where there would be more, or of mixes; None: all views."""
         if self.mixes is not None:
             return self.mixes
         total = self._all_views
@@ -157,15 +147,15 @@ class Split(ABC):
         """The code of each numbered view: what `apply_views` takes, or the seed of a resized crop."""
         if self._limit is None:
             return view
-        if self._sequences is None:
+        if self._all_views is None:
             return numbered_seeds(self.view_seed, index, view)
         return self._sequences[index, view].long()
 
     @cached_property
-    def _sequences(self) -> Int[Tensor, "n v"] | None:
-        """Codes of every image's first views, made when first needed; None: unlimited or unbounded."""
-        if self._limit is None or self._all_views is None:
-            return None
+    def _sequences(self) -> Int[Tensor, "n v"]:
+        """Codes of every image's first views, where they are limited; made when first needed."""
+        assert self._limit is not None
+        assert self._all_views is not None
         index = torch.arange(len(self), device=self.device)
         return first_codes(self.view_seed, index, self._all_views, self._limit)
 
@@ -180,8 +170,8 @@ class MemorySplit(Split):
         padding: zero padding of the random crop in pixels
         flip: random horizontal flip
         view_seed: seed of the augmentations
-        views: train on the first so many views of each image only; None: on all
-        mixes: train on the first so many fixed mixes of each image instead; None: on its views
+        views: number of views of each image that are trained on, the first; None: all
+        mixes: number of fixed mixes of each image that are trained on instead; None: its views
 
     >>> split = MemorySplit(torch.zeros(5, 8, 8, 1, dtype=torch.uint8), torch.arange(5), padding=1)
     >>> [len(batch) for batch in split.train_batches(0, torch.arange(5), batch_size=2)]
@@ -213,7 +203,9 @@ class MemorySplit(Split):
         """Augmented batches in the given order; see `Split`."""
         order = order.to(self.device)
         views = self.epoch_views(epoch, order)
-        for start in range(0, len(order), batch_size):  # not split(): it makes one part of nothing
+        for start in range(
+            0, len(order), batch_size
+        ):  # not split(), which gives one chunk where there are none
             rows = slice(start, start + batch_size)
             yield self.batch(order[rows], views[rows])
 

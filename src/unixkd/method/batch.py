@@ -72,7 +72,7 @@ class Draws:
     lam: Float[Tensor, " n"]
     noise: Float[Tensor, " n"]
 
-    def part(self, start: int, stop: int) -> Draws:
+    def rows(self, start: int, stop: int) -> Draws:
         """The draws of rows start to stop, where several steps' draws lie one after the other."""
         return Draws(self.partner[start:stop], self.lam[start:stop], self.noise[start:stop])
 
@@ -104,7 +104,7 @@ class MixedBatch:
     def __len__(self) -> int:
         return len(self.images)
 
-    def part(self, start: int, stop: int) -> MixedBatch:
+    def rows(self, start: int, stop: int) -> MixedBatch:
         """Rows start to stop."""
         rows: dict[str, Any] = {
             n: v[start:stop] for n, v in vars(self).items() if isinstance(v, Tensor | NamedInputs)
@@ -119,7 +119,7 @@ class Outputs:
     logits: Float[Tensor, "k classes"]
     features: dict[str, Tensor] = field(default_factory=dict)
 
-    def part(self, start: int, stop: int) -> Outputs:
+    def rows(self, start: int, stop: int) -> Outputs:
         """Rows start to stop."""
         return Outputs(self.logits[start:stop], {name: t[start:stop] for name, t in self.features.items()})
 

@@ -58,7 +58,7 @@ def epoch_draws(
     """The draws of an epoch's steps, one after the other `[num_images]`, made on the device.
 
     >>> epoch = epoch_draws(6, 4, seed=0, first_step=7)
-    >>> torch.equal(epoch.part(0, 4).noise, make_draws(4, seed=0, step=7).noise)
+    >>> torch.equal(epoch.rows(0, 4).noise, make_draws(4, seed=0, step=7).noise)
     True
     """
     place = torch.arange(num_images, device=device)

@@ -1,4 +1,4 @@
-"""The frozen teacher: asked about every kept row that has no stored answer."""
+"""The frozen teacher: run on every kept row that has no stored answer."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def check_store(store: AnswerStore, losses: Sequence[Loss]) -> None:
 class Teacher:
     """The teacher and, where it has one, the store of its answers.
 
-    Rows that are images as they are (`MixedBatch.num_pure`) are answered from the batch's own `answers`,
-    fetched ahead of the epoch, or else from the store; what the store does not hold is asked and stored.
-    Mixed rows are always asked, or else their answers are mixed too.
+    The answers to unmixed rows (`MixedBatch.num_pure`) are the batch's `answers`, fetched ahead of the epoch, or else
+    the store's; the network is run on rows that the store lacks, and its answers are stored. It is run on all mixed
+    rows, or else their answers are mixed too.
 
     Args:
         network: the frozen network
@@ -93,25 +93,25 @@ class Teacher:
         """
         number, more = len(position), 0 if others is None else len(others)
         if batch.answers is not None:
-            known = batch.answers[position].float()
+            logits = batch.answers[position].float()
             if others is not None and more:
-                known = torch.cat([known, self.network(others).logits.float()])
-            return Answers(Outputs(known), forwarded=more, cached=number)
+                logits = torch.cat([logits, self.network(others).logits.float()])
+            return Answers(Outputs(logits), forwarded=more, cached=number)
         if batch.index is None or batch.view is None:
             raise UserError("stored answers are kept by image and view: give index= and view=")
         index, view = batch.index[position].cpu(), batch.view[position].cpu()
         assert self.store is not None
-        known, there = self.store.read(index, view)
-        missing = (~there).nonzero().flatten()
+        stored, known = self.store.read(index, view)
+        missing = (~known).nonzero().flatten()
         rows = missing.to(position.device)
-        asked = self.ask(batch.images[position[rows]], index[missing], view[missing], others)
-        logits, new = known.to(asked.device, torch.float32), asked[: len(rows)]
+        computed = self.ask(batch.images[position[rows]], index[missing], view[missing], others)
+        logits, new = stored.to(computed.device, torch.float32), computed[: len(rows)]
         if len(rows):
             self.keep(self.store, index[missing], view[missing], new)
             # As a later read gives it: whether an answer was stored already cannot change a run.
             logits[rows] = self.store.rounded(new).to(torch.float32)
-        logits = torch.cat([logits, asked[len(rows) :]])
-        return Answers(Outputs(logits), len(asked), number - len(rows), len(rows))
+        logits = torch.cat([logits, computed[len(rows) :]])
+        return Answers(Outputs(logits), len(computed), number - len(rows), len(rows))
 
     @torch.no_grad()
     def ask(
@@ -127,7 +127,7 @@ class Teacher:
             images: pixels, on the network's device
             index: position of each image in its data set `[p]`, on the CPU
             view: number of each image's view `[p]`, on the CPU
-            others: pixels of images that no store knows, asked in the same forward
+            others: pixels of images that are not in the store, in the same forward
         """
         if others is not None:
             images = concat([images, others])

@@ -63,8 +63,8 @@ class MicroBatches:
         logits, losses, values = [], [], []
         no_sync = getattr(student.module, "no_sync", nullcontext)  # DDP's: gradients are not averaged yet
         for start, stop in self.bounds(len(mixed)):
-            rows, share = mixed.part(start, stop), (stop - start) / len(mixed)
-            answers = None if teacher_outputs is None else teacher_outputs.part(start, stop)
+            rows, share = mixed.rows(start, stop), (stop - start) / len(mixed)
+            answers = None if teacher_outputs is None else teacher_outputs.rows(start, stop)
             with nullcontext() if stop == len(mixed) else no_sync():
                 outputs = student(shrink(rows.images, method.size))
                 loss, each = evaluate_objective(objective, outputs, answers, rows)

@@ -162,7 +162,7 @@ class Stepper:
             known = {name: column[start:stop] for name, column in inputs.known.items()}
             batch = replace(batch, **known).to(self.device)
             weight = 1.0 if step < inputs.rows.full else inputs.rows.last
-            yield self.engine.step(batch, inputs.draws.part(start, stop), weight).counts
+            yield self.engine.step(batch, inputs.draws.rows(start, stop), weight).counts
             start = stop
 
     def fetch(self, number: int, order: Int[Tensor, " m"]) -> Float[Tensor, "m classes"] | None:

@@ -20,9 +20,6 @@ def load_digits() -> Source:
     """1,438 training and 359 test images by a fixed split with equal shares of every class.
 
     The set holds values 0..16 (UCI optical recognition of handwritten digits); they are scaled to 0..255.
-
-    Raises:
-        UserError: scikit-learn is not installed.
     """
     values, labels = _read()
     pixels = np.rint(values.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)

@@ -37,9 +37,6 @@ def load_parquet(path: Path, config: DataConfig) -> Source:
     """A Parquet file, or a folder of them (or of them in `data/`), as a source.
 
     Files whose names begin with test, val, valid or validation are the test set, all others are for training.
-
-    Raises:
-        UserError: nothing is there, a file is corrupt, a column is missing or a label is faulty.
     """
     splits = load_splits(str(path), "parquet", data_files=parquet_files(path))
     return _source(splits, str(path), config)
@@ -59,11 +56,7 @@ def parquet_files(path: Path) -> dict[str, list[str]]:
 
 
 def load_hub(identifier: str, config: DataConfig) -> Source:
-    """A data set of the Hub (or a local folder that `datasets` can load) as a source.
-
-    Raises:
-        UserError: it cannot be loaded, a column is missing or a label is faulty.
-    """
+    """A data set of the Hub (or a local folder that `datasets` can load) as a source."""
     origin = f"hub:{identifier}"
     return _source(load_splits(origin, identifier), origin, config)
 
@@ -120,13 +113,8 @@ def find_columns(
 ) -> tuple[str, str | None, tuple[str, ...] | None]:
     """The column of images, that of labels or None, and the names of the classes or None.
 
-    Args:
-        features: of a `datasets` data set
-        config: `image_column`, by default the first that holds images; `label_column`, the first that holds classes
-        origin: where they come from, for messages
-
-    Raises:
-        UserError: a wanted column is none, or there are no images.
+    By default the first column that holds images and the first that holds classes. Raises UserError where a wanted
+    column is none, or there are no images.
     """
     library = datasets_library()
     for kind, wanted in (("image column", config.image_column), ("label column", config.label_column)):

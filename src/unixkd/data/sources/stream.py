@@ -51,9 +51,6 @@ def load_stream(place: str, config: DataConfig) -> tuple[Source, Streamed]:
     Args:
         place: a data set of the Hub, or a Parquet file or a folder of them
         config: `stream_images`, `stream_buffer`, the columns and `split_seed`, which decides the order
-
-    Raises:
-        UserError: it cannot be loaded, its length is not known, or an option is none of a stream's.
     """
     origin, path = f"stream:{place}", Path(place).expanduser()
     files = parquet_files(path) if path.exists() else None
@@ -62,7 +59,7 @@ def load_stream(place: str, config: DataConfig) -> tuple[Source, Streamed]:
     train = training_split(splits)
     if train is None or train.features is None:
         known = ", ".join(splits) or "none"
-        raise UserError(f"{origin}: no training images whose columns are known; its parts are {known}")
+        raise UserError(f"{origin}: no training images whose columns are known; its splits are {known}")
     image, label, names = find_columns(train.features, config, origin)
     columns = [image] if label is None else [image, label]
     train = undecoded(train, *columns)
@@ -169,41 +166,24 @@ def _accepts(function: Any, argument: str) -> bool:
 
 @dataclass(frozen=True)
 class Streamed:
-    """The images of a stream, of which an epoch takes the first so many in an order of its own.
+    """The images of a stream, of which an epoch takes the first `count` in an order of its own."""
 
-    Args:
-        stream: a `datasets.IterableDataset` whose images are not decoded
-        image: its column of images
-        label: its column of labels, or None
-        count: images of an epoch
-        total: images of the whole stream, or None where that is not known
-        buffer: images among which the next one is drawn
-        seed: of the order
-        num_classes: how many classes the labels tell apart, or None
-        head: the first images as they are encoded
-        origin: where they come from, for messages
-    """
-
-    stream: Any
-    image: str
-    label: str | None
-    count: int
-    total: int | None
-    buffer: int
-    seed: int
+    stream: Any  # a `datasets.IterableDataset` whose images are not decoded
+    image: str  # its column of images
+    label: str | None  # its column of labels
+    count: int  # images of an epoch
+    total: int | None  # images of the whole stream, where that is known
+    buffer: int  # images among which the next one is drawn
+    seed: int  # of the order
     num_classes: int | None
-    head: tuple[bytes, ...]
-    origin: str
+    head: tuple[bytes, ...]  # the first images as they are encoded
+    origin: str  # for messages
 
     def __len__(self) -> int:
         return self.count
 
     def epoch(self, number: int) -> Iterator[tuple[bytes, int, str]]:
-        """Each image of an epoch as it is encoded, its label (or -1), and what it is called in messages.
-
-        Raises:
-            UserError: the stream cannot be read on, ends too early, or has an empty image or a faulty label.
-        """
+        """Each image of an epoch as it is encoded, its label (or -1), and what it is called in messages."""
         seed = np.random.SeedSequence([self.seed, number]).generate_state(1)[0]
         how = {"seed": int(seed), "buffer_size": self.buffer}
         if _accepts(self.stream.shuffle, "max_buffer_input_shards"):  # it would read ten files together
@@ -283,32 +263,21 @@ class StreamSplit(LoadedSplit):
 
     records: Streamed
     labels = None  # they come with the images only
+    lasting = False
 
     @property
     def labelled(self) -> bool:
         """Whether the images have labels."""
         return self.records.label is not None
 
-    @property
-    def lasting(self) -> bool:
-        """Never: an index is a place in an epoch."""
-        return False
-
     def epoch_order(self, seed: int, epoch: int) -> Int[Tensor, " n"]:
         """As the images come: the stream itself is shuffled, by a seed of the data's own."""
         return torch.arange(len(self))
 
     def train_batches(self, epoch: int, order: Int[Tensor, " m"], batch_size: int) -> Iterator[Batch]:
-        """Augmented batches; see `Split`.
+        """Augmented batches of images at ascending places of the epoch `[M]`; see `Split`.
 
-        Args:
-            epoch: number of the epoch
-            order: places of the images in the epoch `[M]`, ascending
-            batch_size: images per batch
-
-        Raises:
-            UserError: the stream cannot be read on or ends too early, or an image is unreadable.
-            ValueError: the order does not ascend.
+        Raises UserError where the stream cannot be read on or ends too early, or an image is unreadable.
         """
         order = order.cpu()
         if not len(order):

@@ -10,6 +10,7 @@ import math
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
@@ -35,7 +36,7 @@ def load_shards(pattern: str, label_field: str | None) -> Source:
     """Tar files as a source: images `KEY.jpg`, and beside them `KEY.cls`, `KEY.json` or `KEY.txt`.
 
     The pattern is a tar file, a folder of them or with `train/` and `val/` of them, or a path with
-    `{000..146}`, `{a,b}`, `*` or `?`. Files with test, val, valid or validation as a part of their name are the
+    `{000..146}`, `{a,b}`, `*` or `?`. Files with test, val, valid or validation as a word of their name are the
     test set, all others are for training. Labels are numbers, or words that are then classes in alphabetical order.
 
     Raises:
@@ -44,26 +45,18 @@ def load_shards(pattern: str, label_field: str | None) -> Source:
     origin, shards = f"wds:{pattern}", _shards(pattern)
     if not shards.get("train"):
         raise UserError(f"{origin}: no tar files to train on; there are some for {', '.join(shards)}")
-    source = labelled_source(
-        lambda split, where: _read(shards[split], label_field, where),
-        splits=shards,
-        names=None,
-        origin=origin,
-        numerals=True,
-    )
+    read = partial(_read, shards, label_field)
+    source = labelled_source(read, shards, names=None, origin=origin, numerals=True)
     if label_field is not None and source.num_classes is None:
         raise UserError(f"{origin}: no sample has the label {label_field}: correct data.label_column")
     return source
 
 
 def expand(pattern: str) -> list[str]:
-    """Every text that a pattern with `{000..146}` or `{a,b}` stands for.
+    """Every text that a pattern with `{000..146}` or `{a,b}` stands for. Raises UserError for more than a million.
 
     >>> expand("{train,val}-{08..10}.tar")[:4]
     ['train-08.tar', 'train-09.tar', 'train-10.tar', 'val-08.tar']
-
-    Raises:
-        UserError: they are more than a million.
     """
     pieces = re.split(r"\{([^{}]*)\}", pattern)  # what is between braces comes at odd places
     choices = [_choices(piece) if i % 2 else [piece] for i, piece in enumerate(pieces)]
@@ -113,8 +106,11 @@ def _matching(text: str) -> list[str]:
     return sorted(glob.glob(text)) if re.search(r"[*?\[]", text) and not Path(text).exists() else [text]  # noqa: PTH207
 
 
-def _read(files: list[Path], label_field: str | None, where: str) -> tuple[TarImages, list[str] | None]:
-    """The images of tar files, and their labels as they are written, or None where none has one."""
+def _read(
+    shards: dict[str, list[Path]], label_field: str | None, split: str, where: str
+) -> tuple[TarImages, list[str] | None]:
+    """The images of a split's tar files, and their labels as they are written, or None where none has one."""
+    files = shards[split]
     images = TarImages(files, [tar_index(file, label_field) for file in files])
     if not len(images):
         raise UserError(f"{where}: no images in {files[0]}{' and the others' if len(files) > 1 else ''}")
@@ -133,16 +129,13 @@ def _read(files: list[Path], label_field: str | None, where: str) -> tuple[TarIm
 def tar_index(file: Path, label_field: str | None) -> Index:
     """Where a tar file's images lie, from one pass over its headers that is kept for the next time.
 
-    Members of one name before the first dot of its last part are a sample, as in WebDataset: one image and,
+    Members of one path before the first dot of the file's name are a sample, as in WebDataset: one image and,
     with labels, `.cls` or `.txt` (a number or a class name) or `.json` with the label in a field. Nothing is
     extracted and no name is used as a path; links, devices, folders and hidden files are passed over.
 
     Args:
         file: a tar file that is not compressed; the kept index is made anew when its size or time changes
         label_field: cls, txt, or a field of `.json`; None: the first of these that a sample has
-
-    Raises:
-        UserError: no whole tar file, or a sample with two images, with none, or with a label that is none.
     """
     try:
         key = files_key([file])
@@ -266,12 +259,7 @@ def _json_label(content: bytes, where: str, label_field: str | None) -> bytes:
 
 
 class TarImages:
-    """The encoded images of tar files, in the files' order and in each file's own.
-
-    Args:
-        files: tar files
-        indices: of each
-    """
+    """The encoded images of tar files, in the files' order and in each file's own."""
 
     def __init__(self, files: Sequence[Path], indices: Sequence[Index]) -> None:
         self.files, self.indices = files, indices
