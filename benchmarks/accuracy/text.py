@@ -15,13 +15,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from unixkd import CrossEntropy, Distiller, Method, Term, unix_random
+from unixkd import CrossEntropy, Distiller, Method, Term
 from unixkd.method.unix import kd, mixup, random, student_alone, unix
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "lib"))
@@ -34,7 +35,7 @@ SIZES = {"teacher": (3, 128), "student": (2, 48)}
 """Layers and width."""
 METHODS: dict[str, Callable[[], Method]] = {
     "student-alone": student_alone, "kd": kd, "random": random,
-    "unix-random": unix_random, "unix": unix, "mixup": mixup,
+    "unix-random": partial(unix, scorer=None), "unix": unix, "mixup": mixup,
 }  # fmt: skip
 
 

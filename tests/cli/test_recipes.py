@@ -54,6 +54,7 @@ def test_the_published_schedule(pair):
     assert (settings["loss.kd"], settings["loss.ce"], settings["loss.temperature"]) == (1.0, 0.0, 4.0)
     train = train_of(settings)
     assert (train.epochs, train.batch_size, train.momentum, train.weight_decay) == (240, 64, 0.9, 5e-4)
+    assert (train.precision, train.teacher_precision) == ("fp32", "fp32")
     small = pair.student in ("MobileNetV2", "ShuffleV1", "ShuffleV2")
     for epoch, factor in ((0, 1), (149, 1), (150, 0.1), (179, 0.1), (180, 0.01), (210, 1e-3), (239, 1e-3)):
         first, last = (learning_rate(train, epoch * 782 + step, 782) for step in (0, 781))

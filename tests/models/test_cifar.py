@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -40,10 +41,21 @@ TABLE = {
     "MobileNetV2": (812_836, 6.52),
     "ShuffleV1": (949_258, 38.69),
     "ShuffleV2": (1_355_528, 44.50),
+    "ResNet18": (11_220_132, 555.47),
+    "ResNet34": (21_328_292, 1159.45),
     "ResNet50": (23_705_252, 1298.01),
 }
 # One of each architecture, the smallest.
-ARCHITECTURES = ("resnet8", "wrn_16_1", "vgg8", "MobileNetV2", "ShuffleV1", "ShuffleV2", "ResNet50")
+ARCHITECTURES = (
+    "resnet8",
+    "wrn_16_1",
+    "vgg8",
+    "MobileNetV2",
+    "ShuffleV1",
+    "ShuffleV2",
+    "ResNet18",
+    "ResNet50",
+)
 
 
 def reproducible_state(parameters: list[tuple[str, list[int]]]) -> dict[str, Tensor]:
@@ -107,7 +119,7 @@ def test_names_and_outputs_match_the_oracle(name, tmp_path):
 
 def test_the_table_names_every_model():
     assert set(model_names()) == set(TABLE)
-    assert set(ORACLES) | {"resnet14x4"} == set(TABLE)  # the one model without an oracle
+    assert set(ORACLES) | {"resnet14x4", "ResNet18", "ResNet34"} == set(TABLE)  # those without an oracle
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -163,16 +175,59 @@ def test_channels_last_gives_the_same_logits_and_stays(name):
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_initial_weights(name):
+def he_normal(weight: Tensor) -> float:
+    return (2 / (weight.shape[0] * weight[0, 0].numel())) ** 0.5  # fan-out, groups not divided
+
+
+def torchs_own(weight: Tensor) -> float:
+    return (1 / (3 * weight[0].numel())) ** 0.5  # uniform on ±1/sqrt(fan-in)
+
+
+# The reference's zoo: deviation of convolutions and of the last layer, and whether that has a bias.
+INITIAL = {
+    "resnet8": (he_normal, torchs_own, True),
+    "wrn_16_2": (he_normal, torchs_own, False),
+    "vgg8": (he_normal, lambda weight: 0.01, False),
+    "MobileNetV2": (he_normal, lambda weight: 0.01, False),
+    "ShuffleV1": (torchs_own, torchs_own, True),
+    "ShuffleV2": (torchs_own, torchs_own, True),
+    "ResNet18": (he_normal, torchs_own, True),
+    "ResNet50": (he_normal, torchs_own, True),
+}
+
+
+@pytest.mark.parametrize("name", INITIAL)
+def test_initial_weights_are_drawn_as_the_references(name):
     torch.manual_seed(0)
+    convolution, classifier, bias = INITIAL[name]
     for key, module in create_model(name).named_modules():
         if isinstance(module, nn.BatchNorm2d):
             assert (module.weight == 1).all(), key
             assert (module.bias == 0).all(), key
-        if isinstance(module, nn.Conv2d) and module.weight.numel() > 10_000:
-            fan_out = module.out_channels * module.weight[0, 0].numel()
-            assert module.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.05), key
+        elif isinstance(module, nn.Linear):
+            assert module.weight.std().item() == pytest.approx(classifier(module.weight), rel=0.05), key
+            assert bool(module.bias.any()) == bias, key
+        elif isinstance(module, nn.Conv2d):
+            assert module.bias is None or not module.bias.any(), key
+            if module.weight.numel() > 4_000:
+                assert module.weight.std().item() == pytest.approx(convolution(module.weight), rel=0.06), key
+
+
+@pytest.mark.parametrize("name", ["ResNet18", "ResNet34"])
+def test_networks_without_an_oracle_are_torchvisions_with_a_small_stem(name):
+    """torchvision's, its stem replaced, with the same weights in the same order gives the same logits."""
+    ours, theirs = (
+        create_model(name).eval(),
+        getattr(torchvision.models, name.lower())(num_classes=100).eval(),
+    )
+    theirs.conv1, theirs.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
+    renamed = {
+        key.replace("downsample", "shortcut").replace("fc.", "linear."): value
+        for key, value in theirs.state_dict().items()
+    }
+    ours.load_state_dict(renamed)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(images()), theirs(images()))
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

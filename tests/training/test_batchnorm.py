@@ -46,7 +46,8 @@ def test_inside_they_are_the_mean_over_the_batches_and_afterwards_what_they_were
         (hard(), True),
         (unix(), True),  # its scoring forward is on clean images
         (unix(scoring_mode="eval"), False),
-        (unix_random(), False),
+        (unix_random(), True),
+        (unix(scorer=None), False),
         (mixup(), False),
         (replace(kd(), size=0.5), False),
         (replace(unix(), scoring=Scoring(size=0.5)), False),

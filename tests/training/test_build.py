@@ -130,7 +130,7 @@ def test_fields_together():
         (MethodConfig("unix", curve="step", steepness=20.0), "steepness belongs to the sigmoid curve"),
         (MethodConfig("unix", curve="none", mix_from=0.25), "mix_from needs the curve sigmoid or step"),
         (MethodConfig("kd", scoring_mode="eval"), "method kd does not score: scoring_mode does not apply"),
-        (MethodConfig("unix-random", scoring_mode="eval"), "does not score"),
+        (MethodConfig("random", scoring_mode="eval"), "does not score"),
         (MethodConfig("unix", scorer="random", scoring_mode="eval"), "does not score"),
         (MethodConfig("hard", per_sample_lambda=True), "does not mix: per_sample_lambda does not apply"),
         (MethodConfig("student-alone", keep=0.5), "trains on every image as it is"),

@@ -323,5 +323,5 @@ def test_every_scorer_has_its_range_and_keeps_to_it(method, name, low, high):
 
 
 def test_what_is_not_scored_has_no_bins():
-    for name in ("kd", "random", "unix-random", "random-epoch", "student-alone"):
+    for name in ("kd", "random", "random-epoch", "student-alone"):
         assert score_bins(build_method(MethodConfig(name)), 4) is None

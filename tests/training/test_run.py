@@ -553,13 +553,11 @@ def test_every_method_runs_for_an_epoch(name, teacher, tmp_path):
     result = summary(tmp_path / "run")
     assert result["method"] == name
     kept = {"kd": IMAGES, "mixup": IMAGES, "student-alone": IMAGES, "random": 3 * 16 + 4}.get(name, KEPT)
-    scored = IMAGES if name in ("unix", "hard") else 0
+    scored = IMAGES if name in ("unix", "unix-random", "hard") else 0
     asked = 0 if name == "student-alone" else kept
     images = result["cost"]["images"]
     assert (images["trained"], images["scored"], images["teacher_forwarded"]) == (kept, scored, asked)
-    refreshed = (
-        IMAGES if name in ("unix-random", "mixup") else 0
-    )  # a forward of the student each, like scoring
+    refreshed = IMAGES if name == "mixup" else 0  # a forward of the student each, like scoring
     assert images["refreshed"] == refreshed
     assert result["cost"]["relative_to_kd"] == pytest.approx(
         relative(scored + refreshed, asked, kept, IMAGES)

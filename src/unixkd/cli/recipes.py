@@ -88,6 +88,8 @@ def recipe(name: str) -> dict[str, Any]:
         "train.lr": 0.01 if pair.student in _SMALL_LR else 0.05,
         "train.weight_decay": 5e-4,
         "train.milestones": [150 / 240, 180 / 240, 210 / 240],
+        "train.precision": "fp32",  # as the paper ran: under bf16 a step's gradient has another direction
+        "train.teacher_precision": "fp32",
         "loss.kd": 1.0,
         "loss.ce": 0.0,
         "loss.temperature": 4.0,

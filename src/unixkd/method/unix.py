@@ -38,8 +38,17 @@ def unix(
 
 
 def unix_random(keep: float = 0.75, mix_from: float = 0.5, steepness: float = 10.0) -> Method:
-    """The mixing of UNIX with a random ranking: the control for what uncertainty adds."""
-    return Method("unix-random", keep, None, SigmoidCurve(mix_from, steepness))
+    """UNIX with ranks drawn at random: the control for what uncertainty adds.
+
+    As in the reference the student scores the images all the same, so that BatchNorm sees and a step costs what it does
+    under `unix`. Without that forward it is `unix(scorer=None)`.
+
+    >>> method = unix_random()
+    >>> method.scoring == unix().scoring, method.sampling
+    (True, 0.0)
+    """
+    curve = SigmoidCurve(mix_from, steepness)
+    return Method("unix-random", keep, entropy, curve, sampling=0.0)  # 0: scores weigh nothing in the draw
 
 
 def random(keep: float = 0.75) -> Method:

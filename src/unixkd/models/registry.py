@@ -11,7 +11,7 @@ from unixkd.errors import unknown_name
 from unixkd.models import published, user_code
 from unixkd.models.cifar.mobilenetv2 import MobileNetV2
 from unixkd.models.cifar.resnet import ResNet
-from unixkd.models.cifar.resnet50 import ResNet50
+from unixkd.models.cifar.resnet_imagenet import ResNet18, ResNet34, ResNet50
 from unixkd.models.cifar.shufflenetv1 import ShuffleNetV1
 from unixkd.models.cifar.shufflenetv2 import ShuffleNetV2
 from unixkd.models.cifar.vgg import VGG
@@ -44,6 +44,8 @@ FAMILY: dict[str, Callable[..., nn.Module]] = {
     "MobileNetV2": MobileNetV2,
     "ShuffleV1": ShuffleNetV1,
     "ShuffleV2": ShuffleNetV2,
+    "ResNet18": ResNet18,
+    "ResNet34": ResNet34,
     "ResNet50": ResNet50,
 }
 

@@ -44,10 +44,17 @@ class ChannelShuffle(nn.Module):
 def initialise(net: nn.Module) -> None:
     """Draw He-normal convolution weights (fan-out, arXiv 1502.01852) and set their biases to zero.
 
-    BatchNorm (weight 1, bias 0) and linear layers keep torch's own initial weights.
+    BatchNorm (weight 1, bias 0) and linear layers keep torch's own initial weights, as in the reference's resnets. Its
+    other networks differ in the last layer; its ShuffleNets keep torch's own weights everywhere.
     """
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+
+
+def initialise_classifier(layer: nn.Linear) -> None:
+    """Draw the last layer of VGG and MobileNetV2 as the reference does: normal of deviation 0.01, no bias."""
+    nn.init.normal_(layer.weight, 0, 0.01)
+    nn.init.zeros_(layer.bias)

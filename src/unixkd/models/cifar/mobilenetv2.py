@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from unixkd.models.cifar.common import GlobalAvgPool, initialise
+from unixkd.models.cifar.common import GlobalAvgPool, initialise, initialise_classifier
 
 # expansion, channels at half width, blocks, stride of the first block
 STAGES = (
@@ -66,6 +66,7 @@ class MobileNetV2(nn.Module):
         self.pool = GlobalAvgPool()
         self.classifier = nn.Linear(1280, num_classes)
         initialise(self)
+        initialise_classifier(self.classifier)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n classes"]:
         x = self.conv2(self.blocks(self.conv1(x)))

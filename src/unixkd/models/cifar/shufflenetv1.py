@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from unixkd.models.cifar.common import ChannelShuffle, GlobalAvgPool, initialise
+from unixkd.models.cifar.common import ChannelShuffle, GlobalAvgPool
 
 GROUPS = 3
 
@@ -62,7 +62,6 @@ class ShuffleNetV1(nn.Module):
         self.layer3 = _stage(480, 960, blocks=4, first_groups=GROUPS)
         self.pool = GlobalAvgPool()
         self.linear = nn.Linear(960, num_classes)
-        initialise(self)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n classes"]:
         x = self.relu(self.bn1(self.conv1(x)))

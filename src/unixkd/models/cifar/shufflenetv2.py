@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from unixkd.models.cifar.common import ChannelShuffle, GlobalAvgPool, initialise
+from unixkd.models.cifar.common import ChannelShuffle, GlobalAvgPool
 
 
 class SplitBlock(nn.Module):
@@ -80,7 +80,6 @@ class ShuffleNetV2(nn.Module):
         self.bn2 = nn.BatchNorm2d(1024)
         self.pool = GlobalAvgPool()
         self.linear = nn.Linear(1024, num_classes)
-        initialise(self)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n classes"]:
         x = self.relu(self.bn1(self.conv1(x)))

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from unixkd.errors import UserError
-from unixkd.models.cifar.common import GlobalAvgPool, initialise
+from unixkd.models.cifar.common import GlobalAvgPool, initialise, initialise_classifier
 
 WIDTHS = (64, 128, 256, 512, 512)
 MIN_SIZE = 8  # three max-pools
@@ -36,6 +36,7 @@ class VGG(nn.Module):
         self.pool = GlobalAvgPool()
         self.classifier = nn.Linear(WIDTHS[-1], num_classes)
         initialise(self)
+        initialise_classifier(self.classifier)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n classes"]:
         side = min(x.shape[2:])

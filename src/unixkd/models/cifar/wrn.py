@@ -64,6 +64,7 @@ class WideResNet(nn.Module):
         self.pool = GlobalAvgPool()
         self.fc = nn.Linear(widths[2], num_classes)
         initialise(self)
+        nn.init.zeros_(self.fc.bias)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n classes"]:
         x = self.block3(self.block2(self.block1(self.conv1(x))))
