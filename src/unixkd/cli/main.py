@@ -9,10 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
-
-import yaml
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from typing import TYPE_CHECKING, Any
 
 from unixkd.cli import recipes
 from unixkd.cli.options import COMMANDS, GROUPS, check_names, named_code
@@ -21,6 +18,9 @@ from unixkd.errors import UsageError, UserError, unknown_name
 from unixkd.names import methods
 from unixkd.training.distributed.launch import LeaderError, processes, rank
 from unixkd.training.stopping import EXIT_CODE
+
+if TYPE_CHECKING:  # `unixkd --help` is printed without these imports
+    from jsonargparse import ArgumentParser, Namespace
 
 USAGE, STOPPED = 2, EXIT_CODE
 """Exit codes: bad usage; stopped on request and resumable."""
@@ -97,6 +97,8 @@ def overview() -> str:
 
 def make_parser(name: str) -> ArgumentParser:
     """The parser of one command."""
+    from jsonargparse import ArgumentParser, typing
+
     command = COMMANDS[name]
     parser = ArgumentParser(
         prog=f"unixkd {name}",
@@ -116,7 +118,9 @@ def make_parser(name: str) -> ArgumentParser:
     for group in command.groups:
         parser.add_class_arguments(GROUPS[group], group)
     for option, keywords in command.options:
-        parser.add_argument(option, **keywords)
+        kind = keywords.get("type")
+        kinds = {"type": getattr(typing, kind)} if isinstance(kind, str) else {}
+        parser.add_argument(option, **keywords | kinds)
     parser.set_defaults(dict(command.defaults))
     return parser
 
@@ -127,6 +131,9 @@ def parse(name: str, arguments: Sequence[str]) -> Namespace:
     Raises:
         UsageError: an option, type or name is wrong; the message offers the nearest valid one
     """
+    import yaml
+    from jsonargparse import ArgumentError
+
     parser, settings = make_parser(name), COMMANDS[name].recipe
     files, recipe, words = expand(arguments)
     try:
@@ -178,6 +185,8 @@ def read_config(path: str) -> dict[str, Any]:
     Raises:
         UsageError: it cannot be read, or holds something else than options
     """
+    import yaml
+
     try:
         values = yaml.safe_load(Path(path).read_text())
         values = without_gone(values) if isinstance(values, dict) else values

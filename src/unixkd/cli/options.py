@@ -5,10 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
-
-from jsonargparse import Namespace
-from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from unixkd.cli import recipes
 from unixkd.config import (
@@ -33,6 +30,9 @@ from unixkd.names import (
 )
 from unixkd.planning.catalogue import parse_target
 
+if TYPE_CHECKING:
+    from jsonargparse import Namespace
+
 GROUPS: dict[str, type] = {
     "model": ModelConfig,
     "teacher": ModelConfig,
@@ -51,7 +51,10 @@ Option = tuple[str, dict[str, Any]]
 
 
 def option(name: str, text: str, kind: Any = str, **keywords: Any) -> Option:
-    """An option with a value; without dashes before its name it is a positional argument."""
+    """An option with a value; without dashes before its name it is a positional argument.
+
+    A kind of `jsonargparse.typing` stands as its name: `unixkd --help` is printed without that import.
+    """
     return name, {"type": kind, "help": text, **keywords}
 
 
@@ -84,17 +87,17 @@ RUN_OPTIONS = (
 )
 CODE = option("--code", "FILE.py:NAME of the run's network where it is one of your own; the file is run")
 CLUSTER_OPTIONS = (
-    option("--gpus", "on paper: processes of a node, one per GPU", PositiveInt),
-    option("--nodes", "on paper: number of nodes", PositiveInt),
+    option("--gpus", "on paper: processes of a node, one per GPU", "PositiveInt"),
+    option("--nodes", "on paper: number of nodes", "PositiveInt"),
     option("--images", "on paper: images of the training set, e.g. 1e9, or imagenet; none is read"),
-    option("--classes", "classes of these images where no data are named (default: 1000)", PositiveInt),
+    option("--classes", "classes of these images where no data are named (default: 1000)", "PositiveInt"),
     option(
         "--bandwidth",
         "GB/s of the slowest link between two GPUs, each way (default: 20 within a node, 1.25 between nodes)",
-        PositiveFloat,
+        "PositiveFloat",
     ),
     option(
-        "--tflops", "TFLOPs per second that a GPU reaches in training; nothing is timed here", PositiveFloat
+        "--tflops", "TFLOPs per second that a GPU reaches in training; nothing is timed here", "PositiveFloat"
     ),
 )
 """Each of them asks `plan` for an estimate on paper."""
@@ -104,7 +107,7 @@ COMMANDS = {
         "train a teacher on handwritten digits, distil it in four ways, compare",
         options=(
             option("--out", "folder of the demo; resumes by itself", default="unixkd-demo"),
-            option("--jobs", "runs at a time (default: one per CPU core)", PositiveInt),
+            option("--jobs", "runs at a time (default: one per CPU core)", "PositiveInt"),
         ),
     ),
     "train": Command(
@@ -130,7 +133,7 @@ COMMANDS = {
         (
             option("run", "run folder; its own data unless --data says otherwise"),
             CODE,
-            option("--batch_size", "images per batch", PositiveInt, default=256),
+            option("--batch_size", "images per batch", "PositiveInt", default=256),
         ),
         _OTHER_DATA,
     ),
@@ -140,7 +143,7 @@ COMMANDS = {
             option("run", "run folder"),
             option("images", "image files or folders of images", nargs="+"),
             CODE,
-            option("--top", "classes to print for each image", PositiveInt, default=1),
+            option("--top", "classes to print for each image", "PositiveInt", default=1),
             flag("--json", "one JSON object per image"),
         ),
     ),
@@ -160,7 +163,7 @@ COMMANDS = {
                 "also run plain KD for as many epochs as each method's cost buys (backward = 2 forwards)",
             ),
             option("--out", "folder of the comparison; resumes by itself", default="runs/compare"),
-            option("--jobs", "runs at a time (default: one per CPU core, one on a GPU)", PositiveInt),
+            option("--jobs", "runs at a time (default: one per CPU core, one on a GPU)", "PositiveInt"),
         ),
         recipe=recipes.recipe,
     ),
@@ -168,12 +171,12 @@ COMMANDS = {
         "what methods will cost, which strategy fits a target",
         (*_PAIR, "method", "data"),
         (
-            option("--batch_size", "images per step, N", PositiveInt, default=64),
-            option("--train.epochs", "epochs of plain KD (--epochs)", PositiveInt, default=240),
-            option("--runs", "runs that share stored answers", PositiveInt, default=1),
+            option("--batch_size", "images per step, N", "PositiveInt", default=64),
+            option("--train.epochs", "epochs of plain KD (--epochs)", "PositiveInt", default=240),
+            option("--runs", "runs that share stored answers", "PositiveInt", default=1),
             option("--budget", "rank strategies within this share of KD's cost, e.g. 50%"),
             flag("--match-kd", "rank strategies that are as accurate as plain KD"),
-            option("--rounds", "timed steps of each method; 0: no timing", NonNegativeInt, default=5),
+            option("--rounds", "timed steps of each method; 0: no timing", "NonNegativeInt", default=5),
             *CLUSTER_OPTIONS,
         ),
         {"method.name": "", **_OTHER_DATA},  # all methods
@@ -202,7 +205,7 @@ COMMANDS = {
             option(
                 "--size",
                 "side of the images that torch and onnx take (default: the model's own)",
-                PositiveInt,
+                "PositiveInt",
             ),
             option("--licence", "licence of the weights, as the Hub names it: apache-2.0, ..."),
             option("--data_licence", "licence of the data the model was trained on"),
