@@ -54,7 +54,7 @@ def test_inside_they_are_the_mean_over_the_batches_and_afterwards_what_they_were
     ],
 )
 def test_which_methods_show_clean_images(method, clean):
-    assert sees_clean_images(method, epoch=1) == clean
+    assert sees_clean_images(method) == clean
 
 
 def test_a_network_without_batchnorm_has_none():

@@ -192,12 +192,12 @@ def pure_rows(method: Method, batch_size: int, images: int | None = None) -> int
     return k if method.mixes_answers else num_pure(method.curve, k, batch_size)
 
 
-def sees_clean_images(method: Method, epoch: int) -> bool:
-    """Whether an epoch's train-mode forwards include images that are neither mixed nor shrunk.
+def sees_clean_images(method: Method) -> bool:
+    """Whether the student's train-mode forwards include images that are neither mixed nor shrunk.
 
     >>> from unixkd.method.unix import kd, unix, unix_random
-    >>> [sees_clean_images(method, 0) for method in (kd(), unix(), unix(scoring_mode="eval"), unix_random())]
-    [True, True, False, False]
+    >>> [sees_clean_images(method) for method in (kd(), unix(), unix_random(), unix(scorer=None))]
+    [True, True, True, False]
     """
     scoring = method.scoring
     scored = method.scorer is not None and scoring.mode == "train" and scoring.size == 1

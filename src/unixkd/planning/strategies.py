@@ -93,7 +93,7 @@ def run_cost(
     last = method.at((epochs - 1) / epochs)
     if ledger.image_size is not None:
         last = replace(last, size=shrunk_share(ledger.image_size[0], last.size))
-    clean = not strategy.mixed and sees_clean_images(last, epochs - 1)
+    clean = not strategy.mixed and sees_clean_images(last)
     refreshed = min(workload.bn_images, workload.images) if refreshes and not clean else 0.0
     answered, refreshed = (forwards.needed - forwards.asked) / epochs, refreshed / workload.images / epochs
     cost = expected_cost(method, ledger, workload.sizes, epochs, answered=answered, refreshed=refreshed)

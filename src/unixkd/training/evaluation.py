@@ -75,7 +75,7 @@ def statistics_for_evaluation(run: Run) -> contextlib.AbstractContextManager[Non
     """BatchNorm's statistics on clean images, where the epoch showed none; the last ones stay and are charged."""
     train, split = run.config.train, run.resolved.data.train
     count, epoch, last = min(train.bn_images, len(split)), run.epoch - 1, run.epoch == train.epochs
-    clean = split.mixes is None and sees_clean_images(run.engine.distiller.method, epoch)
+    clean = split.mixes is None and sees_clean_images(run.engine.distiller.method)
     if not count or clean or not has_statistics(run.student):
         return contextlib.nullcontext()
     size, order = train.eval_batch_size, split.epoch_order(train.seed, epoch)
