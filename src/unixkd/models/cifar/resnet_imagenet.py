@@ -12,7 +12,10 @@ from unixkd.models.cifar.common import GlobalAvgPool, initialise
 
 
 class BasicBlock(nn.Module):
-    """Two 3×3 convolutions, the first of which carries the stride, and a shortcut."""
+    """Two 3×3 convolutions, the first of which carries the stride, and a shortcut.
+
+    `resnet.BasicBlock` is the same under other names: those of the public checkpoints of each family.
+    """
 
     expansion = 1
 
