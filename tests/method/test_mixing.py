@@ -190,10 +190,10 @@ def test_draws_differ_by_seed_step_and_rank():
 
 
 def test_draws_are_uniform():
-    """Over 2,000 steps: λ has mean 1/2 and variance 1/12, each partner is as likely as any other."""
-    draws = [make_draws(4, seed=0, step=step) for step in range(2000)]
+    """Over 600 steps: λ has mean 1/2 and variance 1/12, each partner is as likely as any other."""
+    draws = [make_draws(4, seed=0, step=step) for step in range(600)]
     lam = torch.stack([d.lam[0] for d in draws])
-    assert lam.mean().item() == pytest.approx(1 / 2, abs=0.03)
-    assert lam.var().item() == pytest.approx(1 / 12, abs=0.01)
+    assert lam.mean().item() == pytest.approx(1 / 2, abs=0.05)
+    assert lam.var().item() == pytest.approx(1 / 12, abs=0.012)
     first = torch.stack([d.partner[0] for d in draws]).bincount(minlength=4)
-    assert (first - 500).abs().max() < 100  # 5 standard deviations
+    assert (first - 150).abs().max() < 53  # 5 standard deviations

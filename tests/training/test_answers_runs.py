@@ -231,6 +231,7 @@ def test_the_size_is_told_before_the_store_is_made(teacher, tmp_path, capsys):
     assert model_bytes(tmp_path / "second") == model_bytes(tmp_path / "first")
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_store(teacher, tmp_path):
     """Two students in two worker processes fill it together; afterwards nobody asks any more."""
     pair = ("compare", "--teacher", teacher, "--student", "resnet8", "--methods", "kd", "--seeds", "0,1")

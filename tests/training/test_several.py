@@ -1,4 +1,7 @@
-"""Two processes that train one student: what they compute, what they count, and that they go on exactly."""
+"""Two processes that train one student: what they compute, what they count, and that they go on exactly.
+
+What starts processes is slow (each imports torch anew); `test_processes_by_hand.py` is the fast tier's pair.
+"""
 
 from __future__ import annotations
 
@@ -96,6 +99,7 @@ def run_without_batchnorm(config: RunConfig, folder: Path) -> None:
         run(config, folder)
 
 
+@pytest.mark.slow
 def test_without_batchnorm_kd_is_that_of_one_process(teacher, tmp_path):
     """Batches of 32, 32, 32 and 9: of the last one process has five images, the other four."""
     config = distilled(teacher, "kd", clip_norm=1.0)
@@ -168,11 +172,13 @@ def runs(teacher, tmp_path_factory) -> Path:
     return base
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_stopped_by_either_they_go_on_exactly(name, runs):
     assert everything(runs / name / "parts" / "run") == everything(runs / name / "whole" / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_each_image_is_charged_once(name, teacher, runs, tmp_path):
     """The same numbers of images as in one process, but for what a share's rounding keeps."""
@@ -221,12 +227,14 @@ def forget_and_resume(config: RunConfig, folder: Path) -> None:
         run(config, folder, mode="resume")
 
 
+@pytest.mark.slow
 def test_the_comparison_finds_what_one_process_forgets(teacher, runs, tmp_path):
     config = CONFIGS["unix, averaged"](teacher, tmp_path)
     together(2, forget_and_resume, config, tmp_path / "run")
     assert everything(tmp_path / "run") != everything(runs / "unix, averaged" / "whole" / "run")
 
 
+@pytest.mark.slow
 def test_another_number_of_processes_is_refused(teacher, runs, tmp_path):
     config = replace(CONFIGS["alone"](teacher, tmp_path), label=None)
     with pytest.raises(UserError, match="2 processes trained it, now there are 1"):
@@ -245,6 +253,7 @@ def failing(config: RunConfig, folder: Path) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_an_error_of_the_leader_ends_all_and_is_told_once(runs):
     config = CONFIGS["alone"](Path(), Path())
     first, second = together(2, failing, config, runs / "alone" / "whole" / "run")
@@ -269,7 +278,7 @@ def test_a_number_of_processes_that_is_none(size, monkeypatch, capsys, tmp_path)
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("size", [2, 1])
+@pytest.mark.parametrize("size", [pytest.param(2, marks=pytest.mark.slow), 1])
 def test_batchnorm_across_processes_wants_a_gpu(size, tmp_path):
     config = alone(sync_batchnorm=True)
     told = (

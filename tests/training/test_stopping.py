@@ -160,6 +160,7 @@ def test_a_second_signal_ends_at_once(tmp_path):
     assert (ended.returncode, ended.stdout) == (stopping.EXIT_CODE, "first\n")
 
 
+@pytest.mark.slow
 def test_a_comparison_stops_in_all_its_processes(teacher, tmp_path):
     words = ("compare", "--teacher", teacher, "--student", "resnet8", "--methods", "kd,random", "--seeds", 0)
     process = start(*words, *ENDLESS, "--jobs", 2, "--out", tmp_path / "out")
