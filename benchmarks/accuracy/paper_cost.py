@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 
 from unixkd.cli.recipes import PAIRS
-from unixkd.method.ledger import forward_flops, relative_cost
+from unixkd.method.flops import forward_flops
+from unixkd.method.ledger import relative_cost
 from unixkd.models import create_model
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "lib"))

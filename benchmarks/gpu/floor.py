@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from unixkd.method.ledger import Ledger, forward_flops
+from unixkd.method.flops import forward_flops
+from unixkd.method.ledger import Ledger
 from unixkd.method.method import StepCounts
 
 BACKWARD = 2

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import torch
@@ -12,12 +11,14 @@ from torch import Tensor, nn
 
 from unixkd.errors import UserError
 from unixkd.method.batch import Batch, Draws
+from unixkd.method.batch_size import BatchSize
 from unixkd.method.draws import make_draws
-from unixkd.method.ledger import Ledger, sample_flops
+from unixkd.method.ledger import Ledger
 from unixkd.method.losses import KD, CrossEntropy, FeatureLoss
+from unixkd.method.measure import Costs, Flops
 from unixkd.method.method import Method, StepCounts
-from unixkd.method.named_inputs import TEACHERS, Inputs, NamedInputs, as_inputs
-from unixkd.method.network import Network, is_sharded, unwrap
+from unixkd.method.named_inputs import TEACHERS, as_inputs
+from unixkd.method.network import Network, unwrap
 from unixkd.method.objective import Objective, Term, check_objective, resolve_layers
 from unixkd.method.step import StepResult, distill_step
 from unixkd.method.unix import unix
@@ -34,10 +35,11 @@ class Distiller:
         teacher: the same, is frozen and put in eval mode; None for `student_alone`
         method: default `unix()`
         objective: weighted losses; default KD at temperature 4, cross-entropy without a teacher
-        batch_size: the N that a method's fractions refer to; default: the size of the first batch
+        batch_size: the N that a method's shares refer to; default: that of the loop's batches, see `BatchSize`
         seed: of every random choice
         rank: number of this process among several, so that each draws for itself
         ledger: an open ledger to charge; default: one of its own, opened at the first step
+        teacher_flops: forward FLOPs of the teacher per sample, where they cannot be counted (quantised, not of torch)
         store: stored answers of the teacher, to use and to fill; `step` then wants `index` and `view`
         student_dtype: precision of the student's forwards by autocast; default: as the caller has it
         teacher_dtype: precision of the teacher's
@@ -68,6 +70,7 @@ class Distiller:
         seed: int = 0,
         rank: int = 0,
         ledger: Ledger | None = None,
+        teacher_flops: int | None = None,
         store: AnswerStore | None = None,
         student_dtype: torch.dtype | None = None,
         teacher_dtype: torch.dtype | None = None,
@@ -96,12 +99,11 @@ class Distiller:
             self._teacher_modules = list(teacher.modules())
             network = Network(teacher, tuple(teacher_layers), teacher_dtype, TEACHERS)
             self.teacher = Teacher(network, store, self.method.mixes_answers, marks_faulty)
-        self.batch_size = batch_size
+        self._batch_size = BatchSize(batch_size)
         self.seed, self.rank = seed, rank
         self.steps = 0
-        self._ledger = ledger
-        self._flops: dict[object, tuple[int, int]] = {}
-        self._saved: Mapping[str, Any] | None = None
+        frozen = None if self.teacher is None else self.teacher.network
+        self._costs = Costs(self.student, frozen, ledger, teacher_flops)
 
     def step(
         self,
@@ -133,7 +135,8 @@ class Distiller:
             per_sample_lambda=self.method.per_sample_lambda,
             device=samples.device,
         )
-        each = self.measure_batch(samples)
+        each = self._costs.of_batch(samples)
+        self._batch_size.follow(len(batch))
         if self.teacher is not None and any(m.training for m in self._teacher_modules):
             self.teacher.network.module.eval()  # a caller's model.train() may have reached it
         result = self.run(batch, draws)
@@ -153,92 +156,49 @@ class Distiller:
                 "distiller.method = method.at(progress) before each epoch, progress in [0, 1)"
             )
 
+    @property
+    def batch_size(self) -> int | None:
+        """The N that the method's shares refer to; None: no step yet."""
+        return self._batch_size.size
+
+    def expect_batches(self, rows: int) -> None:
+        """Say how many rows the loop's full batches have, where it knows: N without waiting for the batches."""
+        self._batch_size.expect(rows)
+
     def run(self, batch: Batch, draws: Draws) -> StepResult:
         """The step alone, a pure function of its arguments and the weights: nothing is counted."""
-        if self.batch_size is None:
-            self.batch_size = len(batch)
-        student, teacher, size = self.student, self.teacher, self.batch_size
-        return distill_step(student, teacher, batch, draws, self.method, self.objective, size)
+        size = self.batch_size or len(batch)
+        return distill_step(self.student, self.teacher, batch, draws, self.method, self.objective, size)
 
-    def count(self, counts: StepCounts, each: tuple[int, int] | None = None) -> None:
+    def count(self, counts: StepCounts, each: Flops | None = None) -> None:
         """Charge a step to the ledger; `each` as in `Ledger.charge`."""
-        assert self._ledger is not None
-        self._ledger.charge(counts, each)
+        self._costs.charge(counts, each)
         self.steps += 1
 
     @property
     def ledger(self) -> Ledger:
         """Images scored, asked of the teacher and trained; cost against plain KD."""
-        if self._ledger is None and self._saved is not None:
-            return restored(self._saved)
-        return self._ledger or Ledger(0, 0)
+        return self._costs.ledger
+
+    def measure(self, image_shape: tuple[int, ...]) -> Ledger:
+        """Measure both networks' forward FLOPs on images of this shape, once, and open the ledger."""
+        return self._costs.measure(image_shape)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs for draws and ledger to go on: plain numbers, no weights."""
-        ledger = self._saved if self._ledger is None else self._ledger.state_dict()
-        return {"steps": self.steps, "seed": self.seed, "batch_size": self.batch_size, "ledger": ledger}
+        numbers = {"steps": self.steps, "seed": self.seed, **self._batch_size.state_dict()}
+        return {**numbers, "ledger": self._costs.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where a saved distiller stood; the next step looks whether the ledger is of the same networks.
+        """Go on where a saved distiller stood: the inverse of `state_dict`; a batch size that was given stays.
 
         Raises:
-            UserError: it drew from another seed
+            UserError: it drew from another seed; at the next step: its teacher was another one
         """
         if state["seed"] != self.seed:
             raise UserError(
                 f"the saved distiller drew from seed {state['seed']}, this one draws from {self.seed}: give that seed"
             )
         self.steps = state["steps"]
-        self.batch_size = self.batch_size or state["batch_size"]
-        saved = state["ledger"]
-        if saved is None:
-            return
-        if self._ledger is not None and "kd_teacher" not in saved["spent"]:
-            self._ledger.load_state_dict(saved)  # a caller may hold it
-        else:
-            self._ledger, self._saved = None, saved
-
-    def measure(self, image_shape: tuple[int, ...]) -> Ledger:
-        """Measure both networks' forward FLOPs on images of this shape, once, and open the ledger."""
-        if self._ledger is None:
-            channels, height, width = image_shape
-            teacher = unwrap(self.teacher.network.module) if self.teacher else None
-            student = unwrap(self.student.module)
-            advice = "before you shard it give the Distiller ledger=Ledger.of(student, teacher, (C, H, W))"
-            check_whole(student, teacher, advice=advice)
-            self._ledger = Ledger.of(student, teacher, (channels, height, width))
-            if self._saved is not None:
-                self._ledger.load_state_dict(self._saved)
-        return self._ledger
-
-    def measure_batch(self, inputs: Inputs) -> tuple[int, int] | None:
-        """Open the ledger at the first batch; FLOPs of both networks on a sample where batches may differ in shape."""
-        if isinstance(inputs, Tensor) and inputs.ndim == 4:
-            self.measure(tuple(inputs.shape[1:]))
-            return None
-        shapes = inputs.shapes if isinstance(inputs, NamedInputs) else inputs.shape[1:]
-        if shapes not in self._flops:
-            networks = [self.student, self.teacher.network] if self.teacher else [self.student]
-            bare = [network.bare() for network in networks]
-            advice = "inputs that are no images are measured batch by batch: leave it whole"
-            check_whole(*(network.module for network in bare), advice=advice)
-            flops = [sample_flops(network.module, partial(network, inputs[:1])) for network in bare]
-            self._flops[shapes] = (flops[0], flops[1] if self.teacher else 0)
-        if self._ledger is None:
-            fresh = Ledger(*self._flops[shapes], noun="samples")
-            self._ledger = fresh if self._saved is None else restored(self._saved)
-        return self._flops[shapes]
-
-
-def check_whole(*networks: nn.Module | None, advice: str) -> None:
-    """Raise where one is sharded: it cannot be copied, and a forward is one of all processes."""
-    if any(network is not None and is_sharded(network) for network in networks):
-        raise UserError(f"a network with sharded weights cannot be measured: {advice}")
-
-
-def restored(state: Mapping[str, Any]) -> Ledger:
-    """A ledger as it was saved, whose FLOPs are those of the batch that opened it."""
-    noun = "samples" if "kd_teacher" in state["spent"] else "images"
-    ledger = Ledger(state["student_flops"], state["teacher_flops"], noun=noun)
-    ledger.load_state_dict(state)
-    return ledger
+        self._batch_size.load_state_dict(state)
+        self._costs.load_state_dict(state["ledger"])

@@ -80,7 +80,7 @@ class Flops:
         >>> Flops(teacher=5.0, student_forward=2.0).training(backward=2)
         11.0
         """
-        if self.student_forward is None:
+        if self.student_forward is None or self.teacher is None:
             return None
         forward = (self.scoring, self.refresh, self.teacher, self.student_forward)
         return sum(flops or 0 for flops in forward) + backward * self.student_forward

@@ -15,7 +15,8 @@ from slow import TinyNet, images_of
 from unixkd.config import MethodConfig, ModelConfig
 from unixkd.distiller import Distiller
 from unixkd.errors import UserError
-from unixkd.method.ledger import Ledger, flops_by_size, forward_flops
+from unixkd.method.flops import flops_by_size, forward_flops
+from unixkd.method.ledger import Ledger
 from unixkd.method.method import Method, Ramp
 from unixkd.method.resizing import shrink, shrunk_side, shrunk_size
 from unixkd.method.unix import kd, stale

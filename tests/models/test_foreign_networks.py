@@ -20,7 +20,7 @@ from unixkd.cli.main import parse
 from unixkd.cli.options import check_names
 from unixkd.config import ModelConfig
 from unixkd.errors import UsageError, UserError
-from unixkd.method.ledger import forward_flops
+from unixkd.method.flops import forward_flops
 from unixkd.models import (
     ModelCard,
     PixelModel,

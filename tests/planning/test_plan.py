@@ -14,7 +14,7 @@ from unixkd.cli import plan as cli_plan
 from unixkd.config import DataConfig
 from unixkd.data import load_data
 from unixkd.method.batch import Batch
-from unixkd.method.ledger import forward_flops
+from unixkd.method.flops import forward_flops
 from unixkd.method.unix import (
     hard,
     kd,

@@ -27,7 +27,7 @@ from running import (
 from unixkd.config import AnswersConfig, DataConfig, LossConfig, MethodConfig, RunConfig
 from unixkd.data import load_data
 from unixkd.errors import UserError
-from unixkd.method.ledger import forward_flops
+from unixkd.method.flops import forward_flops
 from unixkd.models import create_model
 from unixkd.training.display import Event, Note
 from unixkd.training.engine import Engine

@@ -13,7 +13,7 @@ from slow import TinyNet, images_of
 from unixkd.config import MethodConfig
 from unixkd.distiller import Distiller
 from unixkd.errors import UserError
-from unixkd.method.ledger import forward_flops
+from unixkd.method.flops import forward_flops
 from unixkd.method.method import Method, Scoring
 from unixkd.method.network import Network
 from unixkd.method.step import score

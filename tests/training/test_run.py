@@ -37,7 +37,7 @@ from unixkd.config import LossConfig, MethodConfig, RunConfig
 from unixkd.data import load_data
 from unixkd.errors import UserError
 from unixkd.method.epoch_choice import History
-from unixkd.method.ledger import forward_flops
+from unixkd.method.flops import forward_flops
 from unixkd.method.step import StepResult
 from unixkd.models import create_model, load_model
 from unixkd.training import resume

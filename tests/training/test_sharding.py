@@ -18,7 +18,8 @@ from unixkd.config import AnswersConfig, LossConfig, MethodConfig, RunConfig
 from unixkd.data import load_data
 from unixkd.distiller import Distiller
 from unixkd.errors import UserError
-from unixkd.method.ledger import Ledger, forward_flops
+from unixkd.method.flops import forward_flops
+from unixkd.method.ledger import Ledger
 from unixkd.method.network import is_sharded
 from unixkd.models import create_model, load_student
 from unixkd.training.checkpoint import load_checkpoint

@@ -52,9 +52,9 @@ def percents(relative: Mapping[str, float]) -> list[str]:
 
 def say_pair(options: Namespace, ledger: Ledger) -> None:
     """Print both networks of `plan`, what a forward of each costs, and their ratio."""
-    names, flops = (options.teacher.name, options.student.name), (ledger.teacher_flops, ledger.student_flops)
+    names, flops = (options.teacher.name, options.student.name), ledger.known_flops()
     published = next((f" (published: {p.ratio})" for p in PAIRS if (p.teacher, p.student) == names), "")
     say(
-        f"{names[0]} → {names[1]}: one forward costs {flops[0] / 1e6:,.1f} and "
-        f"{flops[1] / 1e6:,.1f} MFLOPs per image, F_t/F_s = {flops[0] / flops[1]:.2f}{published}"
+        f"{names[0]} → {names[1]}: one forward costs {flops[1] / 1e6:,.1f} and "
+        f"{flops[0] / 1e6:,.1f} MFLOPs per image, F_t/F_s = {flops[1] / flops[0]:.2f}{published}"
     )

@@ -116,6 +116,8 @@ def run_and_show(config: RunConfig, options: Namespace, default: str) -> None:
             f", training cost {percent(cost['backward_1x'])} of plain KD counting a backward as 1 forward, "
             f"{percent(cost['backward_2x'])} as 2"
         )
+    elif summary["cost"]["flops"]["teacher"] is None:
+        line += "; the teacher's cost is not known (quantised, or not of torch's operations)"
     say(f"{line}\n{out}")
 
 

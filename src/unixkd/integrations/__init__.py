@@ -27,13 +27,13 @@ def train_through(distiller: Distiller, wrapper: nn.Module, rank: int = 0) -> No
 
 
 def costs(ledger: Ledger) -> dict[str, float]:
-    """A ledger for a logger: images through each forward, and the cost relative to plain KD's.
+    """A ledger for a logger: images through each forward, and the cost relative to plain KD's where it is known.
 
     >>> costs(Ledger(student_flops=1, teacher_flops=8))["cost_backward_1x"]
     0.0
     """
     return {
-        **{f"cost_{convention}": cost for convention, cost in ledger.relative_to_kd().items()},
+        **{f"cost_{convention}": cost for convention, cost in (ledger.relative_to_kd() or {}).items()},
         "images_seen": ledger.seen,
         "images_scored": ledger.images.scored,
         "images_trained": ledger.images.trained,

@@ -84,6 +84,12 @@ class DistillationModule(L.LightningModule):
         if not any(module.training for module in self.student.modules()):
             self.student.train()
 
+    def on_train_start(self) -> None:
+        """Tell the distiller the size of the loader's batches, which a tuner may just have found."""
+        rows = getattr(self.trainer.train_dataloader, "batch_size", None)
+        if isinstance(rows, int):
+            self.distiller.expect_batches(rows)
+
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """One step of the method; Lightning does the backward, the optimiser and the accumulation."""
         result = self.distiller.step(**self.unpack(batch))

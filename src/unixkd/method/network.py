@@ -122,8 +122,11 @@ def has_statistics(module: nn.Module) -> bool:
 @contextlib.contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Eval mode inside; afterwards every submodule has exactly the flag it had."""
-    flags = [(m, m.training) for m in module.modules()]
-    module.eval()
+    # Flags alone: an overridden `eval()` may merge weights, and that of an exported program raises. Frozen TorchScript
+    # has no flag.
+    flags = [(m, m.training) for m in module.modules() if hasattr(m, "training")]
+    for m, _ in flags:
+        m.training = False
     try:
         yield
     finally:

@@ -73,17 +73,19 @@ def expected_cost(
     >>> expected_cost(kd(), Ledger(1, 3), [64], epochs=2, answered=1.0)
     {'backward_1x': 0.4, 'backward_2x': 0.5}
     """
-    extra = refreshed * ledger.student_flops - answered * ledger.teacher_flops
+    student, teacher = ledger.known_flops()
+    extra = refreshed * student - answered * teacher
     total = {name: extra / kd_flops(ledger, backward) for name, backward in CONVENTIONS.items()}
     for weight, epoch in charged_epochs(method, ledger, sizes, epochs):
-        for name, cost in epoch.relative_to_kd().items():
+        for name, cost in (epoch.relative_to_kd() or {}).items():
             total[name] += weight * cost
     return total
 
 
 def kd_flops(ledger: Ledger, backward: int) -> int:
     """FLOPs of plain KD per image, a backward counted as so many forwards."""
-    return ledger.teacher_flops + (1 + backward) * ledger.student_flops
+    student, teacher = ledger.known_flops()
+    return teacher + (1 + backward) * student
 
 
 def expected_images(method: Method, sizes: Sequence[int], epochs: int) -> dict[str, float]:

@@ -78,4 +78,5 @@ def make_plan(pair: Pair, methods: Sequence[Method], workload: Workload, rounds:
             share = method.mean_share(workload.epochs)
             plan = replace(plan, seconds=median, relative_seconds=share * ratio)
         plans.append(plan)
-    return Plan(pair.ledger.teacher_flops, pair.ledger.student_flops, plans)
+    student, teacher = pair.ledger.known_flops()
+    return Plan(teacher, student, plans)

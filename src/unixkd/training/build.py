@@ -12,7 +12,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from unixkd.data.sampling import check_kept, own_batch_size
 from unixkd.distiller import Distiller
 from unixkd.method.epoch_choice import History
-from unixkd.method.ledger import Ledger, flops_by_size
+from unixkd.method.flops import flops_by_size
+from unixkd.method.ledger import Ledger
 from unixkd.training.answers import open_store
 from unixkd.training.distributed.sharding import is_sharded_role, shard, skeleton
 from unixkd.training.distributed.world import World

@@ -10,7 +10,7 @@ from unixkd.config import RunConfig, TrainConfig, check_ranges
 from unixkd.data.load import Data
 from unixkd.errors import UserError, first_line
 from unixkd.method.epoch_choice import num_chosen
-from unixkd.method.ledger import forward_flops
+from unixkd.method.flops import forward_flops
 from unixkd.method.method import Method
 from unixkd.method.mixing import num_kept
 from unixkd.method.objective import Objective

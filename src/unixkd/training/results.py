@@ -174,10 +174,11 @@ def plan_of_run(run: Run) -> Planned | None:
     """Images through each forward and the cost over plain KD's, as `unixkd plan` works them out; nothing is timed.
 
     Exact where a method keeps a number of images that is known beforehand and the teacher's answers are not stored;
-    else what is expected, from a store that is empty at first. None where no loss needs a teacher.
+    else what is expected, from a store that is empty at first. None where no loss needs a
+    teacher, or where a network's cost is not known.
     """
     config, resolved, teacher = run.config, run.resolved, run.engine.distiller.teacher
-    if resolved.teacher is None or teacher is None:
+    if resolved.teacher is None or teacher is None or run.relative_cost() is None:
         return None
     train, split, stored = config.train, resolved.data.train, teacher.store is not None
     workload = Workload(

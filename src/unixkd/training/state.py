@@ -91,11 +91,12 @@ class Run:
             self.best_accuracy = max(record["accuracy"], self.best_accuracy or 0.0)
 
     def relative_cost(self) -> RelativeCost | None:
-        """Training cost so far over that of plain KD's whole run; None without a teacher to compare with."""
+        """Training cost so far over that of plain KD's whole run; None without a teacher, or where it is not known."""
         if self.resolved.teacher is None:
             return None
         epochs = self.config.reference_epochs or self.config.train.epochs
-        return RelativeCost(**self.total.relative_to_kd(epochs * len(self.resolved.data.train)))
+        cost = self.total.relative_to_kd(epochs * len(self.resolved.data.train))
+        return None if cost is None else RelativeCost(**cost)
 
     def note(self, text: str, *, shared: bool = False) -> None:
         """Show the user a line; once where it is true of all runs of a comparison."""
