@@ -17,7 +17,7 @@ from unixkd.method.ledger import Ledger
 from unixkd.method.losses import KD, CrossEntropy, FeatureLoss
 from unixkd.method.measure import Costs, Flops
 from unixkd.method.method import Method, StepCounts
-from unixkd.method.named_inputs import TEACHERS, as_inputs
+from unixkd.method.named_inputs import TEACHERS, Inputs, as_inputs
 from unixkd.method.network import Network, unwrap
 from unixkd.method.objective import Objective, Term, check_objective, resolve_layers
 from unixkd.method.step import StepResult, distill_step
@@ -135,7 +135,7 @@ class Distiller:
             per_sample_lambda=self.method.per_sample_lambda,
             device=samples.device,
         )
-        each = self._costs.of_batch(samples)
+        each = self.measure_batch(samples)
         self._batch_size.follow(len(batch))
         if self.teacher is not None and any(m.training for m in self._teacher_modules):
             self.teacher.network.module.eval()  # a caller's model.train() may have reached it
@@ -183,6 +183,10 @@ class Distiller:
     def measure(self, image_shape: tuple[int, ...]) -> Ledger:
         """Measure both networks' forward FLOPs on images of this shape, once, and open the ledger."""
         return self._costs.measure(image_shape)
+
+    def measure_batch(self, inputs: Inputs) -> Flops | None:
+        """Forward FLOPs of student and teacher on a sample of the batch, for `count`; None: as the ledger has them."""
+        return self._costs.of_batch(inputs)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs for draws and ledger to go on: plain numbers, no weights."""

@@ -11,6 +11,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import BatchSizeFinder
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -18,6 +19,7 @@ from several import together
 from small import as_lists, assert_same, bert, images, named, net, rows, texts, trained_by_hand, vit
 from unixkd.errors import UserError
 from unixkd.integrations.lightning import DistillationModule, LedgerCallback
+from unixkd.method.ledger import ImageCounts
 from unixkd.method.unix import kd, stale, unix
 
 pytestmark = [
@@ -96,6 +98,37 @@ def test_a_checkpoint_holds_the_student_alone_and_goes_on_exactly(tmp_path):
     fit(other, loader(images()), tmp_path / "first.ckpt", max_epochs=2)
     with pytest.raises(AssertionError):  # other draws
         assert_same(other.student, unbroken.student)
+
+
+class Tuned(DistillationModule):
+    """Its loader takes the batch size that a tuner finds."""
+
+    batch_size = 2
+
+    def train_dataloader(self) -> DataLoader:
+        return loader(images(64), self.batch_size)
+
+    def val_dataloader(self) -> DataLoader:  # which the tuner wants
+        return loader(images(4))
+
+
+@pytest.mark.filterwarnings("ignore:batches have")  # between trials
+def test_shares_are_of_the_batch_size_that_a_tuner_finds_and_its_trials_are_not_charged():
+    module = Tuned(net(1), net(2), unix(), optimizer=sgd)
+    finder = BatchSizeFinder(max_trials=3, steps_per_trial=1)
+    fit(module, None, callbacks=[finder])
+    assert (module.batch_size, module.distiller.batch_size) == (8, 8)
+    assert module.distiller.ledger.images == ImageCounts(scored=64, teacher_forwarded=48, trained=48)
+
+
+def test_resumed_with_another_batch_size_shares_are_of_it(tmp_path):
+    teacher = net(2)
+    first = DistillationModule(net(1), teacher, optimizer=sgd)
+    fit(first, loader(images(), 8)).save_checkpoint(tmp_path / "first.ckpt")
+    resumed = DistillationModule(net(1), teacher, optimizer=sgd)
+    with pytest.warns(match="batches have 4 rows now, 8 before"):
+        fit(resumed, loader(images(), 4), tmp_path / "first.ckpt", max_epochs=2)
+    assert resumed.distiller.ledger.images.trained == 12 + 12
 
 
 def test_the_ledger_is_logged_each_epoch_and_printed_at_the_end(capsys):

@@ -16,9 +16,10 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from small import LENGTH, assert_same, bert, named, rows, texts, trained_by_hand, vit
 from unixkd.errors import UserError
 from unixkd.integrations.transformers import STATE_NAME, DistillationTrainer
+from unixkd.method.ledger import ImageCounts
 from unixkd.method.losses import KD, CrossEntropy
 from unixkd.method.objective import Term
-from unixkd.method.unix import kd, random, stale
+from unixkd.method.unix import kd, random, stale, unix
 
 RATE = 0.5
 KINDS = pytest.mark.parametrize(("make", "batch"), [(vit, named()), (bert, texts())], ids=["images", "text"])
@@ -68,6 +69,42 @@ def test_accumulated_batches_are_averaged(tmp_path):
     expected, _ = trained_by_hand(student, teacher, split(named()), RATE, together=2, seed=3)
     trainer_of(tmp_path, student, teacher, rows(named()), gradient_accumulation_steps=2).train()
     assert_same(student, expected)
+
+
+class OutOfMemory(nn.Module):
+    """A student whose training fails from its second step on, as long as it gets 10 images or more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.student, self.steps = vit(1), 0
+
+    def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> Any:
+        if torch.is_grad_enabled():
+            self.steps += 1
+            if self.steps > 1 and len(pixel_values) >= 10:
+                raise RuntimeError("CUDA out of memory.")
+        return self.student(pixel_values, labels=labels)
+
+
+def test_after_running_out_of_memory_shares_are_of_the_smaller_batches(tmp_path):
+    """16 images are tried first, then 14 and 12; of 12 three quarters, 9, fit. What was tried is not charged."""
+    settings = {"per_device_train_batch_size": 16, "auto_find_batch_size": True}
+    trainer = trainer_of(tmp_path, OutOfMemory(), vit(2), rows(named(48)), method=unix(), **settings)
+    trainer.train()
+    assert trainer.distiller.batch_size == 12
+    assert trainer.ledger.images == ImageCounts(scored=48, teacher_forwarded=36, trained=36)
+
+
+def test_resumed_with_another_batch_size_shares_are_of_it(tmp_path):
+    def prepared(size: int, epochs: int) -> DistillationTrainer:
+        settings = {"num_train_epochs": epochs, "save_strategy": "epoch", "per_device_train_batch_size": size}
+        return trainer_of(tmp_path, bert(1), bert(2), rows(texts()), method=unix(), **settings)
+
+    prepared(8, 1).train()
+    resumed = prepared(4, 2)
+    with pytest.warns(match="batches have 4 rows now, 8 before"):
+        resumed.train(resume_from_checkpoint=True)
+    assert resumed.ledger.images.trained == 3 * resumed.ledger.seen // 4
 
 
 @KINDS

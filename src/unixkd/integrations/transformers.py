@@ -21,7 +21,7 @@ from unixkd.method.objective import Objective
 from unixkd.run_files import read_json, write
 
 try:
-    from transformers import Trainer
+    from transformers import Trainer, TrainerCallback
     from transformers.trainer_utils import get_last_checkpoint
 except ImportError as error:
     raise missing_extra("transformers", "transformers", "Trainers that distil") from error
@@ -74,10 +74,11 @@ class DistillationTrainer(Trainer):
             "teacher_dtype": _AMP.get(str(self.accelerator.mixed_precision)),
             **(distiller_options or {}),
         }
-        self._state_to_load: dict[str, Any] | None = None
+        self._start: dict[str, Any] | None = None
         self._parts: Counter[str] = Counter()
         self._unlogged_steps = 0
         self._build_distiller()
+        self.add_callback(_Begin(self))
 
     def _build_distiller(self) -> None:
         self._student = self.model
@@ -93,9 +94,20 @@ class DistillationTrainer(Trainer):
         """Train, or go on from a checkpoint with its draws and its ledger."""
         if resume_from_checkpoint is True:
             resume_from_checkpoint = get_last_checkpoint(self.args.output_dir) or True
-        if isinstance(resume_from_checkpoint, str):
-            self._state_to_load = read_state(Path(resume_from_checkpoint))
+        is_path = isinstance(resume_from_checkpoint, str)
+        self._start = read_state(Path(str(resume_from_checkpoint))) if is_path else None
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def begin(self) -> None:
+        """Start, also anew with smaller batches after running out of memory: what was tried before is not charged."""
+        if self._student is not self.model:  # made anew by model_init: another run
+            self._build_distiller()
+        if self._start is None:
+            self._start = self.distiller.state_dict()
+        else:
+            self.distiller.load_state_dict(self._start)
+        processes = self.args.world_size if self.accelerator.split_batches else 1
+        self.distiller.expect_batches(self._train_batch_size // processes)
 
     def compute_loss(
         self,
@@ -107,11 +119,6 @@ class DistillationTrainer(Trainer):
         """A step of the method in training, its outputs those of the k rows trained on; else the student's own loss."""
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        if self._student is not self.model:  # made anew by model_init: another run
-            self._build_distiller()
-        if self._state_to_load is not None:
-            self.distiller.load_state_dict(self._state_to_load)
-            self._state_to_load = None
         train_through(self.distiller, model, self.args.process_index)
         result = self.distiller.step(inputs)
         self._parts.update(result.parts)
@@ -160,6 +167,16 @@ class DistillationTrainer(Trainer):
         if self.args.should_save:
             state = json.dumps(self.distiller.state_dict())
             write(Path(output_dir or self.args.output_dir) / STATE_NAME, state)
+
+
+class _Begin(TrainerCallback):
+    """Tells a trainer that its training begins; the Trainer has no method for this."""
+
+    def __init__(self, trainer: DistillationTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.trainer.begin()
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
