@@ -17,8 +17,8 @@ class BatchSize:
         given: the caller's word: N stays so
 
     >>> size = BatchSize()
-    >>> [size.follow(rows) for rows in (3, 16, 16, 4, 16)]
-    [3, 16, 16, 16, 16]
+    >>> [size.follow(rows) for rows in (16, 4, 16)]
+    [16, 16, 16]
     """
 
     def __init__(self, given: int | None = None) -> None:
@@ -56,7 +56,7 @@ class BatchSize:
                 else f"batches have {rows} rows, and the method's shares are of the batch_size={self.given} that "
                 "was given: leave it out, and they follow the batches"
             )
-            warnings.warn(change, stacklevel=5)
+            warnings.warn(change, stacklevel=4)
         if self.given is None:
             self.size = rows
 
