@@ -3,30 +3,46 @@
 from __future__ import annotations
 
 import io
-import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import torch
-from jaxtyping import Float
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
 
-from unixkd.data.views import to_pixels
 from unixkd.errors import UserError
 
 Pixels = NDArray[np.uint8]
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "JPEG2000", "GIF", "BMP", "TIFF", "PPM")
+"""What is read. Pillow knows more, but starts other programs on some of them (Ghostscript on EPS)."""
+SUFFIXES = frozenset(
+    (
+        *(
+            ".png",
+            ".apng",
+            ".jpg",
+            ".jpeg",
+            ".jpe",
+            ".jfif",
+            ".mpo",
+            ".webp",
+            ".avif",
+            ".gif",
+            ".bmp",
+            ".tif",
+            ".tiff",
+        ),
+        *(".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
+    )
+)
 GREY_MODES = frozenset({"1", "L", "I;16"})
 
 
 def read_header(source: Path | bytes, where: str) -> Image.Image:
     """Open an image without decoding it; UserError that names `where` if unreadable or above Pillow's pixel limit."""
     with _explained(where):
-        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
         if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
             image.close()
             raise Image.DecompressionBombError
@@ -49,7 +65,8 @@ def _explained(where: str) -> Iterator[None]:
         limit = Image.MAX_IMAGE_PIXELS
         raise UserError(f"{where}: more than {limit} pixels, refused; scale it down or remove it") from error
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
-        reason = "no known image format" if isinstance(error, UnidentifiedImageError) else str(error)
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = f"none of the image formats {', '.join(FORMATS)}" if unknown else str(error)
         raise UserError(f"{where}: cannot be read as an image ({reason}); replace or remove it") from error
 
 
@@ -125,45 +142,3 @@ def fit_all(pixels: Pixels, size: int) -> Pixels:
         return box_mean(pixels, size)
     planes = pixels[..., 0] if channels == 1 else pixels
     return np.stack([fit(Image.fromarray(plane), size) for plane in planes])
-
-
-def find_images(folder: Path) -> list[Path]:
-    """All image files below a folder, by suffix, sorted; names that start with a dot are left out."""
-    images = (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    return sorted(p for p in images if not any(name.startswith(".") for name in p.relative_to(folder).parts))
-
-
-def list_images(paths: Iterable[Path]) -> list[Path]:
-    """The files among the paths and the images below the folders. Raises UserError where there are none."""
-    files: list[Path] = []
-    for path in paths:
-        if not os.path.exists(path):  # noqa: PTH110 - the method raises for a name that no system takes
-            raise UserError(f"{path}: no such file or folder")
-        images = find_images(path) if path.is_dir() else [path]
-        if not images:
-            raise UserError(f"{path}: no images in this folder ({', '.join(sorted(SUFFIXES))})")
-        files += images
-    if not files:
-        raise UserError("no images were given")
-    return files
-
-
-def load_images(
-    paths: Sequence[Path], size: int, channels: int
-) -> tuple[Float[Tensor, "n c h w"], list[Path]]:
-    """Images from files and folders, preprocessed as in evaluation.
-
-    Args:
-        paths: image files, and folders that are searched recursively
-        size: side in pixels
-        channels: 1 (grey) or 3 (RGB)
-
-    Returns:
-        Pixels in [0, 1] `[N, C, size, size]`, channels_last, and the file of each.
-
-    Raises:
-        UserError: a path is missing, a folder holds no image, or an image is unreadable.
-    """
-    files = list_images(paths)
-    arrays = [fit(to_channels(read_image(file, str(file)), channels), size) for file in files]
-    return to_pixels(torch.from_numpy(np.stack(arrays))), files

@@ -38,7 +38,7 @@ _BY_NAME: dict[str, Callable[[DataConfig], Source]] = {
 _BY_PREFIX: dict[str, Callable[[str, DataConfig], Source]] = {
     "folder": lambda place, config: load_folder(Path(place).expanduser()),
     "parquet": lambda place, config: load_parquet(Path(place).expanduser(), config),
-    "wds": lambda place, config: load_shards(place, config.label_column),
+    "wds": lambda place, config: load_shards(place, config.label_column, config.labels),
     "hub": lambda place, config: load_hub(place, config),
 }
 
@@ -149,7 +149,8 @@ def _data(
     source: Source,
     train: Records | Streamed,
     test: Records | None,
-    **more: tuple[str, ...],
+    left_out: tuple[str, ...] = (),
+    notes: tuple[str, ...] = (),
 ) -> Data:
     """The data set of a source, from the images for training and for evaluation."""
     # unreadable images are counted by leave_out; in a stream they cannot be left out
@@ -173,7 +174,8 @@ def _data(
         mean=image_format.mean,
         std=image_format.std,
         fingerprint=_fingerprint(splits, source.class_names),
-        **more,
+        left_out=left_out,
+        notes=(*source.notes, *notes),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -154,6 +154,7 @@ class Source:
         num_classes: number of classes, or None where it is unknown
         format: that suits the data; None: the images' headers decide, see `find_format`
         flip: whether a mirrored image is as good as the image
+        notes: what to tell the user: what is passed over, and why
     """
 
     train: Records
@@ -162,14 +163,16 @@ class Source:
     num_classes: int | None
     format: ImageFormat | None = None
     flip: bool = True
+    notes: tuple[str, ...] = ()
 
 
 def labelled_source(
     read: Callable[[str, str], tuple[Items, Sequence[Any] | None]],
-    splits: Container[str],
+    splits: Collection[str],
     names: tuple[str, ...] | None,
     origin: str,
     numerals: bool = False,
+    wanted: bool = True,
 ) -> Source:
     """A source of encoded images, evaluated on the first of `TEST_NAMES` that has labels.
 
@@ -180,23 +183,78 @@ def labelled_source(
         names: of the classes, or None where the labels decide
         origin: where the images come from, for messages
         numerals: see `class_numbers`
+        wanted: whether training needs labels; otherwise some images may lack one, and then have -1
 
     Raises:
         UserError: a label is faulty, or a class has no training images.
     """
-    images, values = read("train", origin)
+    images, written = read("train", origin)
+    values, notes = given_labels(written, f"{origin}: train", numerals, wanted, may_lack=not wanted)
+    hidden = np.array([value is None for value in values or ()])
+    if values is not None and hidden.any():
+        any_label = next(value for value in values if value is not None)
+        values = [any_label if value is None else value for value in values]
     names, num_classes, labels = class_numbers(values, names, None, f"{origin}: train", numerals)
     if labels is not None and num_classes is not None:
-        check_filled(labels, num_classes, names, f"{origin}: train")
-    train, test = Encoded.of(images, labels, origin), None
+        check_filled(labels[~hidden], num_classes, names, f"{origin}: train")
+        labels[hidden] = -1
+    train, test, named = Encoded.of(images, labels, origin), None, {"train"}
     for split in (name for name in TEST_NAMES if name in splits):
         where = f"{origin}: {split}"
-        images, values = read(split, where)
+        images, written = read(split, where)
+        values, lines = given_labels(written, where, numerals, wanted)
+        notes += lines
+        named |= {split} if lines or values is not None else set()
         if values is not None:
             names, num_classes, labels = class_numbers(values, names, num_classes, where, numerals)
             test = Encoded.of(images, labels, where)
             break
-    return Source(train, test, names, num_classes)
+    if others := sorted(set(splits) - named):
+        notes += (f"{origin}: not used: {', '.join(others)}",)
+    return Source(train, test, names, num_classes, notes=notes)
+
+
+def given_labels(
+    written: Sequence[Any] | None, where: str, numerals: bool, wanted: bool, may_lack: bool = False
+) -> tuple[Sequence[Any] | None, tuple[str, ...]]:
+    """Labels with None for each that is hidden: -1, as the Hub marks it, null or NaN; and a line on why there are none.
+
+    Raises UserError where an image has several labels or a vector of them and labels are wanted, or where some images
+    have none and that may not be.
+    """
+    if not written:
+        return None, ()
+    marks = (None, -1, "-1") if numerals else (None, -1)
+    values = [None if value in marks or value != value else value for value in written]
+    missing, several = values.count(None), [isinstance(value, list | dict) for value in values]
+    if any(several):
+        i = several.index(True)
+        reason = f"image {i} has a list of labels ({str(values[i])[:40]}), one class is wanted"
+        if wanted:
+            raise UserError(
+                f"{where}: {reason}: name another column (--data.label_column), or train without (--data.labels false)"
+            )
+        return None, (f"{where}: {reason}: labels are not used",)
+    if missing == len(values):
+        return None, (f"{where}: all {missing:,} labels are hidden ({written[0]}): taken as unlabelled",)
+    if missing and not may_lack:
+        i = values.index(None)
+        more = ", or train without labels (--data.labels false)" if where.endswith(": train") else ""
+        raise UserError(
+            f"{where}: sample {i} has label {written[i]!r}, as {missing:,} of {len(values):,} images have none: "
+            f"leave these images out{more}"
+        )
+    return values, ()
+
+
+def class_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Class names in their order: of numbers where all are integers, else of text.
+
+    >>> class_order(["10", "9", "1"]), class_order(["b", "10", "9"])
+    (('1', '9', '10'), ('10', '9', 'b'))
+    """
+    words = sorted(names)
+    return tuple(sorted(words, key=int) if all(map(_NUMERAL.fullmatch, words)) else words)
 
 
 def class_numbers(
@@ -206,7 +264,7 @@ def class_numbers(
     where: str,
     numerals: bool = False,
 ) -> tuple[tuple[str, ...] | None, int | None, Labels | None]:
-    """Class names, number of classes, and each label's class; words are classes in alphabetical order.
+    """Class names, number of classes, and each label's class; words are classes in `class_order`.
 
     Args:
         values: the labels as they are written, numbers or words; None: there are none
@@ -230,7 +288,7 @@ def class_numbers(
         {word: int(word) for word in words if _NUMERAL.fullmatch(word)} if numerals and not names else {}
     )
     if names is None and num_classes is None and len(numbers) < len(words) == len(set(values)):
-        names = tuple(sorted(words))
+        names = class_order(words)
     if names is not None:
         numbers, num_classes = {name: i for i, name in enumerate(names)}, len(names)
     labels = check_labels([numbers.get(value, value) for value in values], num_classes, where)

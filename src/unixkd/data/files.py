@@ -1,0 +1,132 @@
+"""Image files on the disk: which files below a folder are images, what is passed over, and loading them."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from unixkd.data.images import SUFFIXES, fit, read_header, read_image, to_channels
+from unixkd.data.views import to_pixels
+from unixkd.errors import UserError
+
+_log = logging.getLogger(__name__)
+_OF_WINDOWS = ("thumbs.db", "desktop.ini")
+_SHOWN_KINDS = 8
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file's or folder's name is that of something a system hides."""
+    return name.startswith(".") or name.lower() in _OF_WINDOWS
+
+
+def is_image(file: Path) -> bool:
+    """Whether a file is an image: by its suffix, or by its beginning where it has none."""
+    if file.exists() and not file.is_file():
+        return False  # reading a pipe would never end; a broken link is an image that cannot be read
+    if file.suffix not in ("", "."):
+        return file.suffix.lower() in SUFFIXES
+    try:
+        read_header(file, str(file)).close()
+    except UserError:
+        return False
+    return True
+
+
+def suffix_of(file: Path) -> str:
+    """What a file is counted by."""
+    return file.suffix.lower() or "no suffix"
+
+
+def find_images(folder: Path) -> tuple[list[Path], Counter[str]]:
+    """All image files below a folder, sorted, and how many other entries there are by suffix.
+
+    What is hidden is left out and not counted; folders that are links are counted and not entered. Raises UserError
+    where a folder cannot be read.
+    """
+    images: list[Path] = []
+    others: Counter[str] = Counter()
+
+    def fail(error: OSError) -> None:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from error
+
+    try:
+        for place, folders, names in os.walk(folder, onerror=fail):
+            folders[:] = [name for name in folders if not is_hidden(name)]
+            others["links to folders"] += sum(Path(place, name).is_symlink() for name in folders)
+            for file in (Path(place, name) for name in names if not is_hidden(name)):
+                if is_image(file):
+                    images.append(file)
+                else:
+                    others[suffix_of(file)] += 1
+    except OSError as error:
+        fail(error)
+    return sorted(images), others
+
+
+def passed_over(where: str | Path, images: int, others: Counter[str]) -> tuple[str, ...]:
+    """A line about what is no image, where there is anything.
+
+    >>> passed_over("d", 8, Counter({".txt": 15, ".heic": 1}))
+    ('d: 16 of 24 files are no images: .txt 15, .heic 1',)
+    """
+    kinds = [f"{kind} {count:,}" for kind, count in others.most_common() if count]
+    if len(kinds) > _SHOWN_KINDS:
+        kinds[_SHOWN_KINDS:] = [f"{len(kinds) - _SHOWN_KINDS} more suffixes"]
+    count = others.total()
+    return (
+        (f"{where}: {count:,} of {images + count:,} files are no images: {', '.join(kinds)}",)
+        if count
+        else ()
+    )
+
+
+def list_images(paths: Iterable[Path]) -> list[Path]:
+    """The files among the paths and the images below the folders, whose other files are counted in a warning.
+
+    Raises UserError where there are no images.
+    """
+    files: list[Path] = []
+    for path in paths:
+        if not os.path.exists(path):  # noqa: PTH110 - the method raises for a name that no system takes
+            raise UserError(f"{path}: no such file or folder")
+        images, others = find_images(path) if path.is_dir() else ([path], Counter[str]())
+        lines = passed_over(path, len(images), others)
+        if not images:
+            raise UserError(
+                "; ".join([f"{path}: no images in this folder ({', '.join(sorted(SUFFIXES))})", *lines])
+            )
+        for line in lines:
+            _log.warning("%s", line)
+        files += images
+    if not files:
+        raise UserError("no images were given")
+    return files
+
+
+def load_images(
+    paths: Sequence[Path], size: int, channels: int
+) -> tuple[Float[Tensor, "n c h w"], list[Path]]:
+    """Images from files and folders, preprocessed as in evaluation.
+
+    Args:
+        paths: image files, and folders that are searched recursively
+        size: side in pixels
+        channels: 1 (grey) or 3 (RGB)
+
+    Returns:
+        Pixels in [0, 1] `[N, C, size, size]`, channels_last, and the file of each.
+
+    Raises:
+        UserError: a path is missing, a folder holds no image, or an image is unreadable.
+    """
+    files = list_images(paths)
+    arrays = [fit(to_channels(read_image(file, str(file)), channels), size) for file in files]
+    return to_pixels(torch.from_numpy(np.stack(arrays))), files
