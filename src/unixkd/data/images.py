@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from unixkd.errors import UserError
 
@@ -36,7 +38,9 @@ SUFFIXES = frozenset(
         *(".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
     )
 )
-GREY_MODES = frozenset({"1", "L", "I;16"})
+GREY_MODES = frozenset({"1", "L", "I;16", "I;16B", "I", "F"})
+_BITS, _PHOTOMETRIC, _MAX_SAMPLE, _SAMPLE_FORMAT, _WHITE_SAMPLE = 258, 262, 281, 339, 341  # tags of TIFF
+_WHITE_IS_ZERO, _SIGNED = 0, 2
 
 
 def read_header(source: Path | bytes, where: str) -> Image.Image:
@@ -50,10 +54,66 @@ def read_header(source: Path | bytes, where: str) -> Image.Image:
 
 
 def read_image(source: Path | bytes, where: str) -> Image.Image:
-    """Decode an image completely and turn it the way its EXIF orientation says; errors as `read_header`."""
+    """Decode an image completely, to 8 bits, and turn it the way its EXIF orientation says; errors as `read_header`.
+
+    Raises UserError also where grey pixels of more than 8 bits are not between black and white (see `_eight_bits`).
+    """
     with read_header(source, where) as image, _explained(where):
         image.load()
-        return ImageOps.exif_transpose(image)
+        turned = ImageOps.exif_transpose(image)
+        if turned.mode == "LAB":
+            return ImageCms.applyTransform(turned, _lab_to_rgb())  # type: ignore[return-value]
+        return _eight_bits(turned, getattr(image, "tag_v2", {})) if turned.mode[0] in "IF" else turned
+
+
+def _eight_bits(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
+    """Deep grey as 8 bits: 0 is black, and white is what the file says, else the largest of its bits, or 1 of floats.
+
+    What is outside is refused, not clipped: it shows that white is not known. Pillow has inverted TIFFs of 8 bits
+    whose white is 0, but none of more.
+    """
+    values = np.asarray(image)
+    if image.mode == "I" and tags and tags.get(_SAMPLE_FORMAT, (1,))[0] != _SIGNED:
+        values = values.view(np.uint32)
+    low, high = values.min(), values.max()
+    white = _white(image.mode, tags, float(high))
+    if not 0 <= low <= high <= white:
+        raise ValueError(
+            f"pixels from {low:g} to {high:g}, where 0 is black and {white:g} is white: scale them"
+        )
+    if values.dtype.kind == "f":
+        eight = np.minimum(values * (256 / white), 255).astype(np.uint8)
+    else:
+        eight = (values.astype(np.uint64) * 256 // (int(white) + 1)).astype(np.uint8)
+    return Image.fromarray(255 - eight if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else eight)
+
+
+def _white(mode: str, tags: Mapping[int, Any], high: float) -> float:
+    """The number that is white in an image of a deep grey mode whose largest is `high`.
+
+    MaxSampleValue is often the largest number *of this image*: it is white only where it is that of a number of bits.
+    """
+    stated, largest = (float(np.max(tags.get(tag, 0))) for tag in (_WHITE_SAMPLE, _MAX_SAMPLE))
+    if stated > 0 or mode == "F":
+        return stated if stated > 0 else 1.0
+    if largest > 1 and int(largest) & (int(largest) + 1) == 0:
+        return largest
+    bits = int(np.max(tags.get(_BITS, 16 if mode != "I" or high < 1 << 16 else 32)))
+    if bits == 32 and high < 1 << 16:
+        return (1 << 16) - 1  # 16 bits in 32, as Pillow and others write them; of 32 bits all would be black
+    white = (1 << bits) - 1 >> int(tags.get(_SAMPLE_FORMAT, (1,))[0] == _SIGNED)
+    if 256 * high < white and bits == 32:
+        raise ValueError(
+            f"pixels up to {high:g}, neither 16 nor {bits} bits, so that white is not known: scale them"
+        )
+    return white
+
+
+@cache
+def _lab_to_rgb() -> ImageCms.ImageCmsTransform:
+    return ImageCms.buildTransform(
+        ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB"
+    )
 
 
 @contextmanager
@@ -71,9 +131,7 @@ def _explained(where: str) -> Iterator[None]:
 
 
 def to_channels(image: Image.Image, channels: int) -> Image.Image:
-    """Convert to grey (1 channel) or RGB (3 channels); 16-bit grey keeps its high byte."""
-    if image.mode == "I;16":
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    """Convert an image as `read_image` gives it to grey (1 channel) or RGB (3 channels)."""
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     mode = "L" if channels == 1 else "RGB"

@@ -16,7 +16,7 @@ from unixkd.config import DataConfig, check_ranges
 from unixkd.data.disk import DiskSplit
 from unixkd.data.images import fit, fit_all, to_channels
 from unixkd.data.sampling import hold_out, subset
-from unixkd.data.source import Decoded, Encoded, ImageFormat, Records, Source, find_format
+from unixkd.data.source import Decoded, Encoded, ImageFormat, Records, Source, dark_note, find_format
 from unixkd.data.sources.cifar import load_cifar
 from unixkd.data.sources.digits import load_digits
 from unixkd.data.sources.folder import load_folder
@@ -175,7 +175,7 @@ def _data(
         std=image_format.std,
         fingerprint=_fingerprint(splits, source.class_names),
         left_out=left_out,
-        notes=(*source.notes, *notes),
+        notes=(*source.notes, *dark_note(source.train), *notes),
     )
 
 

@@ -23,6 +23,7 @@ TEST_NAMES = ("test", "val", "valid", "validation")
 _IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _GREY_STATISTICS = ((0.449,), (0.226,))  # averages over the channels
 _INSPECT_ALL = 10_000  # headers that are read at most, of evenly spaced images
+_DECODED = 16  # images that are decoded at the start, of evenly spaced ones
 _DEFAULT_SIZE = 224
 _NUMERAL = re.compile(r"-?\d{1,18}")
 
@@ -321,6 +322,25 @@ def find_format(train: Records, test: Records | None, skip_unreadable: bool = Fa
     if grey:
         return ImageFormat(size, 1, *_GREY_STATISTICS)
     return ImageFormat(size, 3, *_IMAGENET_STATISTICS)
+
+
+def dark_note(records: Records) -> tuple[str, ...]:
+    """A line where grey images of 16 bits leave the upper three quarters unused, as 12 bits that do not say so."""
+    if not isinstance(records, Encoded):
+        return ()
+    brightest = 0
+    for i in np.linspace(0, len(records) - 1, min(len(records), _DECODED)).round().astype(int):
+        with contextlib.suppress(UserError):  # found where the image is used
+            with records.header(i) as image:
+                if not image.mode.startswith("I;16"):
+                    return ()
+            brightest = max(brightest, np.asarray(records.read(i)).max())
+    if not 0 < brightest < 64:
+        return ()
+    return (
+        f"{records.origin}: none of the images looked at (up to {_DECODED}) is brighter than a quarter of 16 bits; if "
+        "they have fewer bits, scale them, or state it (MaxSampleValue of TIFF, the maximum of PGM)",
+    )
 
 
 def check_labels(labels: Sequence[Any] | NDArray[Any], num_classes: int | None, where: str) -> Labels:
