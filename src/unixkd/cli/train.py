@@ -46,7 +46,7 @@ def evaluate(options: Namespace) -> None:
     """`unixkd evaluate`: accuracy and calibration on the evaluation split."""
     folder, device = Path(options.run), default_device()
     card = read_card(folder)
-    data = load_data(evaluated_data(options.data, folder))
+    data = load_data(evaluated_data(options.data, folder), card.class_names)
     for line in data.notes:
         _log.warning("%s", line)
     if data.test is None:

@@ -16,7 +16,16 @@ from unixkd.config import DataConfig, check_ranges
 from unixkd.data.disk import DiskSplit
 from unixkd.data.images import fit, fit_all, to_channels
 from unixkd.data.sampling import hold_out, subset
-from unixkd.data.source import Decoded, Encoded, ImageFormat, Records, Source, dark_note, find_format
+from unixkd.data.source import (
+    Decoded,
+    Encoded,
+    ImageFormat,
+    Records,
+    Source,
+    class_order,
+    dark_note,
+    find_format,
+)
 from unixkd.data.sources.cifar import load_cifar
 from unixkd.data.sources.digits import load_digits
 from unixkd.data.sources.folder import load_folder
@@ -103,8 +112,11 @@ def _place(name: str) -> str:
     return place
 
 
-def load_data(config: DataConfig) -> Data:
+def load_data(config: DataConfig, known_order: tuple[str, ...] | None = None) -> Data:
     """Load, check, split, resize and keep what the configuration says.
+
+    Class names that are numbers are in their order; earlier versions had them in the order of text, which they get
+    where a network knows them so: `known_order` is the class names of a model that is used with the data.
 
     The held-out part is cut off first, then the subset is chosen from the rest, both by the data's
     labels even where training does not see them: `labels` changes nothing else.
@@ -126,7 +138,7 @@ def load_data(config: DataConfig) -> Data:
         known, stream = load_stream(_place(config.name), config)
         stream = stream if config.labels else replace(stream, label=None)
         return _data(config, known, stream, known.test, notes=(stream.announcement(),))
-    source = open_source(config)
+    source = _in_order(open_source(config), known_order)
     train, test = source.train, source.test
     if not len(train):
         raise UserError(f"data {config.name} has no training images")
@@ -142,6 +154,27 @@ def load_data(config: DataConfig) -> Data:
     if not config.labels:
         train = replace(train, labels=None)
     return _data(config, source, train, test, left_out=left_out)
+
+
+def _in_order(source: Source, known: tuple[str, ...] | None) -> Source:
+    """The source with a line on the order of classes that are numbers, which is the known one if that is of text."""
+    names = source.class_names
+    if names is None or names == (by_text := tuple(sorted(names))) or names != class_order(names):
+        return source
+    if known != by_text:
+        line = f"classes are numbers: in their order ({', '.join(names[:12])}), not in that of text"
+        return replace(source, notes=(*source.notes, line))
+    place = np.array([by_text.index(name) for name in names])
+
+    def moved(records: Records) -> Records:
+        labels = records.labels
+        return records if labels is None else replace(records, labels=np.where(labels < 0, -1, place[labels]))
+
+    line = f"classes are numbers, which the network knows in the order of text: {', '.join(by_text[:12])}"
+    test = None if source.test is None else moved(source.test)
+    return replace(
+        source, train=moved(source.train), test=test, class_names=by_text, notes=(*source.notes, line)
+    )
 
 
 def _data(
