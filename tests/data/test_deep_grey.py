@@ -92,11 +92,11 @@ def test_white_may_be_zero(content):
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (tiff(ramp(255, np.float32)), "pixels from 0 to 255, where 0 is black and 1 is white"),
-        (tiff(ramp(2, np.float32) - 1), "pixels from -1 to 1, where"),
+        (tiff(ramp(255, np.float32)), "pixels from 0 to 255, but 0 is black and 1 white"),
+        (tiff(ramp(2, np.float32) - 1), "pixels from -1 to 1, but"),
         (tiff(np.full((SIDE, SIDE), np.nan, np.float32)), "pixels from nan to nan"),
         (tiff((RAMP - 32768).view(np.int16)), "pixels from -32768 to 32767"),
-        (tiff(RAMP, t281=4095), "pixels from 0 to 65535, where 0 is black and 4095 is white"),
+        (tiff(RAMP, t281=4095), "pixels from 0 to 65535, but 0 is black and 4095 white"),
         (tiff(ramp(100_000, np.uint32)), "pixels up to 100000, neither 16 nor 32 bits"),
     ],
 )

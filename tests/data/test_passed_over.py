@@ -144,7 +144,7 @@ def test_hidden_labels_of_a_test_set_say_so(tmp_path):
         data = load_data(DataConfig(place, labels=labels))
         assert data.test is None
         assert data.train.labelled == labels
-        assert data.notes == (f"{tmp_path}/d: test: all 2 labels are hidden (-1): taken as unlabelled",)
+        assert data.notes == (f"{tmp_path}/d: test: none of the 2 labels is a class (-1): unlabelled",)
 
 
 @pytest.mark.parametrize("lacking", [-1, None])
@@ -170,14 +170,12 @@ def test_some_hidden_labels_of_a_test_set_are_refused(tmp_path):
 @pytest.mark.parametrize("values", [[[1, 0], [0, 1]], [[0.7, 0.3], [0.2, 0.8]], [[0], [0, 1]]])
 def test_several_labels_of_an_image_get_one_line(values, tmp_path):
     place = shards(tmp_path / "d", train=values, test=values)
-    with pytest.raises(
-        UserError, match=r"train: image 0 has a list of labels .*--data\.labels false"
-    ) as caught:
+    with pytest.raises(UserError, match=r"train: a list of labels .*--data\.labels false") as caught:
         load_data(DataConfig(place))
     assert "\n" not in str(caught.value)
     data = load_data(DataConfig(place, labels=False))
     assert (len(data.train), data.test, data.num_classes) == (2, None, None)
-    assert ["labels are not used" in line for line in data.notes] == [True, True]
+    assert ["labels is a class" in line for line in data.notes] == [True, True]
 
 
 def test_splits_that_are_not_used_are_named(tmp_path):

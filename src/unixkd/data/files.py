@@ -40,35 +40,28 @@ def is_image(file: Path) -> bool:
     return True
 
 
-def suffix_of(file: Path) -> str:
-    """What a file is counted by."""
-    return file.suffix.lower() or "no suffix"
+def sort_out(files: Iterable[Path]) -> tuple[list[Path], Counter[str]]:
+    """The images among files, sorted, and how many others there are of each suffix."""
+    files = list(files)
+    images = [file for file in files if is_image(file)]
+    others = Counter(file.suffix.lower() or "no suffix" for file in set(files).difference(images))
+    return sorted(images), others
 
 
 def find_images(folder: Path) -> tuple[list[Path], Counter[str]]:
-    """All image files below a folder, sorted, and how many other entries there are by suffix.
+    """`sort_out` of all files below a folder; hidden ones are left out, folders that are links counted, not entered."""
+    files: list[Path] = []
+    links = Counter[str]()
+    for place, folders, names in os.walk(folder, onerror=_unreadable):
+        folders[:] = [name for name in folders if not is_hidden(name)]
+        links["links to folders"] += sum(Path(place, name).is_symlink() for name in folders)
+        files += [Path(place, name) for name in names if not is_hidden(name)]
+    images, others = sort_out(files)
+    return images, others + links
 
-    What is hidden is left out and not counted; folders that are links are counted and not entered. Raises UserError
-    where a folder cannot be read.
-    """
-    images: list[Path] = []
-    others: Counter[str] = Counter()
 
-    def fail(error: OSError) -> None:
-        raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from error
-
-    try:
-        for place, folders, names in os.walk(folder, onerror=fail):
-            folders[:] = [name for name in folders if not is_hidden(name)]
-            others["links to folders"] += sum(Path(place, name).is_symlink() for name in folders)
-            for file in (Path(place, name) for name in names if not is_hidden(name)):
-                if is_image(file):
-                    images.append(file)
-                else:
-                    others[suffix_of(file)] += 1
-    except OSError as error:
-        fail(error)
-    return sorted(images), others
+def _unreadable(error: OSError) -> None:
+    raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from error
 
 
 def passed_over(where: str | Path, images: int, others: Counter[str]) -> tuple[str, ...]:
@@ -77,15 +70,11 @@ def passed_over(where: str | Path, images: int, others: Counter[str]) -> tuple[s
     >>> passed_over("d", 8, Counter({".txt": 15, ".heic": 1}))
     ('d: 16 of 24 files are no images: .txt 15, .heic 1',)
     """
-    kinds = [f"{kind} {count:,}" for kind, count in others.most_common() if count]
-    if len(kinds) > _SHOWN_KINDS:
-        kinds[_SHOWN_KINDS:] = [f"{len(kinds) - _SHOWN_KINDS} more suffixes"]
+    kinds = [f"{kind} {count:,}" for kind, count in others.most_common(_SHOWN_KINDS)]
+    kinds += ["..."] if len(others) > _SHOWN_KINDS else []
     count = others.total()
-    return (
-        (f"{where}: {count:,} of {images + count:,} files are no images: {', '.join(kinds)}",)
-        if count
-        else ()
-    )
+    line = f"{where}: {count:,} of {images + count:,} files are no images: {', '.join(kinds)}"
+    return (line,) if count else ()
 
 
 def list_images(paths: Iterable[Path]) -> list[Path]:
@@ -100,9 +89,8 @@ def list_images(paths: Iterable[Path]) -> list[Path]:
         images, others = find_images(path) if path.is_dir() else ([path], Counter[str]())
         lines = passed_over(path, len(images), others)
         if not images:
-            raise UserError(
-                "; ".join([f"{path}: no images in this folder ({', '.join(sorted(SUFFIXES))})", *lines])
-            )
+            kinds = f"{path}: no images in this folder ({', '.join(sorted(SUFFIXES))})"
+            raise UserError("; ".join([kinds, *lines]))
         for line in lines:
             _log.warning("%s", line)
         files += images

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,26 +17,8 @@ from unixkd.errors import UserError
 Pixels = NDArray[np.uint8]
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "JPEG2000", "GIF", "BMP", "TIFF", "PPM")
 """What is read. Pillow knows more, but starts other programs on some of them (Ghostscript on EPS)."""
-SUFFIXES = frozenset(
-    (
-        *(
-            ".png",
-            ".apng",
-            ".jpg",
-            ".jpeg",
-            ".jpe",
-            ".jfif",
-            ".mpo",
-            ".webp",
-            ".avif",
-            ".gif",
-            ".bmp",
-            ".tif",
-            ".tiff",
-        ),
-        *(".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
-    )
-)
+_ENDINGS = "png apng jpg jpeg jpe jfif mpo webp avif jp2 j2k jpc jpf jpx gif bmp tif tiff ppm pgm pbm pnm pfm"
+SUFFIXES = frozenset(f".{ending}" for ending in _ENDINGS.split())
 GREY_MODES = frozenset({"1", "L", "I;16", "I;16B", "I", "F"})
 _BITS, _PHOTOMETRIC, _MAX_SAMPLE, _SAMPLE_FORMAT, _WHITE_SAMPLE = 258, 262, 281, 339, 341  # tags of TIFF
 _WHITE_IS_ZERO, _SIGNED = 0, 2
@@ -54,15 +35,13 @@ def read_header(source: Path | bytes, where: str) -> Image.Image:
 
 
 def read_image(source: Path | bytes, where: str) -> Image.Image:
-    """Decode an image completely, to 8 bits, and turn it the way its EXIF orientation says; errors as `read_header`.
-
-    Raises UserError also where grey pixels of more than 8 bits are not between black and white (see `_eight_bits`).
-    """
+    """Decode an image completely, to 8 bits, and turn it as its EXIF orientation says; errors as `read_header`."""
     with read_header(source, where) as image, _explained(where):
         image.load()
         turned = ImageOps.exif_transpose(image)
         if turned.mode == "LAB":
-            return ImageCms.applyTransform(turned, _lab_to_rgb())  # type: ignore[return-value]
+            profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+            return ImageCms.profileToProfile(turned, *profiles, outputMode="RGB")  # type: ignore[return-value]
         return _eight_bits(turned, getattr(image, "tag_v2", {})) if turned.mode[0] in "IF" else turned
 
 
@@ -78,13 +57,9 @@ def _eight_bits(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
     low, high = values.min(), values.max()
     white = _white(image.mode, tags, float(high))
     if not 0 <= low <= high <= white:
-        raise ValueError(
-            f"pixels from {low:g} to {high:g}, where 0 is black and {white:g} is white: scale them"
-        )
-    if values.dtype.kind == "f":
-        eight = np.minimum(values * (256 / white), 255).astype(np.uint8)
-    else:
-        eight = (values.astype(np.uint64) * 256 // (int(white) + 1)).astype(np.uint8)
+        raise ValueError(f"pixels from {low:g} to {high:g}, but 0 is black and {white:g} white: scale them")
+    shades = white if image.mode == "F" else white + 1  # in float64, exact for 32 bits
+    eight = np.minimum(values.astype(np.float64) * 256 / shades, 255).astype(np.uint8)
     return Image.fromarray(255 - eight if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else eight)
 
 
@@ -103,17 +78,8 @@ def _white(mode: str, tags: Mapping[int, Any], high: float) -> float:
         return (1 << 16) - 1  # 16 bits in 32, as Pillow and others write them; of 32 bits all would be black
     white = (1 << bits) - 1 >> int(tags.get(_SAMPLE_FORMAT, (1,))[0] == _SIGNED)
     if 256 * high < white and bits == 32:
-        raise ValueError(
-            f"pixels up to {high:g}, neither 16 nor {bits} bits, so that white is not known: scale them"
-        )
+        raise ValueError(f"pixels up to {high:g}, neither 16 nor 32 bits: white is not known, scale them")
     return white
-
-
-@cache
-def _lab_to_rgb() -> ImageCms.ImageCmsTransform:
-    return ImageCms.buildTransform(
-        ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB"
-    )
 
 
 @contextmanager

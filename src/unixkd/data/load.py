@@ -70,6 +70,7 @@ class Data:
         mean: per-channel mean of pixels in [0, 1]
         std: per-channel standard deviation
         fingerprint: SHA-256 that tells this data from any other, see `load_data`
+        fingerprint_before: what it was in version 0.1.0, without the contents of files; the same for images in memory
         left_out: what is wrong with each training image that could not be read
         notes: what to tell the user before training
     """
@@ -84,6 +85,7 @@ class Data:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     fingerprint: str
+    fingerprint_before: str
     left_out: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -122,8 +124,8 @@ def load_data(config: DataConfig, known_order: tuple[str, ...] | None = None) ->
     labels even where training does not see them: `labels` changes nothing else.
 
     The fingerprint covers shapes, labels, class names and all pixels of images in memory; of images on
-    disk it covers labels, class names, and each file's name and size (Parquet and Hub: the contents of
-    up to 256 images, evenly spaced).
+    disk it covers labels, class names, each file's name and size, and the contents of all images, or of
+    evenly spread ones where there are more than 10,000 or 1 GB (`Encoded.content_digest`).
 
     Raises:
         UsageError: an unknown data name.
@@ -172,9 +174,8 @@ def _in_order(source: Source, known: tuple[str, ...] | None) -> Source:
 
     line = f"classes are numbers, which the network knows in the order of text: {', '.join(by_text[:12])}"
     test = None if source.test is None else moved(source.test)
-    return replace(
-        source, train=moved(source.train), test=test, class_names=by_text, notes=(*source.notes, line)
-    )
+    notes = (*source.notes, line)
+    return replace(source, train=moved(source.train), test=test, class_names=by_text, notes=notes)
 
 
 def _data(
@@ -207,6 +208,7 @@ def _data(
         mean=image_format.mean,
         std=image_format.std,
         fingerprint=_fingerprint(splits, source.class_names),
+        fingerprint_before=_fingerprint(splits, source.class_names, contents=False),
         left_out=left_out,
         notes=(*source.notes, *dark_note(source.train), *notes),
     )
@@ -241,7 +243,9 @@ def _split(
     )
 
 
-def _fingerprint(splits: Sequence[AnySplit], class_names: tuple[str, ...] | None) -> str:
+def _fingerprint(
+    splits: Sequence[AnySplit], class_names: tuple[str, ...] | None, contents: bool = True
+) -> str:
     digest = hashlib.sha256(repr(class_names).encode())
     for split in splits:
         if isinstance(split, MemorySplit):
@@ -250,6 +254,8 @@ def _fingerprint(splits: Sequence[AnySplit], class_names: tuple[str, ...] | None
         else:
             digest.update(repr((len(split), split.channels, split.size)).encode())
             digest.update(split.records.digest())
+            if contents and isinstance(split, DiskSplit):
+                digest.update(split.records.content_digest())
         digest.update(b"unlabelled" if split.labels is None else split.labels.numpy().tobytes())
     return digest.hexdigest()
 

@@ -23,6 +23,7 @@ TEST_NAMES = ("test", "val", "valid", "validation")
 _IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _GREY_STATISTICS = ((0.449,), (0.226,))  # averages over the channels
 _INSPECT_ALL = 10_000  # headers that are read at most, of evenly spaced images
+_HASHED, _HASHED_BYTES, _GOLDEN = 10_000, 10**9, (5**0.5 - 1) / 2
 _DECODED = 16  # images that are decoded at the start, of evenly spaced ones
 _DEFAULT_SIZE = 224
 _NUMERAL = re.compile(r"-?\d{1,18}")
@@ -110,6 +111,11 @@ class Encoded:
                 return read_header(self.items.head(int(self.positions[i])), self.origin)
         return read_header(*self._item(i))
 
+    def is_deep(self, i: int) -> bool:
+        """Whether image i is grey of 16 bits."""
+        with self.header(i) as image:
+            return image.mode.startswith("I;16")
+
     def read(self, i: int) -> Image.Image:
         """Image i, decoded. Raises UserError where it is unreadable."""
         return read_image(*self._item(i))
@@ -128,6 +134,22 @@ class Encoded:
                 whole.update(f"{name}\0{item.stat().st_size}\n".encode())
             else:
                 whole.update(hashlib.sha256(item).digest())
+        return whole.digest()
+
+    def content_digest(self) -> bytes:
+        """SHA-256 of the bytes of all images; of more than 10,000 or 1 GB, of that many, evenly spread."""
+        count, total, whole = min(len(self), _HASHED), 0, hashlib.sha256()
+        spread = np.argsort(np.arange(count) * _GOLDEN % 1)  # any beginning of it is evenly spread too
+        for i in np.linspace(0, len(self) - 1, count).round().astype(int)[spread]:
+            item, name = self._item(int(i))
+            try:
+                content = item.read_bytes() if isinstance(item, Path) else item
+            except OSError as error:
+                raise UserError(f"{name}: cannot be read ({error.strerror})") from error
+            whole.update(hashlib.sha256(content).digest())
+            total += len(content)
+            if total >= _HASHED_BYTES:
+                break
         return whole.digest()
 
 
@@ -191,10 +213,10 @@ def labelled_source(
     """
     images, written = read("train", origin)
     values, notes = given_labels(written, f"{origin}: train", numerals, wanted, may_lack=not wanted)
-    hidden = np.array([value is None for value in values or ()])
+    hidden = np.array([value is None for value in values or ()], dtype=bool)
     if values is not None and hidden.any():
-        any_label = next(value for value in values if value is not None)
-        values = [any_label if value is None else value for value in values]
+        filler = values[int(hidden.argmin())]
+        values = [filler if value is None else value for value in values]
     names, num_classes, labels = class_numbers(values, names, None, f"{origin}: train", numerals)
     if labels is not None and num_classes is not None:
         check_filled(labels[~hidden], num_classes, names, f"{origin}: train")
@@ -218,32 +240,33 @@ def labelled_source(
 def given_labels(
     written: Sequence[Any] | None, where: str, numerals: bool, wanted: bool, may_lack: bool = False
 ) -> tuple[Sequence[Any] | None, tuple[str, ...]]:
-    """Labels with None for each that is hidden: -1, as the Hub marks it, null or NaN; and a line on why there are none.
+    """Labels with None for each that is hidden (-1, as the Hub marks it, null, NaN) or a list, and a line if all are.
 
-    Raises UserError where an image has several labels or a vector of them and labels are wanted, or where some images
-    have none and that may not be.
+    Raises UserError for lists where labels are wanted, and where some images have no label and that may not be.
     """
     if not written:
         return None, ()
     marks = (None, -1, "-1") if numerals else (None, -1)
-    values = [None if value in marks or value != value else value for value in written]
-    missing, several = values.count(None), [isinstance(value, list | dict) for value in values]
-    if any(several):
-        i = several.index(True)
-        reason = f"image {i} has a list of labels ({str(values[i])[:40]}), one class is wanted"
-        if wanted:
-            raise UserError(
-                f"{where}: {reason}: name another column (--data.label_column), or train without (--data.labels false)"
-            )
-        return None, (f"{where}: {reason}: labels are not used",)
+    lists = [value for value in written if isinstance(value, list | dict)]
+    values = [
+        None if value in marks or value != value or isinstance(value, list | dict) else value
+        for value in written
+    ]
+    missing, other = values.count(None), "train without labels (--data.labels false)"
+    if lists and wanted:
+        raise UserError(
+            f"{where}: a list of labels ({str(lists[0])[:40]}) where one class is wanted: name another column "
+            f"(--data.label_column), or {other}"
+        )
     if missing == len(values):
-        return None, (f"{where}: all {missing:,} labels are hidden ({written[0]}): taken as unlabelled",)
+        return None, (
+            f"{where}: none of the {missing:,} labels is a class ({str(written[0])[:40]}): unlabelled",
+        )
     if missing and not may_lack:
         i = values.index(None)
-        more = ", or train without labels (--data.labels false)" if where.endswith(": train") else ""
         raise UserError(
             f"{where}: sample {i} has label {written[i]!r}, as {missing:,} of {len(values):,} images have none: "
-            f"leave these images out{more}"
+            f"leave these images out{f', or {other}' if wanted else ''}"
         )
     return values, ()
 
@@ -326,21 +349,17 @@ def find_format(train: Records, test: Records | None, skip_unreadable: bool = Fa
 
 def dark_note(records: Records) -> tuple[str, ...]:
     """A line where grey images of 16 bits leave the upper three quarters unused, as 12 bits that do not say so."""
-    if not isinstance(records, Encoded):
-        return ()
-    brightest = 0
+    brightest = [0]
     for i in np.linspace(0, len(records) - 1, min(len(records), _DECODED)).round().astype(int):
         with contextlib.suppress(UserError):  # found where the image is used
-            with records.header(i) as image:
-                if not image.mode.startswith("I;16"):
-                    return ()
-            brightest = max(brightest, np.asarray(records.read(i)).max())
-    if not 0 < brightest < 64:
-        return ()
-    return (
-        f"{records.origin}: none of the images looked at (up to {_DECODED}) is brighter than a quarter of 16 bits; if "
-        "they have fewer bits, scale them, or state it (MaxSampleValue of TIFF, the maximum of PGM)",
+            if not isinstance(records, Encoded) or not records.is_deep(i):
+                return ()
+            brightest.append(np.asarray(records.read(i)).max())
+    line = (
+        f"none of up to {_DECODED} images looked at is brighter than a quarter of 16 bits: if theirs are fewer, scale "
+        "them, or state it (MaxSampleValue of TIFF, the maximum of PGM)"
     )
+    return (line,) if 0 < max(brightest) < 64 else ()
 
 
 def check_labels(labels: Sequence[Any] | NDArray[Any], num_classes: int | None, where: str) -> Labels:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
-from unixkd.data.files import find_images, is_hidden, is_image, passed_over, suffix_of
+from unixkd.data.files import find_images, is_hidden, is_image, passed_over, sort_out
 from unixkd.data.source import TEST_NAMES, Encoded, Source, check_filled, class_order
 from unixkd.errors import UserError
 
@@ -53,9 +52,7 @@ def _read(folder: Path, origin: Path, names: Names = None) -> tuple[Encoded, Nam
     """
     entries = _entries(folder)
     classes = [entry for entry in entries if entry.is_dir()]
-    files = [entry for entry in entries if not entry.is_dir()]
-    loose = [entry for entry in files if is_image(entry)]
-    others = Counter(map(suffix_of, set(files) - set(loose)))
+    loose, others = sort_out(entry for entry in entries if not entry.is_dir())
     if loose and classes:
         raise UserError(
             f"{folder}: holds images ({loose[0].name}, ...) beside folders ({classes[0].name}, ...); "
