@@ -70,9 +70,9 @@ class Data:
         mean: per-channel mean of pixels in [0, 1]
         std: per-channel standard deviation
         fingerprint: SHA-256 that tells this data from any other, see `load_data`
-        fingerprint_before: what it was in version 0.1.0, without the contents of files; the same for images in memory
         left_out: what is wrong with each training image that could not be read
         notes: what to tell the user before training
+        fingerprint_before: what it was in version 0.1.0, without the contents of files; the same for images in memory
     """
 
     name: str
@@ -85,9 +85,9 @@ class Data:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     fingerprint: str
-    fingerprint_before: str
     left_out: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    fingerprint_before: str = ""
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -37,7 +37,7 @@ def load_shards(pattern: str, label_field: str | None, wanted: bool = True) -> S
 
     The pattern is a tar file, a folder of them or with `train/` and `val/` of them, or a path with
     `{000..146}`, `{a,b}`, `*` or `?`. Files with test, val, valid or validation as a word of their name are the
-    test set, all others are for training. Labels are numbers, or words that are then classes in alphabetical order.
+    test set, all others are for training. Labels are numbers, or words that are then classes in the order of text.
 
     Raises:
         UserError: a file is missing, is no whole tar file, or holds a faulty sample; a label is faulty.
