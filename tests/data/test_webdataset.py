@@ -190,7 +190,7 @@ def test_a_file_that_changes_during_a_run_is_noticed(tmp_path):
         ([("0.png", png()), ("0.cls", b"7" * 300)], "more than 256 bytes is no class"),
         ([("0.png", png()), ("0.cls", b" " * (1 << 21))], "2,097,152 bytes for a label, refused"),
         ([("0.png", b""), ("0.cls", b"0")], "an image of 0 bytes, refused"),
-        (samples(["0", "-1"]), "train: sample 1 has label -1, but labels must be"),
+        (samples(["0", "-1"]), "train: sample 1 has label '-1', as 1 of 2 images have none"),
         (samples(["0", "2"]), r"1 of 3 classes have no images \(1\)"),
         ([], "no images in"),
     ],

@@ -76,7 +76,7 @@ def test_up_to_a_cap_they_are_left_out(method, broken, teacher, tmp_path):
 def test_unreadable_images_count_as_well(broken, teacher, tmp_path, monkeypatch):
     config = distilled(teacher, "kd")
     found = replace(load_data(config.data), left_out=("a.png: cannot be read",))
-    monkeypatch.setattr("unixkd.training.resolved.load_data", lambda config: found)
+    monkeypatch.setattr("unixkd.training.resolved.load_data", lambda *given: found)
     with pytest.raises(
         UserError, match=r"2 images \(3, 17\).* --data\.max_faulty \(2\) are left out, and 1 cannot be read"
     ):

@@ -426,7 +426,8 @@ def test_resume_on_other_data_is_refused(unix_run, teacher, tmp_path, monkeypatc
     from unixkd.training import resolved
 
     original = _data.load_data
-    monkeypatch.setattr(resolved, "load_data", lambda c: replace(original(c), fingerprint="another"))
+    other = {"fingerprint": "another", "fingerprint_before": "another"}
+    monkeypatch.setattr(resolved, "load_data", lambda *given: replace(original(*given), **other))
     shutil.copytree(unix_run, tmp_path / "run")
     with pytest.raises(UserError, match="the training data has changed"):
         run(distilled(teacher), tmp_path / "run", mode="resume")

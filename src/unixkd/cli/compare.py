@@ -14,6 +14,7 @@ from unixkd.config import NO_LOG, DataConfig, LogConfig, MethodConfig, ModelConf
 from unixkd.data.load import load_data
 from unixkd.method.from_config import build_method
 from unixkd.method.ledger import Ledger
+from unixkd.models.loading import class_names_of
 from unixkd.names import label_of, parse_variants
 from unixkd.report import report
 from unixkd.training.compare import (
@@ -72,7 +73,7 @@ def run_comparison(
 def cost_matches(base: RunConfig, methods: list[MethodConfig]) -> dict[str, int]:
     """For each method cheaper or dearer than plain KD, by its label, the epochs of KD that its cost buys."""
     assert base.teacher is not None
-    data = load_data(base.data)
+    data = load_data(base.data, class_names_of(base.teacher))
     teacher = build_network(base.teacher, data, "teacher")
     student = build_student(base, data, teacher)
     ledger = Ledger.of(student, teacher, data.image_shape)

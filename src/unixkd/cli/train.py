@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from jsonargparse import Namespace
 
 from unixkd.cli.screen import say, showing
 from unixkd.config import DataConfig, MethodConfig, ModelConfig, RunConfig, read_yaml
-from unixkd.data.images import list_images, load_images
+from unixkd.data.files import list_images, load_images
 from unixkd.data.load import load_data
 from unixkd.errors import UsageError, UserError
 from unixkd.models.folder import load_model, read_card
@@ -21,6 +22,7 @@ from unixkd.training.resolved import build_network, default_device
 from unixkd.training.run import run
 from unixkd.training.run_folder import Mode
 
+_log = logging.getLogger(__name__)
 PREDICT_BATCH = 256
 
 
@@ -44,7 +46,9 @@ def evaluate(options: Namespace) -> None:
     """`unixkd evaluate`: accuracy and calibration on the evaluation split."""
     folder, device = Path(options.run), default_device()
     card = read_card(folder)
-    data = load_data(evaluated_data(options.data, folder))
+    data = load_data(evaluated_data(options.data, folder), card.class_names)
+    for line in data.notes:
+        _log.warning("%s", line)
     if data.test is None:
         raise UserError(f"{data.name} has no test images; give --data.holdout to hold training images out")
     # An absolute path, as a folder may have a model's name; classes are checked against the data's.

@@ -1,6 +1,6 @@
 """Data sets: sources, views as integer codes, and batches that depend on nothing but their arguments."""
 
-from unixkd.data.images import load_images
+from unixkd.data.files import load_images
 from unixkd.data.load import Data, load_data
 from unixkd.data.sampling import epoch_order
 from unixkd.data.split import MemorySplit, Split

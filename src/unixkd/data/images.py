@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import io
-import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Float
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from unixkd.data.views import to_pixels
 from unixkd.errors import UserError
 
 Pixels = NDArray[np.uint8]
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
-GREY_MODES = frozenset({"1", "L", "I;16"})
+FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "JPEG2000", "GIF", "BMP", "TIFF", "PPM")
+"""What is read. Pillow knows more, but starts other programs on some of them (Ghostscript on EPS)."""
+_ENDINGS = "png apng jpg jpeg jpe jfif mpo webp avif jp2 j2k jpc jpf jpx gif bmp tif tiff ppm pgm pbm pnm pfm"
+SUFFIXES = frozenset(f".{ending}" for ending in _ENDINGS.split())
+GREY_MODES = frozenset({"1", "L", "I;16", "I;16B", "I", "F"})
+_BITS, _PHOTOMETRIC, _MAX_SAMPLE, _SAMPLE_FORMAT, _WHITE_SAMPLE = 258, 262, 281, 339, 341  # tags of TIFF
+_WHITE_IS_ZERO, _SIGNED = 0, 2
 
 
 def read_header(source: Path | bytes, where: str) -> Image.Image:
     """Open an image without decoding it; UserError that names `where` if unreadable or above Pillow's pixel limit."""
     with _explained(where):
-        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
         if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
             image.close()
             raise Image.DecompressionBombError
@@ -34,10 +35,51 @@ def read_header(source: Path | bytes, where: str) -> Image.Image:
 
 
 def read_image(source: Path | bytes, where: str) -> Image.Image:
-    """Decode an image completely and turn it the way its EXIF orientation says; errors as `read_header`."""
+    """Decode an image completely, to 8 bits, and turn it as its EXIF orientation says; errors as `read_header`."""
     with read_header(source, where) as image, _explained(where):
         image.load()
-        return ImageOps.exif_transpose(image)
+        turned = ImageOps.exif_transpose(image)
+        if turned.mode == "LAB":
+            profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+            return ImageCms.profileToProfile(turned, *profiles, outputMode="RGB")  # type: ignore[return-value]
+        return _eight_bits(turned, getattr(image, "tag_v2", {})) if turned.mode[0] in "IF" else turned
+
+
+def _eight_bits(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
+    """Deep grey as 8 bits: 0 is black, and white is what the file says, else the largest of its bits, or 1 of floats.
+
+    What is outside is refused, not clipped: it shows that white is not known. Pillow has inverted TIFFs of 8 bits
+    whose white is 0, but none of more.
+    """
+    values = np.asarray(image)
+    if image.mode == "I" and tags and tags.get(_SAMPLE_FORMAT, (1,))[0] != _SIGNED:
+        values = values.view(np.uint32)
+    low, high = values.min(), values.max()
+    white = _white(image.mode, tags, float(high))
+    if not 0 <= low <= high <= white:
+        raise ValueError(f"pixels from {low:g} to {high:g}, but 0 is black and {white:g} white: scale them")
+    shades = white if image.mode == "F" else white + 1  # in float64, exact for 32 bits
+    eight = np.minimum(values.astype(np.float64) * 256 / shades, 255).astype(np.uint8)
+    return Image.fromarray(255 - eight if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else eight)
+
+
+def _white(mode: str, tags: Mapping[int, Any], high: float) -> float:
+    """The number that is white in an image of a deep grey mode whose largest is `high`.
+
+    MaxSampleValue is often the largest number *of this image*: it is white only where it is that of a number of bits.
+    """
+    stated, largest = (float(np.max(tags.get(tag, 0))) for tag in (_WHITE_SAMPLE, _MAX_SAMPLE))
+    if stated > 0 or mode == "F":
+        return stated if stated > 0 else 1.0
+    if largest > 1 and int(largest) & (int(largest) + 1) == 0:
+        return largest
+    bits = int(np.max(tags.get(_BITS, 16 if mode != "I" or high < 1 << 16 else 32)))
+    if bits == 32 and high < 1 << 16:
+        return (1 << 16) - 1  # 16 bits in 32, as Pillow and others write them; of 32 bits all would be black
+    white = (1 << bits) - 1 >> int(tags.get(_SAMPLE_FORMAT, (1,))[0] == _SIGNED)
+    if 256 * high < white and bits == 32:
+        raise ValueError(f"pixels up to {high:g}, neither 16 nor 32 bits: white is not known, scale them")
+    return white
 
 
 @contextmanager
@@ -49,14 +91,13 @@ def _explained(where: str) -> Iterator[None]:
         limit = Image.MAX_IMAGE_PIXELS
         raise UserError(f"{where}: more than {limit} pixels, refused; scale it down or remove it") from error
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
-        reason = "no known image format" if isinstance(error, UnidentifiedImageError) else str(error)
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = f"none of the image formats {', '.join(FORMATS)}" if unknown else str(error)
         raise UserError(f"{where}: cannot be read as an image ({reason}); replace or remove it") from error
 
 
 def to_channels(image: Image.Image, channels: int) -> Image.Image:
-    """Convert to grey (1 channel) or RGB (3 channels); 16-bit grey keeps its high byte."""
-    if image.mode == "I;16":
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    """Convert an image as `read_image` gives it to grey (1 channel) or RGB (3 channels)."""
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     mode = "L" if channels == 1 else "RGB"
@@ -125,45 +166,3 @@ def fit_all(pixels: Pixels, size: int) -> Pixels:
         return box_mean(pixels, size)
     planes = pixels[..., 0] if channels == 1 else pixels
     return np.stack([fit(Image.fromarray(plane), size) for plane in planes])
-
-
-def find_images(folder: Path) -> list[Path]:
-    """All image files below a folder, by suffix, sorted; names that start with a dot are left out."""
-    images = (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    return sorted(p for p in images if not any(name.startswith(".") for name in p.relative_to(folder).parts))
-
-
-def list_images(paths: Iterable[Path]) -> list[Path]:
-    """The files among the paths and the images below the folders. Raises UserError where there are none."""
-    files: list[Path] = []
-    for path in paths:
-        if not os.path.exists(path):  # noqa: PTH110 - the method raises for a name that no system takes
-            raise UserError(f"{path}: no such file or folder")
-        images = find_images(path) if path.is_dir() else [path]
-        if not images:
-            raise UserError(f"{path}: no images in this folder ({', '.join(sorted(SUFFIXES))})")
-        files += images
-    if not files:
-        raise UserError("no images were given")
-    return files
-
-
-def load_images(
-    paths: Sequence[Path], size: int, channels: int
-) -> tuple[Float[Tensor, "n c h w"], list[Path]]:
-    """Images from files and folders, preprocessed as in evaluation.
-
-    Args:
-        paths: image files, and folders that are searched recursively
-        size: side in pixels
-        channels: 1 (grey) or 3 (RGB)
-
-    Returns:
-        Pixels in [0, 1] `[N, C, size, size]`, channels_last, and the file of each.
-
-    Raises:
-        UserError: a path is missing, a folder holds no image, or an image is unreadable.
-    """
-    files = list_images(paths)
-    arrays = [fit(to_channels(read_image(file, str(file)), channels), size) for file in files]
-    return to_pixels(torch.from_numpy(np.stack(arrays))), files

@@ -16,7 +16,16 @@ from unixkd.config import DataConfig, check_ranges
 from unixkd.data.disk import DiskSplit
 from unixkd.data.images import fit, fit_all, to_channels
 from unixkd.data.sampling import hold_out, subset
-from unixkd.data.source import Decoded, Encoded, ImageFormat, Records, Source, find_format
+from unixkd.data.source import (
+    Decoded,
+    Encoded,
+    ImageFormat,
+    Records,
+    Source,
+    class_order,
+    dark_note,
+    find_format,
+)
 from unixkd.data.sources.cifar import load_cifar
 from unixkd.data.sources.digits import load_digits
 from unixkd.data.sources.folder import load_folder
@@ -38,7 +47,7 @@ _BY_NAME: dict[str, Callable[[DataConfig], Source]] = {
 _BY_PREFIX: dict[str, Callable[[str, DataConfig], Source]] = {
     "folder": lambda place, config: load_folder(Path(place).expanduser()),
     "parquet": lambda place, config: load_parquet(Path(place).expanduser(), config),
-    "wds": lambda place, config: load_shards(place, config.label_column),
+    "wds": lambda place, config: load_shards(place, config.label_column, config.labels),
     "hub": lambda place, config: load_hub(place, config),
 }
 
@@ -63,6 +72,7 @@ class Data:
         fingerprint: SHA-256 that tells this data from any other, see `load_data`
         left_out: what is wrong with each training image that could not be read
         notes: what to tell the user before training
+        fingerprint_before: what it was in version 0.1.0, without the contents of files; the same for images in memory
     """
 
     name: str
@@ -77,6 +87,7 @@ class Data:
     fingerprint: str
     left_out: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    fingerprint_before: str = ""
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -103,15 +114,18 @@ def _place(name: str) -> str:
     return place
 
 
-def load_data(config: DataConfig) -> Data:
+def load_data(config: DataConfig, known_order: tuple[str, ...] | None = None) -> Data:
     """Load, check, split, resize and keep what the configuration says.
+
+    Class names that are numbers are in their order; earlier versions had them in the order of text, which they get
+    where a network knows them so: `known_order` is the class names of a model that is used with the data.
 
     The held-out part is cut off first, then the subset is chosen from the rest, both by the data's
     labels even where training does not see them: `labels` changes nothing else.
 
     The fingerprint covers shapes, labels, class names and all pixels of images in memory; of images on
-    disk it covers labels, class names, and each file's name and size (Parquet and Hub: the contents of
-    up to 256 images, evenly spaced).
+    disk it covers labels, class names, each file's name and size, and the contents of all images, or of
+    evenly spread ones where there are more than 10,000 or 1 GB (`Encoded.content_digest`).
 
     Raises:
         UsageError: an unknown data name.
@@ -126,7 +140,7 @@ def load_data(config: DataConfig) -> Data:
         known, stream = load_stream(_place(config.name), config)
         stream = stream if config.labels else replace(stream, label=None)
         return _data(config, known, stream, known.test, notes=(stream.announcement(),))
-    source = open_source(config)
+    source = _in_order(open_source(config), known_order)
     train, test = source.train, source.test
     if not len(train):
         raise UserError(f"data {config.name} has no training images")
@@ -144,12 +158,33 @@ def load_data(config: DataConfig) -> Data:
     return _data(config, source, train, test, left_out=left_out)
 
 
+def _in_order(source: Source, known: tuple[str, ...] | None) -> Source:
+    """The source with a line on the order of classes that are numbers, which is the known one if that is of text."""
+    names = source.class_names
+    if names is None or names == (by_text := tuple(sorted(names))) or names != class_order(names):
+        return source
+    if known != by_text:
+        line = f"classes are numbers: in their order ({', '.join(names[:12])}), not in that of text"
+        return replace(source, notes=(*source.notes, line))
+    place = np.array([by_text.index(name) for name in names])
+
+    def moved(records: Records) -> Records:
+        labels = records.labels
+        return records if labels is None else replace(records, labels=np.where(labels < 0, -1, place[labels]))
+
+    line = f"classes are numbers, which the network knows in the order of text: {', '.join(by_text[:12])}"
+    test = None if source.test is None else moved(source.test)
+    notes = (*source.notes, line)
+    return replace(source, train=moved(source.train), test=test, class_names=by_text, notes=notes)
+
+
 def _data(
     config: DataConfig,
     source: Source,
     train: Records | Streamed,
     test: Records | None,
-    **more: tuple[str, ...],
+    left_out: tuple[str, ...] = (),
+    notes: tuple[str, ...] = (),
 ) -> Data:
     """The data set of a source, from the images for training and for evaluation."""
     # unreadable images are counted by leave_out; in a stream they cannot be left out
@@ -173,7 +208,9 @@ def _data(
         mean=image_format.mean,
         std=image_format.std,
         fingerprint=_fingerprint(splits, source.class_names),
-        **more,
+        fingerprint_before=_fingerprint(splits, source.class_names, contents=False),
+        left_out=left_out,
+        notes=(*source.notes, *dark_note(source.train), *notes),
     )
 
 
@@ -206,7 +243,9 @@ def _split(
     )
 
 
-def _fingerprint(splits: Sequence[AnySplit], class_names: tuple[str, ...] | None) -> str:
+def _fingerprint(
+    splits: Sequence[AnySplit], class_names: tuple[str, ...] | None, contents: bool = True
+) -> str:
     digest = hashlib.sha256(repr(class_names).encode())
     for split in splits:
         if isinstance(split, MemorySplit):
@@ -215,6 +254,8 @@ def _fingerprint(splits: Sequence[AnySplit], class_names: tuple[str, ...] | None
         else:
             digest.update(repr((len(split), split.channels, split.size)).encode())
             digest.update(split.records.digest())
+            if contents and isinstance(split, DiskSplit):
+                digest.update(split.records.content_digest())
         digest.update(b"unlabelled" if split.labels is None else split.labels.numpy().tobytes())
     return digest.hexdigest()
 

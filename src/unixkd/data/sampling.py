@@ -31,7 +31,7 @@ def hold_out(labels: Indices | None, num_images: int, share: float, seed: int) -
     """Ascending positions of the training and of the held-out images, split by class; without labels at random.
 
     Of a class of n >= 2 images round(share * n) are held out, share in (0, 1), but at least 1 and at most n - 1;
-    single images stay in training. Raises UserError where no class has two images.
+    single images and those without a label (-1) stay in training. Raises UserError where no class has two images.
 
     >>> train, held_out = hold_out(np.repeat([0, 1], 10), 20, share=0.2, seed=0)
     >>> len(train), len(held_out), int((held_out < 10).sum())
@@ -40,7 +40,7 @@ def hold_out(labels: Indices | None, num_images: int, share: float, seed: int) -
     rng = np.random.default_rng([seed, 1])
     groups = np.zeros(num_images, dtype=np.int64) if labels is None else labels
     held_out = np.zeros(num_images, dtype=bool)
-    for group in np.unique(groups):
+    for group in np.unique(groups[groups >= 0]):
         members = rng.permutation(np.flatnonzero(groups == group))
         if len(members) >= 2:
             held_out[members[: min(max(round(share * len(members)), 1), len(members) - 1)]] = True

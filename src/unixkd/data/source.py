@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -23,6 +23,8 @@ TEST_NAMES = ("test", "val", "valid", "validation")
 _IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _GREY_STATISTICS = ((0.449,), (0.226,))  # averages over the channels
 _INSPECT_ALL = 10_000  # headers that are read at most, of evenly spaced images
+_HASHED, _HASHED_BYTES, _GOLDEN = 10_000, 10**9, (5**0.5 - 1) / 2
+_DECODED = 16  # images that are decoded at the start, of evenly spaced ones
 _DEFAULT_SIZE = 224
 _NUMERAL = re.compile(r"-?\d{1,18}")
 
@@ -109,6 +111,11 @@ class Encoded:
                 return read_header(self.items.head(int(self.positions[i])), self.origin)
         return read_header(*self._item(i))
 
+    def is_deep(self, i: int) -> bool:
+        """Whether image i is grey of 16 bits."""
+        with self.header(i) as image:
+            return image.mode.startswith("I;16")
+
     def read(self, i: int) -> Image.Image:
         """Image i, decoded. Raises UserError where it is unreadable."""
         return read_image(*self._item(i))
@@ -127,6 +134,22 @@ class Encoded:
                 whole.update(f"{name}\0{item.stat().st_size}\n".encode())
             else:
                 whole.update(hashlib.sha256(item).digest())
+        return whole.digest()
+
+    def content_digest(self) -> bytes:
+        """SHA-256 of the bytes of all images; of more than 10,000 or 1 GB, of that many, evenly spread."""
+        count, total, whole = min(len(self), _HASHED), 0, hashlib.sha256()
+        spread = np.argsort(np.arange(count) * _GOLDEN % 1)  # any beginning of it is evenly spread too
+        for i in np.linspace(0, len(self) - 1, count).round().astype(int)[spread]:
+            item, name = self._item(int(i))
+            try:
+                content = item.read_bytes() if isinstance(item, Path) else item
+            except OSError as error:
+                raise UserError(f"{name}: cannot be read ({error.strerror})") from error
+            whole.update(hashlib.sha256(content).digest())
+            total += len(content)
+            if total >= _HASHED_BYTES:
+                break
         return whole.digest()
 
 
@@ -154,6 +177,7 @@ class Source:
         num_classes: number of classes, or None where it is unknown
         format: that suits the data; None: the images' headers decide, see `find_format`
         flip: whether a mirrored image is as good as the image
+        notes: what to tell the user: what is passed over, and why
     """
 
     train: Records
@@ -162,14 +186,16 @@ class Source:
     num_classes: int | None
     format: ImageFormat | None = None
     flip: bool = True
+    notes: tuple[str, ...] = ()
 
 
 def labelled_source(
     read: Callable[[str, str], tuple[Items, Sequence[Any] | None]],
-    splits: Container[str],
+    splits: Collection[str],
     names: tuple[str, ...] | None,
     origin: str,
     numerals: bool = False,
+    wanted: bool = True,
 ) -> Source:
     """A source of encoded images, evaluated on the first of `TEST_NAMES` that has labels.
 
@@ -180,23 +206,79 @@ def labelled_source(
         names: of the classes, or None where the labels decide
         origin: where the images come from, for messages
         numerals: see `class_numbers`
+        wanted: whether training needs labels; otherwise some images may lack one, and then have -1
 
     Raises:
         UserError: a label is faulty, or a class has no training images.
     """
-    images, values = read("train", origin)
+    images, written = read("train", origin)
+    values, notes = given_labels(written, f"{origin}: train", numerals, wanted, may_lack=not wanted)
+    hidden = np.array([value is None for value in values or ()], dtype=bool)
+    if values is not None and hidden.any():
+        filler = values[int(hidden.argmin())]
+        values = [filler if value is None else value for value in values]
     names, num_classes, labels = class_numbers(values, names, None, f"{origin}: train", numerals)
     if labels is not None and num_classes is not None:
-        check_filled(labels, num_classes, names, f"{origin}: train")
-    train, test = Encoded.of(images, labels, origin), None
+        check_filled(labels[~hidden], num_classes, names, f"{origin}: train")
+        labels[hidden] = -1
+    train, test, named = Encoded.of(images, labels, origin), None, {"train"}
     for split in (name for name in TEST_NAMES if name in splits):
         where = f"{origin}: {split}"
-        images, values = read(split, where)
+        images, written = read(split, where)
+        values, lines = given_labels(written, where, numerals, wanted)
+        notes += lines
+        named |= {split} if lines or values is not None else set()
         if values is not None:
             names, num_classes, labels = class_numbers(values, names, num_classes, where, numerals)
             test = Encoded.of(images, labels, where)
             break
-    return Source(train, test, names, num_classes)
+    if others := sorted(set(splits) - named):
+        notes += (f"{origin}: not used: {', '.join(others)}",)
+    return Source(train, test, names, num_classes, notes=notes)
+
+
+def given_labels(
+    written: Sequence[Any] | None, where: str, numerals: bool, wanted: bool, may_lack: bool = False
+) -> tuple[Sequence[Any] | None, tuple[str, ...]]:
+    """Labels with None for each that is hidden (-1, as the Hub marks it, null, NaN) or a list, and a line if all are.
+
+    Raises UserError for lists where labels are wanted, and where some images have no label and that may not be.
+    """
+    if not written:
+        return None, ()
+    marks = (None, -1, "-1") if numerals else (None, -1)
+    lists = [value for value in written if isinstance(value, list | dict)]
+    values = [
+        None if value in marks or value != value or isinstance(value, list | dict) else value
+        for value in written
+    ]
+    missing, other = values.count(None), "train without labels (--data.labels false)"
+    if lists and wanted:
+        raise UserError(
+            f"{where}: a list of labels ({str(lists[0])[:40]}) where one class is wanted: name another column "
+            f"(--data.label_column), or {other}"
+        )
+    if missing == len(values):
+        return None, (
+            f"{where}: none of the {missing:,} labels is a class ({str(written[0])[:40]}): unlabelled",
+        )
+    if missing and not may_lack:
+        i = values.index(None)
+        raise UserError(
+            f"{where}: sample {i} has label {written[i]!r}, as {missing:,} of {len(values):,} images have none: "
+            f"leave these images out{f', or {other}' if wanted else ''}"
+        )
+    return values, ()
+
+
+def class_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Class names in their order: of numbers where all are integers, else of text.
+
+    >>> class_order(["10", "9", "1"]), class_order(["b", "10", "9"])
+    (('1', '9', '10'), ('10', '9', 'b'))
+    """
+    words = sorted(names)
+    return tuple(sorted(words, key=int) if all(map(_NUMERAL.fullmatch, words)) else words)
 
 
 def class_numbers(
@@ -206,7 +288,7 @@ def class_numbers(
     where: str,
     numerals: bool = False,
 ) -> tuple[tuple[str, ...] | None, int | None, Labels | None]:
-    """Class names, number of classes, and each label's class; words are classes in alphabetical order.
+    """Class names, number of classes, and each label's class; words are classes in `class_order`.
 
     Args:
         values: the labels as they are written, numbers or words; None: there are none
@@ -230,7 +312,7 @@ def class_numbers(
         {word: int(word) for word in words if _NUMERAL.fullmatch(word)} if numerals and not names else {}
     )
     if names is None and num_classes is None and len(numbers) < len(words) == len(set(values)):
-        names = tuple(sorted(words))
+        names = class_order(words)
     if names is not None:
         numbers, num_classes = {name: i for i, name in enumerate(names)}, len(names)
     labels = check_labels([numbers.get(value, value) for value in values], num_classes, where)
@@ -263,6 +345,21 @@ def find_format(train: Records, test: Records | None, skip_unreadable: bool = Fa
     if grey:
         return ImageFormat(size, 1, *_GREY_STATISTICS)
     return ImageFormat(size, 3, *_IMAGENET_STATISTICS)
+
+
+def dark_note(records: Records) -> tuple[str, ...]:
+    """A line where grey images of 16 bits leave the upper three quarters unused, as 12 bits that do not say so."""
+    brightest = [0]
+    for i in np.linspace(0, len(records) - 1, min(len(records), _DECODED)).round().astype(int):
+        with contextlib.suppress(UserError):  # found where the image is used
+            if not isinstance(records, Encoded) or not records.is_deep(i):
+                return ()
+            brightest.append(np.asarray(records.read(i)).max())
+    line = (
+        f"none of up to {_DECODED} images looked at is brighter than a quarter of 16 bits: if theirs are fewer, scale "
+        "them, or state it (MaxSampleValue of TIFF, the maximum of PGM)"
+    )
+    return (line,) if 0 < max(brightest) < 64 else ()
 
 
 def check_labels(labels: Sequence[Any] | NDArray[Any], num_classes: int | None, where: str) -> Labels:

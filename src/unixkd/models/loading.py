@@ -197,6 +197,11 @@ def _check_class_names(source: str, names: Names, data_names: Names, may_be_rena
     )
 
 
+def class_names_of(config: ModelConfig | None) -> Names:
+    """Class names of a run folder's network, in its order; None for any other network, and for none."""
+    return read_card(config.name).class_names if config is not None and is_run_folder(config.name) else None
+
+
 def own_num_classes(config: ModelConfig, in_channels: int) -> int:
     """Width of the classifier in the weights of a run folder, of a file, or as published.
 

@@ -15,6 +15,7 @@ from unixkd.errors import UserError
 from unixkd.method.losses import FeatureLoss
 from unixkd.method.method import pure_rows
 from unixkd.models.card import ModelCard, PixelModel
+from unixkd.teacher.folder import read_key
 from unixkd.teacher.store import AnswerStore
 from unixkd.teacher.teacher import Teacher
 from unixkd.training.precision import TEACHER_PRECISION
@@ -43,9 +44,15 @@ def open_store(run: Resolved, path: str, note: Callable[[str], None]) -> AnswerS
             "random resized crops have no fixed number of views, so their answers cannot be stored: give "
             "--data.views, how many of each image to train on"
         )
+    data, place = run.data, Path(path).expanduser()
+    if data.fingerprint != data.fingerprint_before == read_key(place).get("data"):
+        raise UserError(
+            f"{place}: version 0.1.0 stored these answers, which did not look into the images: they may have changed "
+            "since. Give another folder, or remove this one"
+        )
     return AnswerStore.open(
-        Path(path).expanduser(),
-        store_key(run.teacher, run.data.fingerprint, split.views_key(), config.train.teacher_precision),
+        place,
+        store_key(run.teacher, data.fingerprint, split.views_key(), config.train.teacher_precision),
         images=len(split),
         views=split.num_views,
         classes=run.teacher.card.num_classes,

@@ -18,7 +18,7 @@ from unixkd.method.losses import FeatureLoss
 from unixkd.method.method import Method
 from unixkd.method.objective import Objective
 from unixkd.models.card import PixelModel
-from unixkd.models.loading import build_model, own_num_classes
+from unixkd.models.loading import build_model, class_names_of, own_num_classes
 from unixkd.training.checks import (
     check_data,
     check_sizes,
@@ -103,7 +103,7 @@ def build_run(config: RunConfig, device: torch.device) -> Resolved:
         raise UserError(
             f"method {method.name} mixes stored answers: give --answers.path, where to store them"
         )
-    data = load_data(config.data)
+    data = load_data(config.data, class_names_of(config.teacher))
     check_data(config, data, method, objective)
     teacher = None if config.teacher is None else build_network(config.teacher, data, "teacher")
     student = build_student(config, data, teacher)

@@ -136,7 +136,8 @@ def restore(run: Run) -> None:
     tensors, state, damaged = run.world.once(lambda: checkpoint.load_checkpoint(run.folder.checkpoints))
     for problem in damaged:
         run.note(f"passed over a damaged checkpoint: {problem}")
-    if state["data"] != run.resolved.data.fingerprint:
+    data = run.resolved.data
+    if state["data"] not in (data.fingerprint, data.fingerprint_before):
         raise UserError(f"cannot resume {run.folder.path}: the training data has changed since")
     if (processes := state.get("processes", 1)) != run.world.size:
         raise UserError(

@@ -100,7 +100,8 @@ def _source(splits: dict[str, Any], origin: str, config: DataConfig) -> Source:
         dataset = train if split == "train" else splits[split]
         return Column(dataset, image, where), written_labels(dataset, label)
 
-    return labelled_source(read, splits, names, origin)
+    others = splits if "train" in splits else {}  # the only split is trained on, whatever its name
+    return labelled_source(read, others, names, origin, wanted=config.labels)
 
 
 def undecoded(dataset: Any, image: str, *others: str) -> Any:
@@ -140,8 +141,8 @@ def _first(names: Sequence[str], features: Any) -> str | None:
 
 
 def written_labels(dataset: Any, column: str | None) -> Sequence[Any] | None:
-    """The labels as they are written; None where there are none, or all are -1, as the Hub marks it."""
+    """The labels as they are written; None where there are none."""
     if column is None or column not in dataset.features:
         return None
     values: Sequence[Any] = dataset.select_columns([column]).with_format("arrow")[:][column].to_pylist()
-    return None if set(values) == {-1} else values
+    return values

@@ -72,7 +72,8 @@ def load_stream(place: str, config: DataConfig) -> tuple[Source, Streamed]:
         return Column(fetched, image, where), written_labels(fetched, label)
 
     labelled = {split for split, examples in splits.items() if label in (examples.features or {})}
-    source = labelled_source(read, labelled, names, origin)
+    labelled = labelled if "train" in splits else set()
+    source = labelled_source(read, labelled, names, origin, wanted=config.labels)
     if label is not None and config.labels and source.num_classes is None:
         raise UserError(
             f"{origin}: {label} is no class column, so that the classes are not known: give data.labels false, or "
@@ -108,7 +109,8 @@ def _total(train: Any, files: dict[str, list[str]] | None) -> int | None:
     if files is not None:
         from pyarrow import parquet
 
-        return sum(parquet.read_metadata(file).num_rows for file in files["train"])
+        only = next(iter(files.values()))
+        return sum(parquet.read_metadata(file).num_rows for file in files.get("train", only))
     known = (train.info.splits or {}).get(train.split)
     return None if known is None or not known.num_examples else int(known.num_examples)
 

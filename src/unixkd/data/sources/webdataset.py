@@ -32,12 +32,12 @@ Index = NDArray[np.void]
 """A row for each image of a tar file: `name`, `offset` and `size` of its bytes, `label` as it is written, or empty."""
 
 
-def load_shards(pattern: str, label_field: str | None) -> Source:
+def load_shards(pattern: str, label_field: str | None, wanted: bool = True) -> Source:
     """Tar files as a source: images `KEY.jpg`, and beside them `KEY.cls`, `KEY.json` or `KEY.txt`.
 
     The pattern is a tar file, a folder of them or with `train/` and `val/` of them, or a path with
     `{000..146}`, `{a,b}`, `*` or `?`. Files with test, val, valid or validation as a word of their name are the
-    test set, all others are for training. Labels are numbers, or words that are then classes in alphabetical order.
+    test set, all others are for training. Labels are numbers, or words that are then classes in the order of text.
 
     Raises:
         UserError: a file is missing, is no whole tar file, or holds a faulty sample; a label is faulty.
@@ -46,7 +46,7 @@ def load_shards(pattern: str, label_field: str | None) -> Source:
     if not shards.get("train"):
         raise UserError(f"{origin}: no tar files to train on; there are some for {', '.join(shards)}")
     read = partial(_read, shards, label_field)
-    source = labelled_source(read, shards, names=None, origin=origin, numerals=True)
+    source = labelled_source(read, shards, names=None, origin=origin, numerals=True, wanted=wanted)
     if label_field is not None and source.num_classes is None:
         raise UserError(f"{origin}: no sample has the label {label_field}: correct data.label_column")
     return source
@@ -141,7 +141,7 @@ def tar_index(file: Path, label_field: str | None) -> Index:
         key = files_key([file])
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror})") from error
-    suffix = hashlib.sha256(repr((label_field, 1)).encode()).hexdigest()[:8]
+    suffix = hashlib.sha256(repr((label_field, 2)).encode()).hexdigest()[:8]
     return cached_array(f"{key}-{suffix}", lambda: _make(file, label_field), "shards")
 
 
