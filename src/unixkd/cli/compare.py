@@ -17,6 +17,7 @@ from unixkd.method.ledger import Ledger
 from unixkd.names import label_of, parse_variants
 from unixkd.report import report
 from unixkd.training.compare import (
+    check_jobs,
     decide_once,
     default_workers,
     matched_epochs,
@@ -58,11 +59,12 @@ def run_comparison(
 ) -> None:
     """Run what is missing of a comparison and report on all of it."""
     for method in methods:
-        build_method(method)  # a value out of range must not wait for its turn
+        build_method(method)  # a value out of range must not wait for the data
     base = decide_once(base, out, say)
     planned = plan_jobs(base, methods, seeds, out)
     if match:
         planned += matched_jobs(base, cost_matches(base, methods), seeds, out)
+    check_jobs(planned, say)
     workers = jobs or default_workers(base.train)
     with showing(len(planned)) as display:
         run_jobs([replace(job, log=log) for job in planned], display, workers)

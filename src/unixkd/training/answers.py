@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from unixkd.data.split import Split
 from unixkd.errors import UserError
 from unixkd.method.losses import FeatureLoss
-from unixkd.method.method import pure_rows
 from unixkd.models.card import ModelCard, PixelModel
 from unixkd.teacher.store import AnswerStore
 from unixkd.teacher.teacher import Teacher
 from unixkd.training.precision import TEACHER_PRECISION
 from unixkd.training.resolved import Resolved
+from unixkd.training.used import uses_answers
 
 
 def open_store(run: Resolved, path: str, note: Callable[[str], None]) -> AnswerStore | None:
@@ -32,8 +32,7 @@ def open_store(run: Resolved, path: str, note: Callable[[str], None]) -> AnswerS
         return None
     if any(isinstance(term.loss, FeatureLoss) for term in run.objective):
         raise UserError("stored answers hold logits only: at and sp compare features, give no --answers.path")
-    epochs, batch_size = config.train.epochs, config.train.batch_size
-    if not any(pure_rows(run.method.at(epoch / epochs), batch_size) for epoch in range(epochs)):
+    if not uses_answers(config, run.method, run.objective):
         note(
             f"{run.method.name} mixes every image it keeps, so stored answers would never be read: no store is opened"
         )

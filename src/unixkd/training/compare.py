@@ -17,15 +17,18 @@ from typing import Any
 import torch
 
 from unixkd.config import NO_LOG, LogConfig, MethodConfig, RunConfig, TrainConfig
+from unixkd.data.load import load_data
 from unixkd.errors import UserError
 from unixkd.method.ledger import Ledger
 from unixkd.method.method import Method
 from unixkd.names import file_name, label_of
 from unixkd.planning.expected import Workload, expected_cost
 from unixkd.training import stopping
+from unixkd.training.build import make_distiller, open_ledger
 from unixkd.training.display import Display, Event, Finished, Note
+from unixkd.training.distributed.world import ALONE
 from unixkd.training.precision import OPTIONS, has_native_bf16, remembered, with_auto
-from unixkd.training.resolved import pick_device, resolve
+from unixkd.training.resolved import build_on, pick_device, read_method, resolve
 from unixkd.training.run import run
 from unixkd.training.run_folder import RunFolder
 from unixkd.training.stopping import Stopped, stoppable
@@ -99,6 +102,27 @@ def matched_jobs(base: RunConfig, epochs: dict[str, int], seeds: Sequence[int], 
     """
     kd, pairs = MethodConfig("kd"), epochs.items()
     return [make_job(base, kd, f"kd@{label}", seed, number, out) for seed in seeds for label, number in pairs]
+
+
+def check_jobs(jobs: Sequence[Job], note: Callable[[str], None]) -> None:
+    """Raise where a folder holds another run, or a method could not be trained: before the first run begins.
+
+    Each method is built once as its runs will be, on the data that all share, up to its first step.
+    """
+    for job in jobs:
+        if (folder := RunFolder(job.folder)).holds_run():
+            folder.check_same(job.config)
+    configs = {job.config.label or job.config.method.name: job.config for job in jobs if not is_finished(job)}
+    if not configs:
+        return
+    device = pick_device(next(iter(configs.values())).train)
+    methods = {label: read_method(config, device) for label, config in configs.items()}
+    data = load_data(next(iter(configs.values())).data)
+    for label, config in configs.items():
+        built = build_on(config, torch.device("cpu"), data, *methods[label])
+        distiller = make_distiller(built, built.student, open_ledger(built), note, ALONE)
+        if distiller.teacher is not None and distiller.teacher.store is not None:
+            distiller.teacher.store.close()
 
 
 def run_jobs(jobs: Sequence[Job], display: Display, workers: int) -> list[dict[str, Any]]:

@@ -90,6 +90,12 @@ def build_run(config: RunConfig, device: torch.device) -> Resolved:
     Raises:
         UserError: something is missing or does not fit
     """
+    method, objective = read_method(config, device)
+    return build_on(config, device, load_data(config.data), method, objective)
+
+
+def read_method(config: RunConfig, device: torch.device) -> tuple[Method, Objective]:
+    """Method and losses of a run, once its options go together; no image is read."""
     check_train(config.train)
     check_synchronised(config.train, device)
     check_ranges(config)
@@ -103,7 +109,13 @@ def build_run(config: RunConfig, device: torch.device) -> Resolved:
         raise UserError(
             f"method {method.name} mixes stored answers: give --answers.path, where to store them"
         )
-    data = load_data(config.data)
+    return method, objective
+
+
+def build_on(
+    config: RunConfig, device: torch.device, data: Data, method: Method, objective: Objective
+) -> Resolved:
+    """A run on these data, as `build_run` makes it."""
     check_data(config, data, method, objective)
     teacher = None if config.teacher is None else build_network(config.teacher, data, "teacher")
     student = build_student(config, data, teacher)
