@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
+import importlib.metadata
 import importlib.util
 import inspect
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -41,6 +44,60 @@ def create(name: str, num_classes: int, in_channels: int) -> nn.Module:
     if not isinstance(net, nn.Module):
         raise UserError(f"{name} gives a {type(net).__name__}, not a torch.nn.Module")
     return net
+
+
+def code_fingerprint(name: str) -> str:
+    """SHA-256 of the code behind `FILE.py:NAME`: the file, those beside it that it imports, versions of packages.
+
+    torch's version is no part of it, as its layers stay what they are.
+    """
+    file, attribute = split_code(name)
+    main = file.resolve()
+    files, packages = _sources(main)
+    known = importlib.metadata.packages_distributions() if packages else {}  # takes a second
+    versions = {
+        p: sorted({importlib.metadata.version(d) for d in known[p]}) for p in sorted(packages & known.keys())
+    }
+    beside = {os.path.relpath(path, main.parent): path for path in files - {main}}
+    digest = hashlib.sha256(repr((attribute, versions)).encode())
+    for place, path in sorted({**beside, "": main}.items()):
+        digest.update(repr((place, path.read_bytes())).encode())
+    return digest.hexdigest()
+
+
+def _sources(main: Path) -> tuple[set[Path], set[str]]:
+    """A file with those beside it that it and they import, wherever in their code, and the other packages."""
+    files, others, waiting = set[Path](), set[str](), [main]
+    while waiting:
+        files.add(path := waiting.pop())
+        for base, name in _imports(path, main.parent):
+            parts = name.split(".")
+            places = [base.joinpath(*parts[:depth]) for depth in range(1, len(parts) + 1)]
+            found = [
+                p
+                for place in places
+                for p in (place.with_suffix(".py"), place / "__init__.py")
+                if p.is_file()
+            ]
+            waiting += [p for p in found if p not in files]
+            if not found:
+                others.add(parts[0])
+    return files, others - {"torch", "unixkd", *sys.stdlib_module_names}
+
+
+def _imports(file: Path, folder: Path) -> Iterator[tuple[Path, str]]:
+    """The modules that a file names in imports, and the folder that each is looked for in."""
+    try:
+        nodes = list(ast.walk(ast.parse(file.read_bytes())))
+    except SyntaxError:  # of a file that is imported in vain
+        return
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from ((folder, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = file.parents[node.level - 1] if node.level else folder
+            prefix = f"{node.module}." if node.module else ""  # what is imported may be a module too
+            yield from ((base, prefix + alias.name) for alias in node.names)
 
 
 def _module(file: Path) -> ModuleType:

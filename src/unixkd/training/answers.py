@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from unixkd.data.split import Split
 from unixkd.errors import UserError
 from unixkd.method.losses import FeatureLoss
-from unixkd.models.card import ModelCard, PixelModel
+from unixkd.models.card import PixelModel
+from unixkd.teacher.folder import read_key
 from unixkd.teacher.store import AnswerStore
 from unixkd.teacher.teacher import Teacher
+from unixkd.training.fingerprint import preprocessing_fingerprint, teacher_fingerprint
 from unixkd.training.precision import TEACHER_PRECISION
 from unixkd.training.resolved import Resolved
 from unixkd.training.used import uses_answers
@@ -42,9 +42,16 @@ def open_store(run: Resolved, path: str, note: Callable[[str], None]) -> AnswerS
             "random resized crops have no fixed number of views, so their answers cannot be stored: give "
             "--data.views, how many of each image to train on"
         )
+    folder = Path(path).expanduser()
+    key = store_key(run.teacher, run.data.fingerprint, split.views_key(), config.train.teacher_precision)
+    if "teacher code" in key and (there := read_key(folder)) and "teacher code" not in there:
+        note(
+            f"{folder} does not say by which code it was filled: taken to be {run.teacher.card.name} as it is now"
+        )
+        del key["teacher code"]
     return AnswerStore.open(
-        Path(path).expanduser(),
-        store_key(run.teacher, run.data.fingerprint, split.views_key(), config.train.teacher_precision),
+        folder,
+        key,
         images=len(split),
         views=split.num_views,
         classes=run.teacher.card.num_classes,
@@ -55,56 +62,15 @@ def open_store(run: Resolved, path: str, note: Callable[[str], None]) -> AnswerS
     )
 
 
-def network_fingerprint(module: nn.Module) -> str:
-    """SHA-256 of a network: its layers' classes and plain settings, its parameters and buffers.
-
-    Neither the device nor the memory layout nor the train/eval flags change it. What the code of a
-    `forward` does is covered by its class's name alone.
-
-    >>> network_fingerprint(nn.Linear(1, 1)) == network_fingerprint(nn.Linear(1, 1))  # random weights
-    False
-    """
-    digest = hashlib.sha256()
-    for name, layer in module.named_modules():
-        digest.update(repr((name, type(layer).__name__, _settings(layer))).encode())
-    # Buffers once more, as a state dict leaves out those that are not persistent.
-    tensors = {**module.state_dict(), **dict(module.named_buffers())}
-    for name, value in sorted(tensors.items()):
-        digest.update(repr((name, str(value.dtype), tuple(value.shape))).encode())
-        # reshape copies channels_last into logical order; bytes, as NumPy knows no bfloat16
-        digest.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def _settings(layer: nn.Module) -> list[tuple[str, object]]:
-    """Stride, padding, eps and the like: public attributes that are plain numbers or text, or tuples of them."""
-
-    def is_plain(value: object) -> bool:
-        return isinstance(value, bool | int | float | str) or (
-            isinstance(value, tuple) and all(map(is_plain, value))
-        )
-
-    return sorted(
-        (name, value)
-        for name, value in vars(layer).items()
-        if name != "training" and not name.startswith("_") and is_plain(value)
-    )
-
-
-def preprocessing_fingerprint(card: ModelCard) -> str:
-    """SHA-256 of what a model does to pixels: mean, standard deviation, size, channels."""
-    # float: the repr of NumPy's numbers is another
-    numbers = (list(map(float, card.mean)), list(map(float, card.std)), card.size, card.in_channels)
-    return hashlib.sha256(repr(numbers).encode()).hexdigest()
-
-
 def store_key(teacher: PixelModel, data_fingerprint: str, views: str, precision: str) -> dict[str, str]:
     """The key of an `AnswerStore`: all that decides the teacher's answer to (image index, view number).
 
     `views` (`Split.views_key`) says what a view's number means.
     """
-    return {
-        "teacher weights": network_fingerprint(teacher.net),
+    parts = teacher_fingerprint(teacher)
+    code = {"teacher code": parts["code"]} if "code" in parts else {}
+    return code | {
+        "teacher weights": parts["weights"],
         "teacher preprocessing": preprocessing_fingerprint(teacher.card),
         TEACHER_PRECISION: precision,
         "data": data_fingerprint,

@@ -25,10 +25,12 @@ from unixkd.names import file_name, label_of
 from unixkd.planning.expected import Workload, expected_cost
 from unixkd.training import stopping
 from unixkd.training.build import make_distiller, open_ledger
+from unixkd.training.checkpoint import newest_state
 from unixkd.training.display import Display, Event, Finished, Note
 from unixkd.training.distributed.world import ALONE
 from unixkd.training.precision import OPTIONS, has_native_bf16, remembered, with_auto
 from unixkd.training.resolved import build_on, pick_device, read_method, resolve
+from unixkd.training.resume import check_inputs
 from unixkd.training.run import run
 from unixkd.training.run_folder import RunFolder
 from unixkd.training.stopping import Stopped, stoppable
@@ -118,8 +120,13 @@ def check_jobs(jobs: Sequence[Job], note: Callable[[str], None]) -> None:
     device = pick_device(next(iter(configs.values())).train)
     methods = {label: read_method(config, device) for label, config in configs.items()}
     data = load_data(next(iter(configs.values())).data)
+    begun = {
+        job.folder: state for job in jobs if (state := newest_state(job.folder / "checkpoints")) is not None
+    }
     for label, config in configs.items():
         built = build_on(config, torch.device("cpu"), data, *methods[label])
+        while begun:
+            check_inputs(*begun.popitem(), built)
         distiller = make_distiller(built, built.student, open_ledger(built), note, ALONE)
         if distiller.teacher is not None and distiller.teacher.store is not None:
             distiller.teacher.store.close()

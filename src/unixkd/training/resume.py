@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from unixkd.teacher.store import AnswerStore
 from unixkd.training import checkpoint
 from unixkd.training.checkpoint import checkpoint_name, checkpoints, pack_optimizer, unpack_optimizer
 from unixkd.training.distributed.sharding import gathered, load_whole
+from unixkd.training.resolved import Resolved
 from unixkd.training.state import Run
 
 
@@ -63,6 +65,7 @@ def collect(run: Run) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "ledger": total_ledger(run).state_dict(),
         "seconds": run.seconds,
         "data": run.resolved.data.fingerprint,
+        "networks": dict(run.resolved.fingerprint),
     }
     for rank, (local, numbers) in enumerate(run.world.gather(local_state(run))):
         tensors |= {of_process(rank, name): tensor for name, tensor in local.items()}
@@ -131,13 +134,12 @@ def restore(run: Run) -> None:
     """Go on from the newest valid checkpoint.
 
     Raises:
-        UserError: none is valid, or the training data or the number of processes is not what it was
+        UserError: none is valid, or what it trains on or with is not what it was
     """
     tensors, state, damaged = run.world.once(lambda: checkpoint.load_checkpoint(run.folder.checkpoints))
     for problem in damaged:
         run.note(f"passed over a damaged checkpoint: {problem}")
-    if state["data"] != run.resolved.data.fingerprint:
-        raise UserError(f"cannot resume {run.folder.path}: the training data has changed since")
+    check_inputs(run.folder.path, state, run.resolved)
     if (processes := state.get("processes", 1)) != run.world.size:
         raise UserError(
             f"cannot resume {run.folder.path}: {processes} processes trained it, now there are {run.world.size}"
@@ -151,6 +153,18 @@ def restore(run: Run) -> None:
         run.remember(record)
     steps = f" and {run.done} steps of the next" if run.done else ""
     run.note(f"resumed after epoch {run.epoch}{steps}")
+
+
+def check_inputs(folder: Path, state: Mapping[str, Any], now: Resolved) -> None:
+    """Raise where data, teacher or the student's code are not those that a checkpoint's state was reached with.
+
+    Checkpoints of early versions say nothing of networks.
+    """
+    then = {"the training data": state["data"], **state.get("networks", now.fingerprint)}
+    here = {"the training data": now.data.fingerprint, **now.fingerprint}
+    if changed := [name for name in {**here, **then} if then.get(name) != here.get(name)]:
+        verb = "has" if len(changed) == 1 and "weights" not in changed[0] else "have"
+        raise UserError(f"cannot resume {folder}: {' and '.join(changed)} {verb} changed since")
 
 
 def restore_engine(run: Run, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
