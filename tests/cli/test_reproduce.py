@@ -152,16 +152,6 @@ def test_a_comparison_is_one_command(match, tmp_path):
     assert options.match_cost is match
 
 
-def test_a_comparison_whose_runs_differ_in_what_they_do_not_read_is_one_command(tmp_path):
-    """unix does not read stored answers, so that its runs stay valid when they are added for plain KD."""
-    stored = [
-        config if config.method == MethodConfig("unix") else replace(config, answers=AnswersConfig("answers"))
-        for config in configs(match=False)
-    ]
-    words = compare_words(find_runs([folders([stored[1], stored[0], *stored[2:]], tmp_path)]))
-    assert words[words.index("--answers.path") + 1] == "answers"
-
-
 @pytest.mark.parametrize(
     "change",
     [

@@ -16,7 +16,6 @@ from unixkd.names import file_name, label_of, run_words
 from unixkd.report.records import Command, Run
 from unixkd.report.runs import group_runs, matched_to, teacher_runs
 from unixkd.training.compare import matched_jobs, plan_jobs
-from unixkd.training.used import unread_options
 
 OUT = "again"
 """Folder of the runs that a printed command makes."""
@@ -58,7 +57,7 @@ def compare_words(runs: Sequence[Run]) -> list[str]:
     configs = [config for run in runs if (config := config_of(run.config)) is not None]
     if len(configs) < max(2, len(runs)) or any(config.teacher is None for config in configs):
         return []
-    first = max(configs, key=lambda config: -len(unread_options(config)))  # its options are those of all
+    first = configs[0]
     base = replace(first, train=replace(first.train, epochs=first.reference_epochs or 0))
     seeds = list(dict.fromkeys(config.train.seed for config in configs))
     targets = [matched_to(config.label or "") for config in configs]
@@ -69,19 +68,13 @@ def compare_words(runs: Sequence[Run]) -> list[str]:
         return []
     jobs = plan_jobs(base, list(methods.values()), seeds, Path())
     jobs += matched_jobs(base, matched, seeds, Path())
-    if len(jobs) != len(configs) or any(_read(job.config) not in map(_read, configs) for job in jobs):
+    if len(jobs) != len(configs) or any(job.config not in configs for job in jobs):
         return []
     values = flatten(to_plain(replace(base, method=MethodConfig(""), label=None, reference_epochs=None)))
     del values["method.name"], values["train.seed"]
     _, _, *words = run_words(values)
     words += ["--methods", ",".join(methods), "--seeds", ",".join(map(str, seeds))]
     return ["unixkd", "compare", *words, *["--match-cost"] * bool(matched), "--out", OUT]
-
-
-def _read(config: RunConfig) -> dict[str, Any]:
-    """A flat configuration without what its run does not read."""
-    unread = unread_options(config)
-    return {key: value for key, value in flatten(to_plain(config)).items() if key not in unread}
 
 
 def _command(what: str, run: Run) -> Command:
