@@ -9,6 +9,7 @@ from jsonargparse import Namespace
 
 from unixkd.cli.reproduce import commands_of
 from unixkd.cli.screen import console, say, showing
+from unixkd.cli.sizes import at_teachers_size
 from unixkd.cli.train import check_named
 from unixkd.config import NO_LOG, DataConfig, LogConfig, MethodConfig, ModelConfig, RunConfig, TrainConfig
 from unixkd.data.load import load_data
@@ -44,6 +45,8 @@ def compare(options: Namespace) -> None:
     methods = list(parse_variants(options.methods).values())
     out, log = Path(options.out), options.log
     check_installed(log)
+    earlier = min(out.glob("runs/*/run.yaml"), default=None)
+    base = replace(base, data=at_teachers_size(base.data, options.teacher, earlier))
     run_comparison(base, methods, options.seeds, out, options.jobs, match=options.match_cost, log=log)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from unixkd.data.split import Split
 from unixkd.errors import UserError
 from unixkd.method.losses import FeatureLoss
+from unixkd.method.resizing import shrinks_by_boxes
 from unixkd.models.card import PixelModel
 from unixkd.teacher.folder import read_key
 from unixkd.teacher.store import AnswerStore
@@ -44,6 +45,8 @@ def open_store(run: Resolved, path: str, note: Callable[[str], None]) -> AnswerS
         )
     folder = Path(path).expanduser()
     key = store_key(run.teacher, run.data.fingerprint, split.views_key(), config.train.teacher_precision)
+    if run.teacher.card.size is not None and shrinks_by_boxes(run.data.size, run.teacher.card.size):
+        key["teacher's images"] = "shrunk by box means"  # version 0.1 shrank them otherwise
     if "teacher code" in key and (there := read_key(folder)) and "teacher code" not in there:
         note(
             f"{folder} does not say by which code it was filled: taken to be {run.teacher.card.name} as it is now"
