@@ -16,7 +16,7 @@ import pytest
 
 from running import BATCH, IMAGES, call, distilled, everything, make_teacher, metrics, model_bytes, summary
 from unixkd.cli import compare as cli_compare
-from unixkd.config import AnswersConfig, LossConfig, MethodConfig, TrainConfig, flatten, to_plain
+from unixkd.config import AnswersConfig, MethodConfig, TrainConfig, flatten, to_plain
 from unixkd.errors import UserError
 from unixkd.method.ledger import Ledger
 from unixkd.method.unix import kd, random, unix
@@ -273,21 +273,27 @@ def test_an_option_that_a_method_does_not_read_leaves_its_runs_valid(
     out = tmp_path / "out"
     shutil.copytree(compared, out)
     monkeypatch.setattr(compare, "run", None)  # nothing may run
-    more = ["--answers.path", tmp_path / "answers", "--loss.dkd_beta", "3", "--train.label_smoothing", "0.1"]
+    more = [
+        "--answers.path",
+        tmp_path / "answers",
+        "--answers.fill",
+        "epoch",
+        "--train.label_smoothing",
+        "0.1",
+    ]
     only = [{"kd,unix": "unix"}.get(word, word) for word in options]
     assert call(*only, *more, "--jobs", 1, "--out", out) == 0
     assert "2 of 2 runs are finished already" in capsys.readouterr().out
     assert call(*options, *more, "--jobs", 1, "--out", out) == 1  # plain KD reads the store
     error = capsys.readouterr().err
     assert "answers.path: None then" in error
-    assert "dkd_beta" not in error
+    assert "label_smoothing" not in error
 
 
 def test_options_that_are_not_read_change_nothing(compared, teacher, tmp_path):
     config = distilled(teacher, "unix", threads=1, label_smoothing=0.1)
     answers = AnswersConfig(str(tmp_path / "answers"), "fp32", fill="epoch")
-    loss = LossConfig(dkd_alpha=3.0, student_layers=["conv1"])
-    changed = replace(config, answers=answers, loss=loss, reference_epochs=2)
+    changed = replace(config, answers=answers, reference_epochs=2)
     before = json.loads(json.dumps(to_plain(distilled(teacher, "unix"))))
     differing = {key for key, value in flatten(to_plain(changed)).items() if flatten(before)[key] != value}
     assert differing - {"train.threads", "reference_epochs"} <= unread_options(changed)

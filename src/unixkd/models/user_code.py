@@ -67,37 +67,26 @@ def code_fingerprint(name: str) -> str:
 
 def _sources(main: Path) -> tuple[set[Path], set[str]]:
     """A file with those beside it that it and they import, wherever in their code, and the other packages."""
-    files, others, waiting = set[Path](), set[str](), [main]
+    files, others, waiting = set[Path](), {"torch", "unixkd", *sys.stdlib_module_names}, [main]
+    known = frozenset(others)
     while waiting:
         files.add(path := waiting.pop())
-        for base, name in _imports(path, main.parent):
-            parts = name.split(".")
-            places = [base.joinpath(*parts[:depth]) for depth in range(1, len(parts) + 1)]
-            found = [
-                p
-                for place in places
-                for p in (place.with_suffix(".py"), place / "__init__.py")
-                if p.is_file()
-            ]
-            waiting += [p for p in found if p not in files]
-            if not found:
-                others.add(parts[0])
-    return files, others - {"torch", "unixkd", *sys.stdlib_module_names}
-
-
-def _imports(file: Path, folder: Path) -> Iterator[tuple[Path, str]]:
-    """The modules that a file names in imports, and the folder that each is looked for in."""
-    try:
-        nodes = list(ast.walk(ast.parse(file.read_bytes())))
-    except SyntaxError:  # of a file that is imported in vain
-        return
-    for node in nodes:
-        if isinstance(node, ast.Import):
-            yield from ((folder, alias.name) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = file.parents[node.level - 1] if node.level else folder
-            prefix = f"{node.module}." if node.module else ""  # what is imported may be a module too
-            yield from ((base, prefix + alias.name) for alias in node.names)
+        nodes = []
+        with suppress(SyntaxError):  # of a file that is imported in vain
+            nodes = list(ast.walk(ast.parse(path.read_bytes())))
+        for node in nodes:
+            if not isinstance(node, ast.Import | ast.ImportFrom):
+                continue
+            module = f"{node.module}." * bool(node.module) if isinstance(node, ast.ImportFrom) else ""
+            level = node.level if isinstance(node, ast.ImportFrom) else 0
+            base = path.parents[level - 1] if level else main.parent
+            for alias in node.names:  # what is imported from a package may be a module too
+                parts = (module + alias.name).split(".")
+                places = [base.joinpath(*parts[:depth]) for depth in range(1, len(parts) + 1)]
+                found = [f for p in places for f in (p.with_suffix(".py"), p / "__init__.py") if f.is_file()]
+                waiting += [file for file in found if file not in files]
+                others |= set() if found else {parts[0]}
+    return files, others - known
 
 
 def _module(file: Path) -> ModuleType:

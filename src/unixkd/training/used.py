@@ -5,18 +5,10 @@ from __future__ import annotations
 from dataclasses import fields
 
 from unixkd.config import AnswersConfig, LossConfig, RunConfig
-from unixkd.method.from_config import LOSSES, build_method, build_objective
+from unixkd.method.from_config import build_method, build_objective
+from unixkd.method.losses import CrossEntropy
 from unixkd.method.method import Method, pure_rows
 from unixkd.method.objective import Objective
-
-_OF_LOSSES = {
-    "temperature": {"kd", "dkd", "dist"},
-    "dkd_alpha": {"dkd"},
-    "dkd_beta": {"dkd"},
-    "student_layers": {"at", "sp"},
-    "teacher_layers": {"at", "sp"},
-}
-"""Options of `loss` that these losses alone read."""
 
 
 def uses_answers(config: RunConfig, method: Method, objective: Objective) -> bool:
@@ -31,18 +23,18 @@ def unread_options(config: RunConfig) -> set[str]:
 
     >>> from unixkd.config import MethodConfig, ModelConfig
     >>> config = RunConfig(ModelConfig("resnet8"), ModelConfig("wrn_16_2"), MethodConfig("unix"))
-    >>> {"answers.path", "loss.dkd_beta"} <= unread_options(config), "loss.kd" in unread_options(config)
+    >>> "answers.path" in unread_options(config), "loss.kd" in unread_options(config)
     (True, False)
     """
     method = build_method(config.method)
     objective = build_objective(config.loss, method, config.train.label_smoothing)
-    losses = {term.name for term in objective}
-    readers = _OF_LOSSES if method.teacher else {f.name: set(LOSSES) for f in fields(LossConfig)}
-    unread = {f"loss.{name}" for name, its_readers in readers.items() if not its_readers & losses}
+    unread = set[str]()
+    if not method.teacher:
+        unread |= {f"loss.{field.name}" for field in fields(LossConfig)}
     if not uses_answers(config, method, objective):
-        unread |= {f"answers.{f.name}" for f in fields(AnswersConfig)}
+        unread |= {f"answers.{field.name}" for field in fields(AnswersConfig)}
     elif config.answers.path is None:
-        unread |= {f"answers.{f.name}" for f in fields(AnswersConfig) if f.name != "path"}
-    if "ce" not in losses:
+        unread |= {f"answers.{field.name}" for field in fields(AnswersConfig) if field.name != "path"}
+    if not any(isinstance(term.loss, CrossEntropy) for term in objective):
         unread.add("train.label_smoothing")
     return unread
