@@ -422,3 +422,51 @@ def test_report_of_a_comparison(compared, tmp_path, capsys):
     assert call("report", tmp_path / "nowhere") == 1
     assert "nowhere" in capsys.readouterr().err
     assert json.loads((compared / "runs" / NAMES[0] / "summary.json").read_text())["schema"] == 1
+
+
+# A shared store
+
+
+@pytest.mark.parametrize("fill", ["lazy", "epoch"])
+def test_costs_do_not_depend_on_who_filled_the_store(fill, options, tmp_path, monkeypatch):
+    """Alone, after the other, and interrupted after the other: the same charges; only the first asks in earnest."""
+    words = [{"kd,unix": "kd"}.get(word, word) for word in options]
+    words += ["--jobs", 1, "--answers.fill", fill, "--data.views", 2]
+    original, steps = Engine.step, []
+
+    def step(engine, *rest):
+        steps.append(engine)
+        if len(steps) == 6:  # in the second epoch of the first run
+            raise KeyboardInterrupt
+        return original(engine, *rest)
+
+    def compared(name: str, store: str, seeds: str) -> int:
+        return call(
+            *words, "--seeds", seeds, "--answers.path", tmp_path / store, "--out", tmp_path / f"{name}-out"
+        )
+
+    assert compared("first", "first", "0,1") == 0
+    assert compared("second", "second", "1") == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "step", step)
+        assert compared("both", "first", "0,1") == 75
+    assert compared("both", "first", "0,1") == 0
+    costs = {
+        (name, seed): summary(tmp_path / f"{name}-out" / "runs" / f"kd-seed{seed}")["cost"]
+        for name, seed in (("first", 0), ("first", 1), ("second", 1), ("both", 0), ("both", 1))
+    }
+    charges = {key: {**cost, "shared": None} for key, cost in costs.items()}
+    assert charges["first", 1] == charges["second", 1] == charges["both", 1]
+    assert charges["both", 0] == charges["first", 0]
+    images = costs["first", 1]["images"]
+    assert (images["teacher_forwarded"], images["teacher_filled"], images["teacher_cached"]) == (
+        *(2 * IMAGES, 2 * IMAGES), 2 * IMAGES if fill == "epoch" else 0
+    )  # fmt: skip
+    ledger = Ledger(
+        *[costs["first", 1]["flops"][name] // (2 * IMAGES) for name in ("student_forward", "teacher")]
+    )
+    whole = ledger.teacher_flops / (ledger.teacher_flops + 3 * ledger.student_flops)
+    shared = {key: cost["shared"]["backward_2x"] for key, cost in costs.items()}
+    assert shared["first", 0] == shared["second", 1] == 0
+    assert shared["first", 1] == shared["both", 0] == shared["both", 1] == pytest.approx(whole)
+    assert "of it shared" in (tmp_path / "first-out" / "report.html").read_text()

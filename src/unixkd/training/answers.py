@@ -87,7 +87,7 @@ FILL_BATCH = 512
 def fetch_answers(
     teacher: Teacher, split: Split, epoch: int, order: Int[Tensor, " m"]
 ) -> tuple[Float[Tensor, "m classes"], int]:
-    """The answers on an epoch's images in its views `[M, classes]`, and how many had to be asked first.
+    """The answers on an epoch's images in its views `[M, classes]`, and how many of them the run is charged for.
 
     Args:
         teacher: with a store, which is filled with the answers it lacks
@@ -100,12 +100,12 @@ def fetch_answers(
     views, place = split.epoch_views(epoch, order).cpu(), order.cpu()
     device = next(teacher.network.module.parameters()).device
     answers, known = store.read(place, views)
-    missing = (~known).nonzero().flatten()
+    lent, missing = store.borrow(place, views, known), (~known).nonzero().flatten()
     if not len(missing):
-        return answers.to(device), 0
+        return answers.to(device), lent
     batches = split.train_batches(epoch, order[missing.to(order.device)], FILL_BATCH)
     for batch, rows in zip(batches, missing.split(FILL_BATCH), strict=True):
         logits = teacher.ask(batch.images.to(device), place[rows], views[rows])
         teacher.keep(store, place[rows], views[rows], logits)
         answers[rows] = store.rounded(logits).cpu()
-    return answers.to(device), len(missing)
+    return answers.to(device), lent + len(missing)

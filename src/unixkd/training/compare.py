@@ -150,7 +150,7 @@ def run_jobs(jobs: Sequence[Job], display: Display, workers: int) -> list[dict[s
 def run_todo(todo: Sequence[Job], display: Display, workers: int) -> list[dict[str, Any]]:
     """Run these, as `run_jobs` does."""
     if workers <= 1 or not todo:
-        return [run(job.config, job.folder, mode="resume", display=display, log=job.log) for job in todo]
+        return [run_job(job, display) for job in todo]
     context = multiprocessing.get_context("spawn")
     events: SimpleQueue[Event] = context.SimpleQueue()  # put returns once it is written: no event is lost
     with ProcessPoolExecutor(min(workers, len(todo)), context, start_worker, (events,)) as pool:
@@ -232,6 +232,6 @@ def tell(event: Event) -> None:
         raise Stopped("the comparison's main process is gone") from None
 
 
-def run_job(job: Job) -> dict[str, Any]:
-    """One run inside a worker process."""
-    return run(job.config, job.folder, mode="resume", display=tell, log=job.log)
+def run_job(job: Job, display: Display = tell) -> dict[str, Any]:
+    """One run, by default inside a worker process; its cost does not depend on what others have stored."""
+    return run(job.config, job.folder, mode="resume", display=display, log=job.log, as_if_alone=True)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,6 +57,9 @@ def collect(run: Run) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if run.engine.average is not None:
         tensors |= prefixed("average", run.engine.average.state_dict())
     tensors |= of_images(run)
+    store = answer_store(run)
+    if store is not None and store.foreign is not None:
+        tensors["answers.foreign"] = torch.from_numpy(np.packbits(store.foreign))
     state = {
         "epoch": run.epoch,
         "done": run.done,
@@ -64,6 +68,7 @@ def collect(run: Run) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "processes": run.world.size,
         "ledger": total_ledger(run).state_dict(),
         "seconds": run.seconds,
+        "lent": 0 if store is None else store.lent,
         "data": run.resolved.data.fingerprint,
         "networks": dict(run.resolved.fingerprint),
     }
@@ -179,6 +184,13 @@ def restore_engine(run: Run, tensors: dict[str, Tensor], state: dict[str, Any]) 
             tensor.copy_(tensors[name])
     if run.done:
         engine.tally.load_state(group(tensors, of_process(rank, "tally")), state[of_process(rank, "tally")])
+    if (store := answer_store(run)) is not None and store.foreign is not None:
+        # Early versions charged only what they asked: such a run has paid for whatever is there.
+        packed = tensors.get("answers.foreign")
+        marks = (
+            None if packed is None else np.unpackbits(packed.numpy(), count=len(store.foreign)).astype(bool)
+        )
+        store.foreign, store.lent = marks, state.get("lent", 0)
     torch.set_rng_state(tensors[of_process(rank, "rng")])
     if of_process(rank, "cuda_rng") in tensors and run.device.type == "cuda":
         torch.cuda.set_rng_state(tensors[of_process(rank, "cuda_rng")], run.device)
