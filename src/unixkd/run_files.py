@@ -102,6 +102,7 @@ class Cost:
     flops: Flops = field(default_factory=Flops)
     reference: Reference = field(default_factory=Reference)
     relative_to_kd: RelativeCost | None = None
+    shared: RelativeCost | None = None  # of it: charged as if the run were alone, but lent by other runs
 
 
 @dataclass(frozen=True, kw_only=True)

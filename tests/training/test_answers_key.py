@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from unixkd.models import ModelCard, PixelModel, create_model
-from unixkd.training.answers import network_fingerprint, preprocessing_fingerprint, store_key
+from unixkd.training.answers import store_key
+from unixkd.training.fingerprint import network_fingerprint, preprocessing_fingerprint
 
 CARD = ModelCard("small", 4, 3, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 

@@ -16,7 +16,7 @@ import pytest
 
 from running import BATCH, IMAGES, call, distilled, everything, make_teacher, metrics, model_bytes, summary
 from unixkd.cli import compare as cli_compare
-from unixkd.config import MethodConfig, TrainConfig
+from unixkd.config import AnswersConfig, MethodConfig, TrainConfig, flatten, to_plain
 from unixkd.errors import UserError
 from unixkd.method.ledger import Ledger
 from unixkd.method.unix import kd, random, unix
@@ -32,7 +32,9 @@ from unixkd.training.compare import (
 )
 from unixkd.training.display import Event, Finished, Note
 from unixkd.training.engine import Engine
+from unixkd.training.run import run
 from unixkd.training.run_folder import RunFolder
+from unixkd.training.used import unread_options
 
 NAMES = [f"{method}-seed{seed}" for seed in (0, 1) for method in ("kd", "unix")]
 
@@ -236,6 +238,69 @@ def test_another_protocol_is_refused(finished, compared, options, tmp_path, caps
     assert model_bytes(out / "runs" / "kd-seed0") == model_bytes(compared / "runs" / "kd-seed0")
 
 
+@pytest.mark.parametrize(
+    ("methods", "more", "told"),
+    [
+        ("kd,remix", [], "give --answers.path"),
+        ("kd,unix:scorer=true_loss", ["--data.labels", "false"], "have no labels"),
+        ("kd,random:keep=0.001", [], "keeps no image"),
+        ("unix,kd", ["--loss.sp", "1", "--answers.path", "answers"], "stored answers hold logits only"),
+        ("unix,kd", ["--answers.path", "{teacher}"], "is no store of teacher answers"),
+    ],
+)
+def test_every_method_is_checked_before_the_first_run(
+    methods, more, told, options, teacher, tmp_path, capsys
+):
+    words = [methods if word == "kd,unix" else word for word in options]
+    more = [word.replace("{teacher}", str(teacher)) for word in more]
+    assert call(*words, *more, "--jobs", 1, "--out", tmp_path / "out") == 1
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_run_in_a_later_folder_is_found_before_the_first_run(compared, options, tmp_path, capsys):
+    out = tmp_path / "out"
+    shutil.copytree(compared / "runs" / "unix-seed1", out / "runs" / "unix-seed1")
+    (out / "runs" / "unix-seed1" / "summary.json").unlink()  # interrupted
+    assert call(*options, "--lr", "0.1", "--jobs", 1, "--out", out) == 1
+    assert "train.lr: 0.05 then, 0.1 now" in capsys.readouterr().err
+    assert [path.name for path in (out / "runs").iterdir()] == ["unix-seed1"]
+
+
+def test_an_option_that_a_method_does_not_read_leaves_its_runs_valid(
+    compared, options, tmp_path, capsys, monkeypatch
+):
+    out = tmp_path / "out"
+    shutil.copytree(compared, out)
+    monkeypatch.setattr(compare, "run", None)  # nothing may run
+    more = [
+        "--answers.path",
+        tmp_path / "answers",
+        "--answers.fill",
+        "epoch",
+        "--train.label_smoothing",
+        "0.1",
+    ]
+    only = [{"kd,unix": "unix"}.get(word, word) for word in options]
+    assert call(*only, *more, "--jobs", 1, "--out", out) == 0
+    assert "2 of 2 runs are finished already" in capsys.readouterr().out
+    assert call(*options, *more, "--jobs", 1, "--out", out) == 1  # plain KD reads the store
+    error = capsys.readouterr().err
+    assert "answers.path: None then" in error
+    assert "label_smoothing" not in error
+
+
+def test_options_that_are_not_read_change_nothing(compared, teacher, tmp_path):
+    config = distilled(teacher, "unix", threads=1, label_smoothing=0.1)
+    answers = AnswersConfig(str(tmp_path / "answers"), "fp32", fill="epoch")
+    changed = replace(config, answers=answers, reference_epochs=2)
+    before = json.loads(json.dumps(to_plain(distilled(teacher, "unix"))))
+    differing = {key for key, value in flatten(to_plain(changed)).items() if flatten(before)[key] != value}
+    assert differing - {"train.threads", "reference_epochs"} <= unread_options(changed)
+    run(changed, tmp_path / "run")
+    assert everything(tmp_path / "run") == everything(compared / "runs" / "unix-seed0")
+
+
 def test_plain_kd_at_a_methods_cost(options, teacher, tmp_path):
     """random at keep 3/4 keeps 76 of 100 images: of 4 epochs of KD its cost buys round(3.04)."""
     words = [{"kd,unix": "kd,random,student-alone", "0,1": "0"}.get(word, word) for word in options]
@@ -276,7 +341,8 @@ def test_runs_that_are_finished_count_as_done(compared, options, teacher, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_fault_in_a_worker_is_a_clear_error_of_the_command(options, teacher, tmp_path, capsys):
+def test_a_fault_in_a_worker_is_a_clear_error_of_the_command(options, teacher, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cli_compare, "check_jobs", lambda jobs, note: None)  # would find it before
     broken = tmp_path / "broken"
     shutil.copytree(teacher, broken)
     (broken / "model.safetensors").write_bytes(b"junk")
@@ -356,3 +422,51 @@ def test_report_of_a_comparison(compared, tmp_path, capsys):
     assert call("report", tmp_path / "nowhere") == 1
     assert "nowhere" in capsys.readouterr().err
     assert json.loads((compared / "runs" / NAMES[0] / "summary.json").read_text())["schema"] == 1
+
+
+# A shared store
+
+
+@pytest.mark.parametrize("fill", ["lazy", "epoch"])
+def test_costs_do_not_depend_on_who_filled_the_store(fill, options, tmp_path, monkeypatch):
+    """Alone, after the other, and interrupted after the other: the same charges; only the first asks in earnest."""
+    words = [{"kd,unix": "kd"}.get(word, word) for word in options]
+    words += ["--jobs", 1, "--answers.fill", fill, "--data.views", 2]
+    original, steps = Engine.step, []
+
+    def step(engine, *rest):
+        steps.append(engine)
+        if len(steps) == 6:  # in the second epoch of the first run
+            raise KeyboardInterrupt
+        return original(engine, *rest)
+
+    def compared(name: str, store: str, seeds: str) -> int:
+        return call(
+            *words, "--seeds", seeds, "--answers.path", tmp_path / store, "--out", tmp_path / f"{name}-out"
+        )
+
+    assert compared("first", "first", "0,1") == 0
+    assert compared("second", "second", "1") == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "step", step)
+        assert compared("both", "first", "0,1") == 75
+    assert compared("both", "first", "0,1") == 0
+    costs = {
+        (name, seed): summary(tmp_path / f"{name}-out" / "runs" / f"kd-seed{seed}")["cost"]
+        for name, seed in (("first", 0), ("first", 1), ("second", 1), ("both", 0), ("both", 1))
+    }
+    charges = {key: {**cost, "shared": None} for key, cost in costs.items()}
+    assert charges["first", 1] == charges["second", 1] == charges["both", 1]
+    assert charges["both", 0] == charges["first", 0]
+    images = costs["first", 1]["images"]
+    assert (images["teacher_forwarded"], images["teacher_filled"], images["teacher_cached"]) == (
+        *(2 * IMAGES, 2 * IMAGES), 2 * IMAGES if fill == "epoch" else 0
+    )  # fmt: skip
+    ledger = Ledger(
+        *[costs["first", 1]["flops"][name] // (2 * IMAGES) for name in ("student_forward", "teacher")]
+    )
+    whole = ledger.teacher_flops / (ledger.teacher_flops + 3 * ledger.student_flops)
+    shared = {key: cost["shared"]["backward_2x"] for key, cost in costs.items()}
+    assert shared["first", 0] == shared["second", 1] == 0
+    assert shared["first", 1] == shared["both", 0] == shared["both", 1] == pytest.approx(whole)
+    assert "of it shared" in (tmp_path / "first-out" / "report.html").read_text()

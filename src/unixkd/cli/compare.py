@@ -9,6 +9,7 @@ from jsonargparse import Namespace
 
 from unixkd.cli.reproduce import commands_of
 from unixkd.cli.screen import console, say, showing
+from unixkd.cli.sizes import at_teachers_size
 from unixkd.cli.train import check_named
 from unixkd.config import NO_LOG, DataConfig, LogConfig, MethodConfig, ModelConfig, RunConfig, TrainConfig
 from unixkd.data.load import load_data
@@ -18,6 +19,7 @@ from unixkd.models.loading import class_names_of
 from unixkd.names import label_of, parse_variants
 from unixkd.report import report
 from unixkd.training.compare import (
+    check_jobs,
     decide_once,
     default_workers,
     matched_epochs,
@@ -44,6 +46,8 @@ def compare(options: Namespace) -> None:
     methods = list(parse_variants(options.methods).values())
     out, log = Path(options.out), options.log
     check_installed(log)
+    earlier = min(out.glob("runs/*/run.yaml"), default=None)
+    base = replace(base, data=at_teachers_size(base.data, options.teacher, earlier))
     run_comparison(base, methods, options.seeds, out, options.jobs, match=options.match_cost, log=log)
 
 
@@ -59,11 +63,12 @@ def run_comparison(
 ) -> None:
     """Run what is missing of a comparison and report on all of it."""
     for method in methods:
-        build_method(method)  # a value out of range must not wait for its turn
+        build_method(method)  # a value out of range must not wait for the data
     base = decide_once(base, out, say)
     planned = plan_jobs(base, methods, seeds, out)
     if match:
         planned += matched_jobs(base, cost_matches(base, methods), seeds, out)
+    check_jobs(planned, say)
     workers = jobs or default_workers(base.train)
     with showing(len(planned)) as display:
         run_jobs([replace(job, log=log) for job in planned], display, workers)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from jsonargparse import Namespace
@@ -14,6 +13,7 @@ from unixkd.cli.plan_cluster import plan_cluster
 from unixkd.cli.plan_ranking import rank_strategies
 from unixkd.cli.recipes import IMAGENET
 from unixkd.cli.screen import console, new_table, percents, say, say_pair
+from unixkd.cli.sizes import KNOWN_DATA, Shape, at_teachers_size, teachers_size
 from unixkd.cli.train import check_named, data_of_run
 from unixkd.config import DataConfig, MethodConfig, ModelConfig
 from unixkd.data.load import load_data
@@ -30,24 +30,6 @@ from unixkd.planning.expected import Workload
 from unixkd.planning.methods import MethodPlan, Plan, make_plan
 from unixkd.planning.timing import Pair
 from unixkd.training.resolved import default_device
-
-
-class Shape(NamedTuple):
-    """What planning needs to know of data."""
-
-    channels: int
-    size: int  # side of the images in pixels
-    classes: int
-    images: int  # of the training set
-    views: int | None  # that an image has, however many are trained on; None: without end
-
-
-KNOWN_DATA = {
-    "digits": Shape(1, 8, 10, 1438, 9),
-    "cifar10": Shape(3, 32, 10, 50000, 162),
-    "cifar100": Shape(3, 32, 100, 50000, 162),
-}
-"""So nothing is downloaded for planning."""
 
 
 def plan(options: Namespace) -> None:
@@ -111,12 +93,15 @@ def planned_workload(options: Namespace, data: DataConfig, shape: Shape) -> Work
 def planned_data(options: Namespace) -> DataConfig:
     """The data named, or else the recipe's, or else those that the teacher was trained on, or else CIFAR-100."""
     if options.data.name:
-        return options.data
+        return at_teachers_size(options.data, options.teacher)
     if options.recipe == IMAGENET:
-        return replace(options.data, name="folder:imagenet")
+        return replace(
+            options.data, name="folder:imagenet", size=options.data.size or teachers_size(options.teacher)
+        )
     name = options.teacher.name
     data = data_of_run(Path(name)) if is_run(name) else DataConfig("cifar100")
-    return replace(data, size=options.data.size or data.size, limit=options.data.limit or data.limit)
+    data = replace(data, size=options.data.size or data.size, limit=options.data.limit or data.limit)
+    return at_teachers_size(data, options.teacher)
 
 
 def is_run(name: str) -> bool:
@@ -131,7 +116,8 @@ def planned_shape(options: Namespace, data: DataConfig) -> Shape:
     named = options.data.name or (is_run(options.teacher.name) and not of_recipe)
     if not named and (number is not None or of_recipe):
         whole = data.limit or IMAGENET_IMAGES - round(data.holdout * IMAGENET_IMAGES)
-        return Shape(3, data.size or 224, options.classes or 1000, number or whole, None)
+        size = data.size or teachers_size(options.teacher) or 224
+        return Shape(3, size, options.classes or 1000, number or whole, None)
     if options.classes is not None:
         raise UsageError(f"--classes is for images without data: {data.name} has its own")
     shape = data_shape(data)

@@ -11,6 +11,7 @@ import torch
 from jsonargparse import Namespace
 
 from unixkd.cli.screen import say, showing
+from unixkd.cli.sizes import at_teachers_size
 from unixkd.config import DataConfig, MethodConfig, ModelConfig, RunConfig, read_yaml
 from unixkd.data.files import list_images, load_images
 from unixkd.data.load import load_data
@@ -111,6 +112,9 @@ def check_named(**configs: ModelConfig) -> None:
 def run_and_show(config: RunConfig, options: Namespace, default: str) -> None:
     """One run, its display, and where its results are."""
     out = Path(options.out or f"runs/{default}-seed{config.train.seed}")
+    if config.teacher is not None:
+        earlier = out / "run.yaml" if options.resume else None
+        config = replace(config, data=at_teachers_size(config.data, config.teacher, earlier))
     with showing() as display:
         summary = run(config, out, mode=mode(options), display=display, log=options.log)
     accuracy, cost = summary["accuracy"], summary["cost"]["relative_to_kd"]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from unixkd.errors import UserError
+from unixkd.method.resizing import SMALL, shrinks_by_boxes
 
 Pixels = NDArray[np.uint8]
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "JPEG2000", "GIF", "BMP", "TIFF", "PPM")
@@ -116,7 +117,7 @@ def resize_side(size: int) -> int:
     >>> resize_side(32), resize_side(224)
     (32, 256)
     """
-    return size if size <= 64 else round(size * 256 / 224)
+    return size if size <= SMALL else round(size * 256 / 224)
 
 
 def box_mean(pixels: Pixels, size: int) -> Pixels:
@@ -148,7 +149,7 @@ def fit(image: Image.Image, size: int) -> Pixels:
     width, height = image.size
     if width == height == size:
         return to_array(image)
-    if width == height and width % size == 0 and width > size == resize_side(size):
+    if width == height and shrinks_by_boxes(width, size):
         return box_mean(to_array(image)[None], size)[0]
     scale = resize_side(size) / min(width, height)
     width, height = max(round(width * scale), size), max(round(height * scale), size)
@@ -162,7 +163,7 @@ def fit_all(pixels: Pixels, size: int) -> Pixels:
     _, height, width, channels = pixels.shape
     if height == width == size:
         return pixels
-    if height == width and height % size == 0 and height > size == resize_side(size):
+    if height == width and shrinks_by_boxes(height, size):
         return box_mean(pixels, size)
     planes = pixels[..., 0] if channels == 1 else pixels
     return np.stack([fit(Image.fromarray(plane), size) for plane in planes])

@@ -18,6 +18,8 @@ from unixkd.method.named_inputs import NamedInputs
 Size: TypeAlias = tuple[int, int]
 """Height and width in pixels."""
 
+SMALL = 64
+"""Sides up to which images are shrunk by box means, without a margin."""
 STEPS = 8
 """Sizes between nothing and the whole: few, as a captured step and an algorithm are made for each."""
 
@@ -55,6 +57,25 @@ def shrink(
     if size is None or not isinstance(images, Tensor):
         return images
     return F.interpolate(images, size=size, mode="bilinear", antialias=True)
+
+
+def shrinks_by_boxes(side: int, wanted: int) -> bool:
+    """Whether square images are shrunk by the means of boxes."""
+    return side > wanted and wanted <= SMALL and side % wanted == 0
+
+
+def resized(images: Float[Tensor, "n c h w"], side: int) -> Float[Tensor, "n c side side"]:
+    """Images of side × side pixels, shrunk as `data.images.fit` shrinks the images of a data set.
+
+    Small ones by a whole factor: means of boxes, rounded to 8 bits; all others by antialiased bilinear filtering.
+    """
+    height, width = image_size(images)
+    if height == width and shrinks_by_boxes(height, side):
+        means = F.avg_pool2d(images.float() * 255, height // side)
+        return ((means + 0.501).floor() / 255).to(
+            images.dtype
+        )  # halves are rounded up, whatever float makes of them
+    return F.interpolate(images, size=(side, side), mode="bilinear", antialias=True)
 
 
 def size_at(images: Shaped[Tensor, "n ..."] | NamedInputs, share: float) -> Size | None:

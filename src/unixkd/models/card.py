@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from msgspec import Meta
 from torch import Tensor, nn
 
 from unixkd.errors import UserError
+from unixkd.method.resizing import resized
 
 Finite = Annotated[float, Meta(gt=-1e6, lt=1e6)]
 
@@ -103,7 +103,7 @@ class PixelModel(nn.Module):
         if images.shape[1] != card.in_channels:
             raise UserError(f"{card.name} takes {card.in_channels}-channel images, got {images.shape[1]}")
         if card.size is not None and images.shape[2:] != (card.size, card.size):
-            images = F.interpolate(images, size=(card.size, card.size), mode="bilinear", antialias=True)
+            images = resized(images, card.size)
         output = self.net((images - self.mean) / self.std)
         logits = getattr(output, "logits", output)  # networks of transformers wrap them
         if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] != card.num_classes:

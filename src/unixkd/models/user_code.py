@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
+import importlib.metadata
 import importlib.util
 import inspect
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -41,6 +44,49 @@ def create(name: str, num_classes: int, in_channels: int) -> nn.Module:
     if not isinstance(net, nn.Module):
         raise UserError(f"{name} gives a {type(net).__name__}, not a torch.nn.Module")
     return net
+
+
+def code_fingerprint(name: str) -> str:
+    """SHA-256 of the code behind `FILE.py:NAME`: the file, those beside it that it imports, versions of packages.
+
+    torch's version is no part of it, as its layers stay what they are.
+    """
+    file, attribute = split_code(name)
+    main = file.resolve()
+    files, packages = _sources(main)
+    known = importlib.metadata.packages_distributions() if packages else {}  # takes a second
+    versions = {
+        p: sorted({importlib.metadata.version(d) for d in known[p]}) for p in sorted(packages & known.keys())
+    }
+    beside = {os.path.relpath(path, main.parent): path for path in files - {main}}
+    digest = hashlib.sha256(repr((attribute, versions)).encode())
+    for place, path in sorted({**beside, "": main}.items()):
+        digest.update(repr((place, path.read_bytes())).encode())
+    return digest.hexdigest()
+
+
+def _sources(main: Path) -> tuple[set[Path], set[str]]:
+    """A file with those beside it that it and they import, wherever in their code, and the other packages."""
+    files, others, waiting = set[Path](), {"torch", "unixkd", *sys.stdlib_module_names}, [main]
+    known = frozenset(others)
+    while waiting:
+        files.add(path := waiting.pop())
+        nodes = []
+        with suppress(SyntaxError):  # of a file that is imported in vain
+            nodes = list(ast.walk(ast.parse(path.read_bytes())))
+        for node in nodes:
+            if not isinstance(node, ast.Import | ast.ImportFrom):
+                continue
+            module = f"{node.module}." * bool(node.module) if isinstance(node, ast.ImportFrom) else ""
+            level = node.level if isinstance(node, ast.ImportFrom) else 0
+            base = path.parents[level - 1] if level else main.parent
+            for alias in node.names:  # what is imported from a package may be a module too
+                parts = (module + alias.name).split(".")
+                places = [base.joinpath(*parts[:depth]) for depth in range(1, len(parts) + 1)]
+                found = [f for p in places for f in (p.with_suffix(".py"), p / "__init__.py") if f.is_file()]
+                waiting += [file for file in found if file not in files]
+                others |= set() if found else {parts[0]}
+    return files, others - known
 
 
 def _module(file: Path) -> ModuleType:

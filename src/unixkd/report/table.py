@@ -76,6 +76,13 @@ def columns_of(groups: Sequence[Group]) -> list[Column]:
         Column("trained", "images\ntrained", "images the student was trained on", _images("trained")),
         Column("cost_1x", "cost %\nback ×1", "computation in % of plain KD, backward = 1 forward", _cost(1)),
         Column("cost_2x", "cost %\nback ×2", "computation in % of plain KD, backward = 2 forwards", _cost(2)),
+        Column(
+            "shared",
+            "of it shared\n%, back ×2",
+            "computation in % of plain KD that is charged as if each run were alone, but was saved: other runs had "
+            "stored the answers; train seconds are without it",
+            lambda group: percent(group.mean_std(_shared), digits=1, sd=False),
+        ),
         Column("seconds", "train\nseconds", "measured training time without evaluation", _seconds),
         Column("n", "n", "number of runs", lambda group: str(len(group.runs))),
     ]
@@ -83,6 +90,7 @@ def columns_of(groups: Sequence[Group]) -> list[Column]:
     empty = {
         "best": all(run.summary.accuracy.best is None for run in runs),
         "difference": kd is None or len(groups) == 1,
+        "shared": not any(map(_shared, runs)),
         "seconds": all(group.train_seconds is None for group in groups),
     }
     return [column for column in columns if not empty.get(column.key)]
@@ -155,6 +163,10 @@ def _queries(group: Group) -> str:
 
 def _cost(backward: int) -> Callable[[Group], str]:
     return lambda group: percent(group.cost(backward), digits=1, sd=False)
+
+
+def _shared(run: Run) -> float | None:
+    return None if run.summary.cost.shared is None else run.summary.cost.shared.backward_2x
 
 
 def _seconds(group: Group) -> str:

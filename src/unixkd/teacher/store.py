@@ -66,6 +66,10 @@ class AnswerStore:
         self._packing = contents.packing
         self._weights = checksum_weights(self._packing.width)
         self._forgotten: NDArray[np.bool_] | None = None
+        self.foreign: NDArray[np.bool_] | None = None
+        """Rows that this run has not paid for, where it is charged as if it were alone."""
+        self.lent = 0
+        """Answers that were there, but were charged as if they had been asked for."""
         self.journal: Journal | None = None
         """Notes what is written, where a run keeps one."""
 
@@ -155,8 +159,19 @@ class AnswerStore:
             self.journal.append(rows)
         self._logits[rows] = packed
         self._checks[rows] = checksums(packed, self._weights)
-        if self._forgotten is not None:
-            self._forgotten[rows] = False
+        for marks in (self._forgotten, self.foreign):
+            if marks is not None:
+                marks[rows] = False
+
+    def borrow(self, index: Int[Tensor, " n"], view: Int[Tensor, " n"], known: Bool[Tensor, " n"]) -> int:
+        """How many of these known answers the run has to be charged for: others paid for them, and it has not yet."""
+        if self.foreign is None:
+            return 0
+        rows = self._rows(index, view)[known.numpy()]
+        lent = np.unique(rows[self.foreign[rows]])
+        self.foreign[lent] = False
+        self.lent += len(lent)
+        return len(lent)
 
     def rounded(self, logits: Float[Tensor, "n classes"]) -> Float[Tensor, "n classes"]:
         """What `read` will give where these logits are written; on their own device."""

@@ -102,7 +102,7 @@ class Teacher:
         index, view = batch.index[position].cpu(), batch.view[position].cpu()
         assert self.store is not None
         stored, known = self.store.read(index, view)
-        missing = (~known).nonzero().flatten()
+        lent, missing = self.store.borrow(index, view, known), (~known).nonzero().flatten()
         rows = missing.to(position.device)
         computed = self.ask(batch.images[position[rows]], index[missing], view[missing], others)
         logits, new = stored.to(computed.device, torch.float32), computed[: len(rows)]
@@ -111,7 +111,8 @@ class Teacher:
             # As a later read gives it: whether an answer was stored already cannot change a run.
             logits[rows] = self.store.rounded(new).to(torch.float32)
         logits = torch.cat([logits, computed[len(rows) :]])
-        return Answers(Outputs(logits), len(computed), number - len(rows), len(rows))
+        filled = len(rows) + lent
+        return Answers(Outputs(logits), len(computed) + lent, number - filled, filled)
 
     @torch.no_grad()
     def ask(

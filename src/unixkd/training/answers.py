@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from unixkd.data.split import Split
 from unixkd.errors import UserError
 from unixkd.method.losses import FeatureLoss
-from unixkd.method.method import pure_rows
-from unixkd.models.card import ModelCard, PixelModel
+from unixkd.method.resizing import shrinks_by_boxes
+from unixkd.models.card import PixelModel
 from unixkd.teacher.folder import read_key
 from unixkd.teacher.store import AnswerStore
 from unixkd.teacher.teacher import Teacher
+from unixkd.training.fingerprint import preprocessing_fingerprint, teacher_fingerprint
 from unixkd.training.precision import TEACHER_PRECISION
 from unixkd.training.resolved import Resolved
+from unixkd.training.used import uses_answers
 
 
 def open_store(run: Resolved, path: str, note: Callable[[str], None]) -> AnswerStore | None:
@@ -33,8 +33,7 @@ def open_store(run: Resolved, path: str, note: Callable[[str], None]) -> AnswerS
         return None
     if any(isinstance(term.loss, FeatureLoss) for term in run.objective):
         raise UserError("stored answers hold logits only: at and sp compare features, give no --answers.path")
-    epochs, batch_size = config.train.epochs, config.train.batch_size
-    if not any(pure_rows(run.method.at(epoch / epochs), batch_size) for epoch in range(epochs)):
+    if not uses_answers(config, run.method, run.objective):
         note(
             f"{run.method.name} mixes every image it keeps, so stored answers would never be read: no store is opened"
         )
@@ -44,15 +43,23 @@ def open_store(run: Resolved, path: str, note: Callable[[str], None]) -> AnswerS
             "random resized crops have no fixed number of views, so their answers cannot be stored: give "
             "--data.views, how many of each image to train on"
         )
-    data, place = run.data, Path(path).expanduser()
-    if data.fingerprint != data.fingerprint_before == read_key(place).get("data"):
+    data, folder = run.data, Path(path).expanduser()
+    if data.fingerprint != data.fingerprint_before == read_key(folder).get("data"):
         raise UserError(
-            f"{place}: version 0.1.0 stored these answers, which did not look into the images: they may have changed "
+            f"{folder}: version 0.1.0 stored these answers, which did not look into the images: they may have changed "
             "since. Give another folder, or remove this one"
         )
+    key = store_key(run.teacher, data.fingerprint, split.views_key(), config.train.teacher_precision)
+    if run.teacher.card.size is not None and shrinks_by_boxes(data.size, run.teacher.card.size):
+        key["teacher's images"] = "shrunk by box means"  # version 0.1 shrank them otherwise
+    if "teacher code" in key and (there := read_key(folder)) and "teacher code" not in there:
+        note(
+            f"{folder} does not say by which code it was filled: taken to be {run.teacher.card.name} as it is now"
+        )
+        del key["teacher code"]
     return AnswerStore.open(
-        place,
-        store_key(run.teacher, data.fingerprint, split.views_key(), config.train.teacher_precision),
+        folder,
+        key,
         images=len(split),
         views=split.num_views,
         classes=run.teacher.card.num_classes,
@@ -63,56 +70,15 @@ def open_store(run: Resolved, path: str, note: Callable[[str], None]) -> AnswerS
     )
 
 
-def network_fingerprint(module: nn.Module) -> str:
-    """SHA-256 of a network: its layers' classes and plain settings, its parameters and buffers.
-
-    Neither the device nor the memory layout nor the train/eval flags change it. What the code of a
-    `forward` does is covered by its class's name alone.
-
-    >>> network_fingerprint(nn.Linear(1, 1)) == network_fingerprint(nn.Linear(1, 1))  # random weights
-    False
-    """
-    digest = hashlib.sha256()
-    for name, layer in module.named_modules():
-        digest.update(repr((name, type(layer).__name__, _settings(layer))).encode())
-    # Buffers once more, as a state dict leaves out those that are not persistent.
-    tensors = {**module.state_dict(), **dict(module.named_buffers())}
-    for name, value in sorted(tensors.items()):
-        digest.update(repr((name, str(value.dtype), tuple(value.shape))).encode())
-        # reshape copies channels_last into logical order; bytes, as NumPy knows no bfloat16
-        digest.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def _settings(layer: nn.Module) -> list[tuple[str, object]]:
-    """Stride, padding, eps and the like: public attributes that are plain numbers or text, or tuples of them."""
-
-    def is_plain(value: object) -> bool:
-        return isinstance(value, bool | int | float | str) or (
-            isinstance(value, tuple) and all(map(is_plain, value))
-        )
-
-    return sorted(
-        (name, value)
-        for name, value in vars(layer).items()
-        if name != "training" and not name.startswith("_") and is_plain(value)
-    )
-
-
-def preprocessing_fingerprint(card: ModelCard) -> str:
-    """SHA-256 of what a model does to pixels: mean, standard deviation, size, channels."""
-    # float: the repr of NumPy's numbers is another
-    numbers = (list(map(float, card.mean)), list(map(float, card.std)), card.size, card.in_channels)
-    return hashlib.sha256(repr(numbers).encode()).hexdigest()
-
-
 def store_key(teacher: PixelModel, data_fingerprint: str, views: str, precision: str) -> dict[str, str]:
     """The key of an `AnswerStore`: all that decides the teacher's answer to (image index, view number).
 
     `views` (`Split.views_key`) says what a view's number means.
     """
-    return {
-        "teacher weights": network_fingerprint(teacher.net),
+    parts = teacher_fingerprint(teacher)
+    code = {"teacher code": parts["code"]} if "code" in parts else {}
+    return code | {
+        "teacher weights": parts["weights"],
         "teacher preprocessing": preprocessing_fingerprint(teacher.card),
         TEACHER_PRECISION: precision,
         "data": data_fingerprint,
@@ -126,7 +92,7 @@ FILL_BATCH = 512
 def fetch_answers(
     teacher: Teacher, split: Split, epoch: int, order: Int[Tensor, " m"]
 ) -> tuple[Float[Tensor, "m classes"], int]:
-    """The answers on an epoch's images in its views `[M, classes]`, and how many had to be asked first.
+    """The answers on an epoch's images in its views `[M, classes]`, and how many of them the run is charged for.
 
     Args:
         teacher: with a store, which is filled with the answers it lacks
@@ -139,12 +105,12 @@ def fetch_answers(
     views, place = split.epoch_views(epoch, order).cpu(), order.cpu()
     device = next(teacher.network.module.parameters()).device
     answers, known = store.read(place, views)
-    missing = (~known).nonzero().flatten()
+    lent, missing = store.borrow(place, views, known), (~known).nonzero().flatten()
     if not len(missing):
-        return answers.to(device), 0
+        return answers.to(device), lent
     batches = split.train_batches(epoch, order[missing.to(order.device)], FILL_BATCH)
     for batch, rows in zip(batches, missing.split(FILL_BATCH), strict=True):
         logits = teacher.ask(batch.images.to(device), place[rows], views[rows])
         teacher.keep(store, place[rows], views[rows], logits)
         answers[rows] = store.rounded(logits).cpu()
-    return answers.to(device), len(missing)
+    return answers.to(device), lent + len(missing)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,16 +98,22 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], li
     raise UserError(f"no valid checkpoint in {folder}: {detail}")
 
 
+def newest_state(folder: Path) -> dict[str, Any] | None:
+    """The state in the newest checkpoint that is whole, without its tensors; None where there is none."""
+    whole = (path for path in reversed(checkpoints(folder)) if find_damage(path, FILES[1:]) is None)
+    return next((json.loads((path / FILES[1]).read_text()) for path in whole), None)
+
+
 def checkpoints(folder: Path) -> list[Path]:
     """Finished checkpoints, oldest first."""
     return sorted(folder.glob("epoch-*"))
 
 
-def find_damage(checkpoint: Path) -> str | None:
+def find_damage(checkpoint: Path, files: Sequence[str] = FILES) -> str | None:
     """What is wrong with a checkpoint's files, or None."""
     try:
         manifest = json.loads((checkpoint / "manifest.json").read_text())
-        wrong = [name for name in FILES if manifest[name] != checksum(checkpoint / name)]
+        wrong = [name for name in files if manifest[name] != checksum(checkpoint / name)]
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"unreadable ({error})"
     return f"checksum of {', '.join(wrong)} does not match" if wrong else None

@@ -17,15 +17,21 @@ from typing import Any
 import torch
 
 from unixkd.config import NO_LOG, LogConfig, MethodConfig, RunConfig, TrainConfig
+from unixkd.data.load import load_data
 from unixkd.errors import UserError
 from unixkd.method.ledger import Ledger
 from unixkd.method.method import Method
+from unixkd.models.loading import class_names_of
 from unixkd.names import file_name, label_of
 from unixkd.planning.expected import Workload, expected_cost
 from unixkd.training import stopping
+from unixkd.training.build import make_distiller, open_ledger
+from unixkd.training.checkpoint import newest_state
 from unixkd.training.display import Display, Event, Finished, Note
+from unixkd.training.distributed.world import ALONE
 from unixkd.training.precision import OPTIONS, has_native_bf16, remembered, with_auto
-from unixkd.training.resolved import pick_device, resolve
+from unixkd.training.resolved import build_on, pick_device, read_method, resolve
+from unixkd.training.resume import check_inputs
 from unixkd.training.run import run
 from unixkd.training.run_folder import RunFolder
 from unixkd.training.stopping import Stopped, stoppable
@@ -101,6 +107,33 @@ def matched_jobs(base: RunConfig, epochs: dict[str, int], seeds: Sequence[int], 
     return [make_job(base, kd, f"kd@{label}", seed, number, out) for seed in seeds for label, number in pairs]
 
 
+def check_jobs(jobs: Sequence[Job], note: Callable[[str], None]) -> None:
+    """Raise where a folder holds another run, or a method could not be trained: before the first run begins.
+
+    Each method is built once as its runs will be, on the data that all share, up to its first step.
+    """
+    for job in jobs:
+        if (folder := RunFolder(job.folder)).holds_run():
+            folder.check_same(job.config)
+    configs = {job.config.label or job.config.method.name: job.config for job in jobs if not is_finished(job)}
+    if not configs:
+        return
+    first = next(iter(configs.values()))
+    device = pick_device(first.train)
+    methods = {label: read_method(config, device) for label, config in configs.items()}
+    data = load_data(first.data, class_names_of(first.teacher))
+    begun = {
+        job.folder: state for job in jobs if (state := newest_state(job.folder / "checkpoints")) is not None
+    }
+    for label, config in configs.items():
+        built = build_on(config, torch.device("cpu"), data, *methods[label])
+        while begun:
+            check_inputs(*begun.popitem(), built)
+        distiller = make_distiller(built, built.student, open_ledger(built), note, ALONE)
+        if distiller.teacher is not None and distiller.teacher.store is not None:
+            distiller.teacher.store.close()
+
+
 def run_jobs(jobs: Sequence[Job], display: Display, workers: int) -> list[dict[str, Any]]:
     """Run what is not finished yet, and resume what was interrupted; after a failure no new run is started.
 
@@ -119,7 +152,7 @@ def run_jobs(jobs: Sequence[Job], display: Display, workers: int) -> list[dict[s
 def run_todo(todo: Sequence[Job], display: Display, workers: int) -> list[dict[str, Any]]:
     """Run these, as `run_jobs` does."""
     if workers <= 1 or not todo:
-        return [run(job.config, job.folder, mode="resume", display=display, log=job.log) for job in todo]
+        return [run_job(job, display) for job in todo]
     context = multiprocessing.get_context("spawn")
     events: SimpleQueue[Event] = context.SimpleQueue()  # put returns once it is written: no event is lost
     with ProcessPoolExecutor(min(workers, len(todo)), context, start_worker, (events,)) as pool:
@@ -201,6 +234,6 @@ def tell(event: Event) -> None:
         raise Stopped("the comparison's main process is gone") from None
 
 
-def run_job(job: Job) -> dict[str, Any]:
-    """One run inside a worker process."""
-    return run(job.config, job.folder, mode="resume", display=tell, log=job.log)
+def run_job(job: Job, display: Display = tell) -> dict[str, Any]:
+    """One run, by default inside a worker process; its cost does not depend on what others have stored."""
+    return run(job.config, job.folder, mode="resume", display=display, log=job.log, as_if_alone=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -20,10 +21,13 @@ from unixkd.names import percent
 from unixkd.training.distributed.world import ALONE, World
 from unixkd.training.precision import DTYPES
 from unixkd.training.predictions import Predictions, join_predictions, predict
+from unixkd.training.relabelling import displaced
 from unixkd.training.state import Run
 
 NEAR_CHANCE = 0.02
 """A teacher this little better than guessing is warned about."""
+SHOWN_CLASSES = 12
+"""Of those that a teacher has in another order."""
 
 
 def evaluate_student(run: Run) -> Predictions | None:
@@ -48,13 +52,37 @@ def evaluate_teacher(run: Run) -> Predictions | None:
     if answers.accuracy is not None:
         file = "" if teacher.weights_file is None else f" ({teacher.weights_file})"
         run.note(f"teacher {teacher.card.name}{file}: accuracy {percent(answers.accuracy)}", shared=True)
-        if answers.accuracy < 1 / teacher.card.num_classes + NEAR_CHANCE:
+        if (
+            moves := relabelling_note(answers, teacher.card.num_classes, run.resolved.data.class_names)
+        ) is not None:
+            run.note(moves, shared=True)
+        elif answers.accuracy < 1 / teacher.card.num_classes + NEAR_CHANCE:
             run.note(
                 "WARNING: the teacher is hardly better than chance on these images: are its classes in "
                 "the data's order, and its mean, std and size right?",
                 shared=True,
             )
     return answers
+
+
+def relabelling_note(answers: Predictions, classes: int, names: Sequence[str] | None) -> str | None:
+    """The warning where the teacher's outputs are clearly other classes than the data's; None where they are not."""
+    assert answers.labels is not None
+    moves = displaced(answers.classes, answers.labels, classes)
+    if not moves:
+        return None
+    label = names or [str(number) for number in range(classes)]
+    right = torch.tensor([moves.get(output, output) for output in range(classes)])[answers.classes]
+    better = replace(answers, classes=right).accuracy
+    shown = [
+        f"output {output} ('{label[output]}') is class '{label[to]}'" for output, to in sorted(moves.items())
+    ]
+    more = f" and {len(shown) - SHOWN_CLASSES} more" if len(shown) > SHOWN_CLASSES else ""
+    return (
+        f"WARNING: the teacher's classes are not in the data's order: its accuracy would be {percent(better)}, not "
+        f"{percent(answers.accuracy)}, if {len(moves)} outputs were other classes: "
+        f"{', '.join(shown[:SHOWN_CLASSES])}{more}"
+    )
 
 
 def answers_of(run: Run, network: PixelModel, precision: str) -> Predictions | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -19,6 +19,8 @@ from unixkd.method.method import Method
 from unixkd.method.objective import Objective
 from unixkd.models.card import PixelModel
 from unixkd.models.loading import build_model, class_names_of, own_num_classes
+from unixkd.models.user_code import code_fingerprint
+from unixkd.names import is_code
 from unixkd.training.checks import (
     check_data,
     check_sizes,
@@ -28,6 +30,7 @@ from unixkd.training.checks import (
 )
 from unixkd.training.distributed.sharding import is_sharded_role
 from unixkd.training.distributed.world import ALONE, World
+from unixkd.training.fingerprint import teacher_fingerprint
 from unixkd.training.precision import remembered, settle
 
 
@@ -38,6 +41,7 @@ class Resolved:
     Args:
         config: with both precisions decided (by `resolve`)
         teacher: None for training on labels alone
+        fingerprint: of the teacher, and of the student's code, by what a user calls them
     """
 
     config: RunConfig
@@ -47,6 +51,7 @@ class Resolved:
     teacher: PixelModel | None
     method: Method
     objective: Objective
+    fingerprint: Mapping[str, str]
 
 
 def resolve(
@@ -90,6 +95,12 @@ def build_run(config: RunConfig, device: torch.device) -> Resolved:
     Raises:
         UserError: something is missing or does not fit
     """
+    method, objective = read_method(config, device)
+    return build_on(config, device, load_data(config.data, class_names_of(config.teacher)), method, objective)
+
+
+def read_method(config: RunConfig, device: torch.device) -> tuple[Method, Objective]:
+    """Method and losses of a run, once its options go together; no image is read."""
     check_train(config.train)
     check_synchronised(config.train, device)
     check_ranges(config)
@@ -103,7 +114,13 @@ def build_run(config: RunConfig, device: torch.device) -> Resolved:
         raise UserError(
             f"method {method.name} mixes stored answers: give --answers.path, where to store them"
         )
-    data = load_data(config.data, class_names_of(config.teacher))
+    return method, objective
+
+
+def build_on(
+    config: RunConfig, device: torch.device, data: Data, method: Method, objective: Objective
+) -> Resolved:
+    """A run on these data, as `build_run` makes it."""
     check_data(config, data, method, objective)
     teacher = None if config.teacher is None else build_network(config.teacher, data, "teacher")
     student = build_student(config, data, teacher)
@@ -111,10 +128,18 @@ def build_run(config: RunConfig, device: torch.device) -> Resolved:
     check_sizes(config, data, method, student)
     test = None if data.test is None else data.test.to(device)
     data = replace(data, train=data.train.to(device), test=test)
+    fingerprint = fingerprint_of(student, teacher)  # now: later a network may be sharded
     if teacher is not None:
         place(teacher, config.train, device, "teacher")
     place(student, config.train, device, "student")
-    return Resolved(config, device, data, student, teacher, method, objective)
+    return Resolved(config, device, data, student, teacher, method, objective, fingerprint)
+
+
+def fingerprint_of(student: PixelModel, teacher: PixelModel | None) -> dict[str, str]:
+    """What a run may not go on without: its teacher as it is, and the student's code."""
+    parts = {} if teacher is None else teacher_fingerprint(teacher)
+    code = {"the student's code": code_fingerprint(student.card.name)} if is_code(student.card.name) else {}
+    return {f"the teacher's {name}": value for name, value in parts.items()} | code
 
 
 def place(

@@ -30,12 +30,14 @@ from unixkd.run_files import (
     PlannedCost,
     PlannedImages,
     Reference,
+    RelativeCost,
     Seconds,
     Selection,
     Summary,
     TimesKept,
 )
 from unixkd.training.epoch_stats import MIXED_UNIT, EpochStats
+from unixkd.training.resume import answer_store
 from unixkd.training.run_folder import NUM_THUMBNAILS, thumbnail
 from unixkd.training.state import Run
 
@@ -56,6 +58,8 @@ def write_results(run: Run, weights: Mapping[str, Tensor] | None = None) -> dict
         if unanswered(run):
             list_left_out(run)
         summary = asdict(summarise(run))
+        if summary["cost"]["shared"] is None:  # of a comparison with a store only
+            del summary["cost"]["shared"]
         run.folder.write_json("summary.json", summary)
     return summary
 
@@ -105,10 +109,21 @@ def summarise(run: Run) -> Summary:
             flops=Flops(**total.flops()),
             reference=reference,
             relative_to_kd=run.relative_cost(),
+            shared=shared_cost(run),
         ),
         time=Seconds(**{f"{name}_seconds": round(seconds, 3) for name, seconds in run.seconds.items()}),
         environment=environment(run),
     )
+
+
+def shared_cost(run: Run) -> RelativeCost | None:
+    """The part of `relative_to_kd` that answers stored by other runs have saved; None where nothing is shared."""
+    store = answer_store(run)
+    if store is None or store.foreign is None:
+        return None
+    lent = run.ledger.emptied()
+    lent.charge_fill(store.lent)
+    return run.over_kd(lent)
 
 
 def environment(run: Run) -> dict[str, Any]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +18,7 @@ from unixkd.teacher.store import AnswerStore
 from unixkd.training import checkpoint
 from unixkd.training.checkpoint import checkpoint_name, checkpoints, pack_optimizer, unpack_optimizer
 from unixkd.training.distributed.sharding import gathered, load_whole
+from unixkd.training.resolved import Resolved
 from unixkd.training.state import Run
 
 
@@ -54,6 +57,9 @@ def collect(run: Run) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if run.engine.average is not None:
         tensors |= prefixed("average", run.engine.average.state_dict())
     tensors |= of_images(run)
+    store = answer_store(run)
+    if store is not None and store.foreign is not None:
+        tensors["answers.foreign"] = torch.from_numpy(np.packbits(store.foreign))
     state = {
         "epoch": run.epoch,
         "done": run.done,
@@ -62,7 +68,9 @@ def collect(run: Run) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "processes": run.world.size,
         "ledger": total_ledger(run).state_dict(),
         "seconds": run.seconds,
+        "lent": 0 if store is None else store.lent,
         "data": run.resolved.data.fingerprint,
+        "networks": dict(run.resolved.fingerprint),
     }
     for rank, (local, numbers) in enumerate(run.world.gather(local_state(run))):
         tensors |= {of_process(rank, name): tensor for name, tensor in local.items()}
@@ -131,14 +139,12 @@ def restore(run: Run) -> None:
     """Go on from the newest valid checkpoint.
 
     Raises:
-        UserError: none is valid, or the training data or the number of processes is not what it was
+        UserError: none is valid, or what it trains on or with is not what it was
     """
     tensors, state, damaged = run.world.once(lambda: checkpoint.load_checkpoint(run.folder.checkpoints))
     for problem in damaged:
         run.note(f"passed over a damaged checkpoint: {problem}")
-    data = run.resolved.data
-    if state["data"] not in (data.fingerprint, data.fingerprint_before):
-        raise UserError(f"cannot resume {run.folder.path}: the training data has changed since")
+    check_inputs(run.folder.path, state, run.resolved)
     if (processes := state.get("processes", 1)) != run.world.size:
         raise UserError(
             f"cannot resume {run.folder.path}: {processes} processes trained it, now there are {run.world.size}"
@@ -154,6 +160,20 @@ def restore(run: Run) -> None:
     run.note(f"resumed after epoch {run.epoch}{steps}")
 
 
+def check_inputs(folder: Path, state: Mapping[str, Any], now: Resolved) -> None:
+    """Raise where data, teacher or the student's code are not those that a checkpoint's state was reached with.
+
+    Checkpoints of early versions say nothing of networks.
+    """
+    data = now.data
+    known = data.fingerprint if state["data"] == data.fingerprint_before else state["data"]
+    then = {"the training data": known, **state.get("networks", now.fingerprint)}
+    here = {"the training data": data.fingerprint, **now.fingerprint}
+    if changed := [name for name in {**here, **then} if then.get(name) != here.get(name)]:
+        verb = "has" if len(changed) == 1 and "weights" not in changed[0] else "have"
+        raise UserError(f"cannot resume {folder}: {' and '.join(changed)} {verb} changed since")
+
+
 def restore_engine(run: Run, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
     """Put back what a step changes."""
     engine, rank = run.engine, run.world.rank
@@ -166,6 +186,13 @@ def restore_engine(run: Run, tensors: dict[str, Tensor], state: dict[str, Any]) 
             tensor.copy_(tensors[name])
     if run.done:
         engine.tally.load_state(group(tensors, of_process(rank, "tally")), state[of_process(rank, "tally")])
+    if (store := answer_store(run)) is not None and store.foreign is not None:
+        # Early versions charged only what they asked: such a run has paid for whatever is there.
+        packed = tensors.get("answers.foreign")
+        marks = (
+            None if packed is None else np.unpackbits(packed.numpy(), count=len(store.foreign)).astype(bool)
+        )
+        store.foreign, store.lent = marks, state.get("lent", 0)
     torch.set_rng_state(tensors[of_process(rank, "rng")])
     if of_process(rank, "cuda_rng") in tensors and run.device.type == "cuda":
         torch.cuda.set_rng_state(tensors[of_process(rank, "cuda_rng")], run.device)

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from unixkd.config import NO_LOG, LogConfig, RunConfig, flatten, to_plain
@@ -43,7 +44,13 @@ NAMED_IMAGES = 8
 
 
 def run(
-    config: RunConfig, out: Path, *, mode: Mode = "new", display: Display = silent, log: LogConfig = NO_LOG
+    config: RunConfig,
+    out: Path,
+    *,
+    mode: Mode = "new",
+    display: Display = silent,
+    log: LogConfig = NO_LOG,
+    as_if_alone: bool = False,
 ) -> dict[str, Any]:
     """Train a student as configured and leave a run folder behind; returns the summary.
 
@@ -53,6 +60,7 @@ def run(
         mode: what to do with a folder that holds a run
         display: gets the run's events; where it fails, the run goes on without
         log: where its figures also go; where that fails, the run goes on without
+        as_if_alone: charge it for answers that other runs have stored too, so that its cost does not depend on them
 
     Raises:
         UserError: the configuration, the data or the folder do not allow it, or a logger's package is missing
@@ -62,7 +70,8 @@ def run(
     try:
         with stoppable(), together() as world, explained(config.train):
             world.once(lambda: check_installed(log))
-            started = start(config, folder, mode, unfailing(display) if world.leads else silent, world)
+            shown = unfailing(display) if world.leads else silent
+            started = start(config, folder, mode, shown, world, as_if_alone)
             if world.leads:
                 settings = flatten(to_plain(started.config))
                 started.loggers = open_loggers(log, folder.logs, folder.metrics, settings, started.note)
@@ -82,7 +91,14 @@ def run(
 # Start: build, decide, open, restore
 
 
-def start(config: RunConfig, folder: RunFolder, mode: Mode, display: Display, world: World = ALONE) -> Run:
+def start(
+    config: RunConfig,
+    folder: RunFolder,
+    mode: Mode,
+    display: Display,
+    world: World = ALONE,
+    as_if_alone: bool = False,
+) -> Run:
     """A run that is ready for its next step, new or where it was left."""
     begun = time.perf_counter()
 
@@ -103,6 +119,8 @@ def start(config: RunConfig, folder: RunFolder, mode: Mode, display: Display, wo
         loggers=Loggers(note),
         agreement=Agreement(world),
     )
+    if as_if_alone and (store := resume.answer_store(made)) is not None:
+        store.foreign = np.ones(store.contents.images * store.contents.views, bool)
     resume.check_space(made)
     if world.once(lambda: open_folder(made, mode)):  # not before: a faulty configuration leaves no trace
         resume.restore(made)

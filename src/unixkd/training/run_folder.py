@@ -20,6 +20,7 @@ from unixkd.config import RunConfig, flatten, read_yaml, to_plain
 from unixkd.errors import UserError
 from unixkd.run_files import EXPORTED, remove, write
 from unixkd.training import precision
+from unixkd.training.used import unread_options
 
 Mode = Literal["new", "resume", "overwrite"]
 """new: refuse a folder that holds a run; resume: go on from its checkpoint; overwrite: remove it first."""
@@ -99,18 +100,19 @@ class RunFolder:
             remove(path)
 
     def check_same(self, config: RunConfig) -> None:
-        """Raise where the saved configuration differs in anything; "auto" is whatever it was decided to be."""
+        """Raise where the saved configuration differs in what the run reads; "auto" is what it was decided to be."""
         saved = flatten(read_yaml(self.path / "run.yaml"))
         given = flatten(yaml.safe_load(yaml.safe_dump(to_plain(config))))  # tuples are lists there
         usual = flatten(to_plain(RunConfig(config.student, config.teacher)))
         decided = {f"train.{name}" for name in precision.OPTIONS}
+        unread = unread_options(config)
         groups = {key.rpartition(".")[0] for key in saved}
         for key in given.keys() - saved.keys():  # an option that is younger than the run
             if key.rpartition(".")[0] in groups:
                 saved[key] = usual[key]
         differences = [
             f"{key}: {saved.get(key)} then, {given.get(key)} now"
-            for key in sorted(saved.keys() | given.keys())
+            for key in sorted((saved.keys() | given.keys()) - unread)
             if saved.get(key) != given.get(key) and not (key in decided and given.get(key) == "auto")
         ]
         if differences:

@@ -92,10 +92,12 @@ class Run:
 
     def relative_cost(self) -> RelativeCost | None:
         """Training cost so far over that of plain KD's whole run; None without a teacher, or where it is not known."""
-        if self.resolved.teacher is None:
-            return None
+        return None if self.resolved.teacher is None else self.over_kd(self.total)
+
+    def over_kd(self, ledger: Ledger) -> RelativeCost | None:
+        """What a ledger was charged over the cost of plain KD's whole run; None where it is not known."""
         epochs = self.config.reference_epochs or self.config.train.epochs
-        cost = self.total.relative_to_kd(epochs * len(self.resolved.data.train))
+        cost = ledger.relative_to_kd(epochs * len(self.resolved.data.train))
         return None if cost is None else RelativeCost(**cost)
 
     def note(self, text: str, *, shared: bool = False) -> None:
