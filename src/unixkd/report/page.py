@@ -37,6 +37,7 @@ def write_page(
     title: str = "Distillation report",
     unfinished: int = 0,
     commands: Sequence[Command] = (),
+    changed: str = "",
 ) -> None:
     """Write the report of some runs; the same runs give the same bytes.
 
@@ -46,11 +47,12 @@ def write_page(
         title: stands in the browser's tab and above the headline
         unfinished: number of begun runs that were left out, mentioned on the page
         commands: what makes the runs again
+        changed: which runs are left out as their files were changed, see `changed_note`
 
     Raises:
         UserError: matplotlib is not installed, or the file cannot be written
     """
-    text = page(runs, title, unfinished, commands)
+    text = page(runs, title, unfinished, commands, changed)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8", newline="\n")
@@ -58,7 +60,13 @@ def write_page(
         raise UserError(f"the report cannot be written to {path}: {error.strerror}") from error
 
 
-def page(runs: Sequence[Run], title: str, unfinished: int = 0, commands: Sequence[Command] = ()) -> str:
+def page(
+    runs: Sequence[Run],
+    title: str,
+    unfinished: int = 0,
+    commands: Sequence[Command] = (),
+    changed: str = "",
+) -> str:
     """The HTML of the report: `page.html.j2` with what the runs give; a section that is None or empty is left out."""
     groups = group_runs(runs)
     styles = styles_of(groups)
@@ -76,7 +84,7 @@ def page(runs: Sequence[Run], title: str, unfinished: int = 0, commands: Sequenc
         light=LIGHT,
         dark=DARK,
         title=title,
-        **first_screen(runs, groups, unfinished),
+        **first_screen(runs, groups, unfinished, changed),
         measure=measure_of(groups).name.capitalize(),
         results=results(runs, groups, styles),
         cost=accuracy_against_cost(groups, styles),
@@ -101,7 +109,9 @@ def _unbroken(text: str) -> str:
     return re.sub(r"(?<=[\d=±]) (?=[\w%±])| (?=[=±])", "\u00a0", text)
 
 
-def first_screen(runs: Sequence[Run], groups: Sequence[Group], unfinished: int) -> dict[str, Any]:
+def first_screen(
+    runs: Sequence[Run], groups: Sequence[Group], unfinished: int, changed: str
+) -> dict[str, Any]:
     """The headline, the three answers, and what has to be said with them."""
     first, *others = headline(groups)
     number = sum(len(group.runs) for group in groups)
@@ -113,7 +123,7 @@ def first_screen(runs: Sequence[Run], groups: Sequence[Group], unfinished: int) 
         "counted": counted,
         "answers": [got(runs, groups, hero, kd), cost(hero), plain_kd(hero, kd)],
         "lead": " ".join(others),
-        "notes": protocol_notes(groups),
+        "notes": [*protocol_notes(groups), *([f"Runs {changed}"] if changed else [])],
     }
 
 
@@ -226,6 +236,9 @@ def surroundings(runs: Sequence[Run], groups: Sequence[Group]) -> list[tuple[str
     summaries = [run.summary for run in students]
     teacher = teacher_accuracy(runs)
     lines = [("Teacher’s accuracy", "" if teacher is None else f"{percent(teacher)} %")]
+    if unchecked := sum(not run.is_checked for run in runs):
+        some = f"{unchecked} of {plural(len(runs), 'run')} left no checksums"
+        lines.append(("Not checked", f"{some}: whether their files were edited cannot be known"))
     for run in teacher_runs(runs):
         size = f", {run.summary.parameters:,} parameters" if run.summary.parameters else ""
         lines.append(("Teacher’s own training", f"{run.summary.epochs} epochs{size}, seed {run.seed}"))

@@ -12,9 +12,12 @@ import msgspec
 import yaml
 
 from unixkd.errors import UserError, first_line
-from unixkd.run_files import SCHEMA, Epoch, Planned, RelativeCost, Selection, Summary
+from unixkd.run_files import SCHEMA, Epoch, Planned, RelativeCost, Selection, Summary, is_unchanged
 
 R = TypeVar("R")
+
+READ = ("summary.json", "run.yaml", "plan.json", "metrics.jsonl", "selection.json")
+"""The files of a run that a report reads."""
 
 
 class Command(NamedTuple):
@@ -37,6 +40,7 @@ class Run:
         selection: how often its images were kept; None where its method keeps all
         config: the resolved configuration, `config_text` as it was written
         is_teacher: the run that trained the teacher, listed apart
+        is_checked: its files have the checksums that it left at its end; runs of earlier versions left none
     """
 
     folder: Path
@@ -48,6 +52,7 @@ class Run:
     config: dict[str, Any] = field(default_factory=dict)
     config_text: str = ""
     is_teacher: bool = False
+    is_checked: bool = False
 
     @property
     def seed(self) -> int:
@@ -99,7 +104,13 @@ def read_run(folder: Path) -> Run:
         config=config,
         config_text=config_text,
         is_teacher=folder.name == "teacher" and summary.cost.relative_to_kd is None,
+        is_checked=bool(is_unchanged(where)),
     )
+
+
+def changed_files(folder: Path) -> list[Path]:
+    """The files of a finished run that are damaged or were edited since it ended; none where it left no checksums."""
+    return [folder / name for name in READ if is_unchanged(folder / name) is False]
 
 
 def convert(values: dict[str, Any], kind: type[R], where: object) -> R:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from unixkd.errors import UserError
 from unixkd.names import methods
-from unixkd.report.records import Run, read_run
-from unixkd.run_files import Epoch
+from unixkd.report.records import Run, changed_files, read_run
+from unixkd.run_files import CHECKSUMS, Epoch
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Group:
 
 
 def find_runs(folders: Sequence[Path]) -> list[Run]:
-    """Read every finished run in or below the folders, in order of their paths.
+    """Read every finished run in or below the folders, in order of their paths; `find_changed` has those left out.
 
     Two runs of one method and seed are told apart by their folders, and are then no longer averaged.
 
@@ -67,7 +67,7 @@ def find_runs(folders: Sequence[Path]) -> list[Run]:
         folders: run folders, or folders that hold run folders somewhere below
 
     Raises:
-        UserError: a folder is missing, holds no finished run, or a file of a run is unreadable
+        UserError: a folder is missing, holds no finished run, or a file of a run is unreadable; all runs were changed
     """
     found: dict[Path, Path] = {}
     for folder in folders:
@@ -79,7 +79,9 @@ def find_runs(folders: Sequence[Path]) -> list[Run]:
             hint = f" ({unfinished} unfinished)" if unfinished else ""
             raise UserError(f"{folder} holds no finished run{hint}: no summary.json in or below it")
         found |= {path.resolve(): path for path in below}
-    runs = [read_run(found[path]) for path in sorted(found)]
+    runs = [read_run(found[path]) for path in sorted(found) if not changed_files(found[path])]
+    if not runs:
+        raise UserError(f"no run is as it was at its end: {changed_note(find_changed(folders))}")
     if all(run.is_teacher for run in runs):
         runs = [replace(run, is_teacher=False) for run in runs]
     return _distinguish(runs)
@@ -95,6 +97,22 @@ def find_unfinished(folders: Sequence[Path]) -> list[Path]:
         if not (path / "summary.json").exists()
     }
     return sorted(begun)
+
+
+def find_changed(folders: Sequence[Path]) -> list[Path]:
+    """Files of finished runs in or below the folders that are damaged or edited: nothing of these runs is reported."""
+    below = {path.resolve(): path for folder in folders for path in _folders_with(folder, "summary.json")}
+    return [file for path in sorted(below) for file in changed_files(below[path])]
+
+
+def changed_note(files: Sequence[Path]) -> str:
+    """What is said of such files; empty where there are none.
+
+    >>> changed_note([Path("runs/kd/summary.json")])
+    'left out, damaged or edited since the run ended (not as in checksums.json): runs/kd/summary.json'
+    """
+    named = ", ".join(map(str, files))
+    return named and f"left out, damaged or edited since the run ended (not as in {CHECKSUMS}): {named}"
 
 
 def group_runs(runs: Iterable[Run]) -> list[Group]:
