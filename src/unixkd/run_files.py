@@ -23,8 +23,8 @@ SCHEMA = 1
 CHECKSUMS = "checksums.json"
 """SHA-256 of a folder's files by their names, written after them; folders of earlier versions have none."""
 EXPORTED = (
-    *("README.md", "config.json", "model.safetensors", CHECKSUMS),
-    *("model.pt2", "model.onnx", "model.onnx.data"),
+    *("README.md", "config.json", "model.safetensors", "model.pt2", "model.onnx", "model.onnx.data"),
+    CHECKSUMS,
 )
 """What `unixkd export` may write into a folder, which is a run's own `export` unless another one is named."""
 
@@ -377,11 +377,6 @@ def seal(folder: Path, names: Iterable[str]) -> None:
     """Write the checksums of those of these files that are there; what is changed later is found by them."""
     sums = {name: checksum(folder / name) for name in names if (folder / name).is_file()}
     write(folder / CHECKSUMS, json.dumps(sums, indent=2) + "\n")
-
-
-def unseal(folder: Path) -> None:
-    """Remove the checksums, as a file is about to change."""
-    (folder / CHECKSUMS).unlink(missing_ok=True)
 
 
 def is_unchanged(path: Path) -> bool | None:

@@ -162,7 +162,7 @@ def test_a_report_names_the_changed_file_and_leaves_the_run_out(name, two_runs, 
     assert call("report", two_runs) == 0
     page, told = (two_runs / "report.html").read_text(), capsys.readouterr().out
     for shown in (page, told.replace("\n", " ")):
-        assert "Runs left out, damaged or edited since the run ended" in shown
+        assert "Left out, as a file was damaged or edited after the run ended" in shown
         assert str(file) in shown
         assert "80.00" not in shown
         assert "plain kd was not run" not in shown.lower()

@@ -19,7 +19,7 @@ from unixkd.models.card import ModelCard, PixelModel
 from unixkd.models.registry import check_name, create_model
 from unixkd.models.weights import load_weights
 from unixkd.names import is_code
-from unixkd.run_files import aside, check_unchanged, read_json, seal, unseal, write
+from unixkd.run_files import CHECKSUMS, aside, check_unchanged, read_json, seal, write
 
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "config.json"
@@ -41,7 +41,7 @@ def save_model(model: PixelModel, folder: str | Path, weights: Mapping[str, Tens
         name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, value in (model.net.state_dict() if weights is None else weights).items()
     }
-    unseal(folder)
+    (folder / CHECKSUMS).unlink(missing_ok=True)
     with aside(folder / WEIGHTS_FILE) as path:
         save_file(state, path)
     card = {"schema": SCHEMA, **card_values(model.card)}

@@ -53,10 +53,7 @@ def load_weights(net: nn.Module, path: str | Path, *, strict_head: bool = True) 
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The named tensors of a weights file, on the CPU. Raises UserError where it is missing, damaged or none.
-
-    In a folder with checksums, as a run leaves them, a single flipped bit is found.
-    """
+    """The named tensors of a weights file, on the CPU. Raises UserError where it is missing, damaged or none."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no weights file at '{path}'")

@@ -18,7 +18,7 @@ from PIL import Image
 
 from unixkd.config import RunConfig, flatten, read_yaml, to_plain
 from unixkd.errors import UserError
-from unixkd.run_files import CHECKSUMS, EXPORTED, check_unchanged, remove, unseal, write
+from unixkd.run_files import CHECKSUMS, EXPORTED, check_unchanged, remove, write
 from unixkd.training import precision
 
 Mode = Literal["new", "resume", "overwrite"]
@@ -147,8 +147,7 @@ class RunFolder:
         """Drop the lines of epochs after `epochs` (they will be run again); the records that stay.
 
         Raises:
-            UserError: lines of these epochs are missing or damaged, or were edited after the run's end; nothing is
-                changed then
+            UserError: lines of these epochs are missing, damaged or edited; nothing is changed then
         """
         check_unchanged(self.metrics)
         try:
@@ -173,7 +172,7 @@ class RunFolder:
         """Write a file whole or not at all; where it says something new, the checksums of a finished run go first."""
         path = self.path / name
         if not path.is_file() or path.read_bytes() != text.encode():
-            unseal(self.path)
+            (self.path / CHECKSUMS).unlink(missing_ok=True)
             write(path, text)
 
 
