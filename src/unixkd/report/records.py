@@ -68,9 +68,8 @@ class Run:
     def is_plain_kd(self) -> bool:
         """Whether it is kd by name or, under a label, by configuration: as long as what costs are relative to."""
         method, epochs = self.config.get("method"), self.summary.cost.reference.epochs
-        changed = (
-            [v for v in method.values() if v not in (None, "kd")] if isinstance(method, dict) else [method]
-        )
+        values = method.values() if isinstance(method, dict) else [self.summary.method]
+        changed = {*map(str, values)} - {"None", "kd"}
         return self.summary.method == "kd" or (not changed and epochs in (None, self.summary.epochs))
 
     @property

@@ -193,10 +193,8 @@ def _distinguish(runs: list[Run]) -> list[Run]:
     """
     named = zip(*(run.setting for run in runs if not run.is_teacher), strict=True)
     differs = [len({*texts} - {""}) > 1 for texts in named]
-    runs = [
-        replace(run, setting=tuple(d * text for d, text in zip(differs, run.setting, strict=True)))
-        for run in runs
-    ]
+    kept = [tuple(d * text for d, text in zip(differs, run.setting, strict=True)) for run in runs]
+    runs = [replace(run, setting=setting) for run, setting in zip(runs, kept, strict=True)]
     settings = sorted({run.setting for run in runs if not run.is_teacher})
     runs = [
         replace(run, method=f"{run.method} ({settings.index(run.setting) + 1})")

@@ -69,7 +69,7 @@ def columns_of(groups: Sequence[Group]) -> list[Column]:
             "difference",
             "vs kd\npoints",
             f"difference of {measure.name} to plain KD in points, seed by seed",
-            lambda group: points(paired_difference(group, baseline_of(groups, group), measure.of_run)),
+            lambda group: points(against_kd(group)),
         ),
         Column("scored", "images\nscored", "images scored by the student", _images("scored")),
         Column(
