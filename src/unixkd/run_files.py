@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,12 @@ from unixkd.errors import UserError
 
 SCHEMA = 1
 """Of summary.json; a change that an older reader would misunderstand raises it."""
-EXPORTED = ("README.md", "config.json", "model.safetensors", "model.pt2", "model.onnx", "model.onnx.data")
+CHECKSUMS = "checksums.json"
+"""SHA-256 of a folder's files by their names, written after them; folders of earlier versions have none."""
+EXPORTED = (
+    *("README.md", "config.json", "model.safetensors", "model.pt2", "model.onnx", "model.onnx.data"),
+    CHECKSUMS,
+)
 """What `unixkd export` may write into a folder, which is a run's own `export` unless another one is named."""
 
 Share = Annotated[float, Meta(ge=0, le=1)]
@@ -367,6 +372,28 @@ def checksum(path: Path) -> str:
     """SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def seal(folder: Path, names: Iterable[str]) -> None:
+    """Write the checksums of those of these files that are there; what is changed later is found by them."""
+    sums = {name: checksum(folder / name) for name in names if (folder / name).is_file()}
+    write(folder / CHECKSUMS, json.dumps(sums, indent=2) + "\n")
+
+
+def is_unchanged(path: Path) -> bool | None:
+    """Whether a file is as it was when its folder was sealed; None where it is missing or has no checksum."""
+    sums = path.with_name(CHECKSUMS)
+    known = read_json(sums).get(path.name) if sums.is_file() and path.is_file() else None
+    return None if known is None else known == checksum(path)
+
+
+def check_unchanged(path: Path) -> None:
+    """Raise a `UserError` where a file is not as it was when its folder was sealed."""
+    if is_unchanged(path) is False:
+        raise UserError(
+            f"'{path}' is damaged or was edited: its checksum is not the one in {CHECKSUMS} beside it. Restore the "
+            f"file; if the change was meant, remove {CHECKSUMS}"
+        )
 
 
 def sync(path: Path) -> None:

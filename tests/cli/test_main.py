@@ -352,3 +352,142 @@ def test_what_the_parser_refuses_is_a_usage_error(words):
     with pytest.raises(UserError) as caught:
         options.check_names(main.parse("train", words))
     assert caught.value.exit_code == 2
+
+
+# Counts for shares, flags of the reference code, hints
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("distill --method.keep 48", "48 of 64 (batch_size) is 0.75"),
+        ("distill --method.mix_from 32", "32 of 64 (batch_size) is 0.5"),
+        ("distill --train.batch_size 128 --method.keep_end 96", "96 of 128 (batch_size) is 0.75"),
+        ("distill --train.batch_size 32 --method.keep 48", "48 of 64 (batch_size) is 0.75"),
+        ("distill --method.full_last 3", "3 of 30 (epochs) is 0.1"),
+        (
+            "train --epochs 240 --train.milestones [150,180,210]",
+            "150, 180, 210 of 240 (epochs) is 0.625, 0.75, 0.875",
+        ),
+        ("distill --train.milestones 150,180,210", "150, 180, 210 of 240 (epochs) is 0.625, 0.75, 0.875"),
+        ("compare --epochs 100 --train.milestones=30,60", "30, 60 of 100 (epochs) is 0.3, 0.6"),
+        ("compare --methods kd,unix:keep=16", "16 of 64 (batch_size) is 0.25"),
+        ("plan --batch_size 32 --method unix --method.keep 16", "16 of 32 (batch_size) is 0.5"),
+    ],
+)
+def test_a_count_is_answered_with_the_share_that_is_meant(words, said, capsys):
+    assert said in failing(capsys, *words.split())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--method.keep 1 --method.mix_from 1",
+        "--method stale --method.keep 48",  # of an epoch's images: told elsewhere
+        "--method.keep 1.5",
+        "--method.keep 500",
+        "--train.milestones 0.5,1",
+    ],
+)
+def test_what_is_no_count_of_the_batch_is_not_converted(words):
+    options.check_shares(parsed("distill", *words.split()))
+
+
+def test_lists_are_written_with_and_without_brackets():
+    for text in ("0.5,0.75", "[0.5, 0.75]"):
+        assert parsed("train", "--train.milestones", text).train.milestones == [0.5, 0.75]
+    assert parsed("distill", "--loss.student_layers=a,b").loss.student_layers == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("flag", "ours"),
+    [
+        *(("--k 48", "--method.keep"), ("--b 32", "--method.mix_from"), ("--w=10", "--method.steepness")),
+        *(("--epoch 3", "--epochs"), ("--batch-size 64", "--train.batch_size"), ("--gpu-id 0", "--device")),
+        *(("--weight-decay 0", "--train.weight_decay"), ("--momentum 0", "--train.momentum")),
+        *(
+            ("--milestones 3", "--train.milestones"),
+            ("--teacher-path x", "--teacher"),
+            ("--T 4", "--loss.temperature"),
+        ),
+        *(
+            ("--teacher-ckpt x", "--teacher"),
+            ("--student-arch x", "--student"),
+            ("--ce-weight 0", "--loss.ce"),
+        ),
+        *(
+            ("--kd-weight 0", "--loss.kd"),
+            ("--other-distill AT", "--loss.at"),
+            ("--strategy 3", "--method.scorer"),
+        ),
+        *(("--method.scorer 0", "random"), ("--method.scorer 1", "least_confidence")),
+        *(("--method.scorer 2", "margin"), ("--method.scorer 3", "entropy")),
+    ],
+)
+def test_a_flag_of_the_reference_code_gets_ours(flag, ours, capsys):
+    assert f"did you mean {ours}?" in failing(capsys, "distill", *flag.split())
+
+
+WRONG = (
+    *(
+        "--model",
+        "--teacher",
+        "--student",
+        "--method",
+        "--data",
+        "--epochs",
+        "--lr",
+        "--seed",
+        "--device",
+        "--k",
+    ),
+    *(
+        "--b",
+        "--w",
+        "--labels",
+        "--batch_size",
+        "--train.lr",
+        "--method.kep",
+        "--loss.kd",
+        "--methods",
+        "--modle",
+    ),
+    *(
+        "--epoch",
+        "--strategy",
+        "--T",
+        "--student-arch",
+        "--gpu-id",
+        "--out",
+        "--formats",
+        "--top",
+        "--x",
+        "--resum",
+    ),
+)
+
+
+@pytest.mark.parametrize("name", options.COMMANDS)
+def test_a_hint_names_only_options_of_the_command(name, capsys):
+    """Whatever is hinted at is not refused in its turn as unknown; one letter is like no name."""
+    parser = main.make_parser(name)
+    known = {string for action in parser._actions for string in action.option_strings}
+    known |= {short for short, full in main.SHORTHANDS.items() if full in known}
+    for word in WRONG:
+        if word not in known:
+            told = failing(
+                capsys, name, *["x"] * (name in ("evaluate", "predict", "export", "report")), word, "3"
+            )
+            _, found, hint = told.partition("did you mean ")
+            assert not found or hint.partition("?")[0] in known, told
+            assert word != "--x" or not found
+
+
+def test_a_name_that_belongs_to_another_command_gets_no_hint(capsys):
+    for words in (
+        ("evaluate", "--model", "vgg8"),
+        ("report", "r", "--method", "unix"),
+        ("predict", "--lr", "3"),
+    ):
+        assert "did you mean" not in failing(capsys, *words)
+    assert "did you mean --methods?" in failing(capsys, "compare", "--method", "unix")

@@ -82,6 +82,7 @@ def test_evaluate_takes_the_data_that_is_named_even_where_it_is_the_default(
     shutil.copytree(trained, tmp_path / "run")
     config = tmp_path / "run" / "run.yaml"
     config.write_text(config.read_text().replace("name: digits", f"name: folder:{images.parent}/none"))
+    (tmp_path / "run" / "checksums.json").unlink()
     assert call("evaluate", tmp_path / "run") == 1
     assert "none" in capsys.readouterr().err
     assert call("evaluate", tmp_path / "run", "--data", "digits") == 0
@@ -228,6 +229,7 @@ def test_predict_without_class_names_prints_numbers(trained, images, probabiliti
     shutil.copytree(trained, tmp_path / "run")
     card = json.loads((tmp_path / "run" / "config.json").read_text())
     (tmp_path / "run" / "config.json").write_text(json.dumps(card | {"class_names": None}))
+    (tmp_path / "run" / "checksums.json").unlink()
     assert call("predict", tmp_path / "run", images / "00.png") == 0
     assert f": {int(probabilities[0].argmax())} " in capsys.readouterr().out
 
@@ -236,6 +238,7 @@ def test_predict_needs_to_know_the_size(trained, images, tmp_path, capsys):
     shutil.copytree(trained, tmp_path / "run")
     card = json.loads((tmp_path / "run" / "config.json").read_text())
     (tmp_path / "run" / "config.json").write_text(json.dumps(card | {"size": None}))
+    (tmp_path / "run" / "checksums.json").unlink()
     assert call("predict", tmp_path / "run", images / "00.png") == 1
     assert "config.json does not say how large" in capsys.readouterr().err
 

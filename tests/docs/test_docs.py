@@ -113,6 +113,30 @@ def test_relative_links_lead_somewhere(page):
         assert not anchor or anchor in anchors(target), f"{page.name}: {link}"
 
 
+FLAGS_OF_THE_REFERENCE = {
+    *("--epoch", "--batch-size", "--k", "--b", "--w", "--lr", "--momentum", "--weight-decay", "--milestones"),
+    *("--teacher-path", "--teacher-ckpt", "--student-arch", "--ce-weight", "--kd-weight", "--other-distill"),
+    *("--T", "--strategy", "--seed", "--gpu-id"),
+}
+
+
+def test_each_flag_of_the_reference_has_a_row_whose_options_parse():
+    """The rows' options together are the published run's, as the recipe has it."""
+    page = ROOT / "docs" / "from-reference.md"
+    rows = re.findall(r"^\| (`--.*?) \| (`--.*?) \|", page.read_text(), re.MULTILINE)
+    assert {flag for left, _ in rows for flag in re.findall(r"--[\w-]+", left)} == FLAGS_OF_THE_REFERENCE
+    for _, right in rows:
+        words = shlex.split(re.match(r"`(.*?)`", right)[1])
+        check_names(parse("distill", [word.replace("ARCH", "vgg13") for word in words]))
+    recipe, *_ = found = [parse("distill", words) for _, *words in commands(page, "sh")]
+    whole = found[-1]
+    assert len(found) == 6
+    assert (whole.train, whole.loss, whole.data) == (recipe.train, recipe.loss, recipe.data)
+    assert [options.method.name for options in found] == ["kd", "unix", "unix-random", "unix", "unix", "unix"]
+    assert [(options.loss.at, options.loss.sp) for options in found[3:5]] == [(1000, 0), (0, 3000)]
+    assert METHODS["unix"]().keep == whole.method.keep
+
+
 def test_every_method_has_a_card_and_every_command_an_example():
     assert {card.stem for card in (ROOT / "docs" / "methods").glob("*.md")} == set(METHODS)
     assert {name for name, *_ in commands(ROOT / "docs" / "cli.md", "bash", "sh")} == set(COMMANDS)

@@ -75,6 +75,10 @@ def pixels(count: int, side: int = 8) -> torch.Tensor:
     return torch.rand(count, 1, side, side, generator=torch.Generator().manual_seed(count))
 
 
+PAIR = {"README.md", "config.json", "model.safetensors", "checksums.json"}
+"""What the format `safetensors` leaves."""
+
+
 def names_in(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
@@ -143,6 +147,7 @@ def test_weights_too_large_for_one_onnx_file_lie_beside_it(tmp_path, monkeypatch
 def test_the_size_of_a_model_that_takes_any_has_to_be_given(plain, capsys):
     card = json.loads((plain / "config.json").read_text())
     (plain / "config.json").write_text(json.dumps(card | {"size": None}))
+    (plain / "checksums.json").unlink()
     assert call("export", plain) == 1
     assert "give --size" in capsys.readouterr().err
     assert call("export", plain, "--formats", "torch", "--size", 12) == 0
@@ -155,15 +160,16 @@ def test_the_size_of_a_model_that_takes_any_has_to_be_given(plain, capsys):
 def test_every_artefact_gets_a_line(plain, capsys):
     assert call("export", plain) == 0
     out = plain / "export"
-    files = (out / "model.safetensors").stat().st_size + (out / "config.json").stat().st_size
+    pair = [out / name for name in ("checksums.json", "config.json", "model.safetensors")]
+    size = sum(path.stat().st_size for path in pair)
     assert capsys.readouterr().out.splitlines() == [
-        f"{out / 'config.json'} {out / 'model.safetensors'}: {files / 1e6:.2f} MB, "
+        f"{' '.join(map(str, pair))}: {size / 1e6:.2f} MB, "
         "largest difference of the logits 0, the same class on 72 of 72 evaluation images of digits",
         f"{out / 'model.pt2'}: {(out / 'model.pt2').stat().st_size / 1e6:.2f} MB, "
         "largest difference of the logits 0, the same class on 72 of 72 evaluation images of digits",
         str(out / "README.md"),
     ]
-    assert names_in(out) == {"README.md", "config.json", "model.safetensors", "model.pt2"}
+    assert names_in(out) == PAIR | {"model.pt2"}
 
 
 def test_an_export_that_is_there_is_not_overwritten_unless_told(exported, trained, tmp_path, capsys):
@@ -176,7 +182,7 @@ def test_an_export_that_is_there_is_not_overwritten_unless_told(exported, traine
     (copy / "mine.txt").write_text("stays")
     (copy / ".export-1.tmp").mkdir()  # of a killed one
     assert call("export", trained, "--out", copy, "--formats", "safetensors", "--overwrite") == 0
-    assert names_in(copy) == {"README.md", "config.json", "model.safetensors", "mine.txt"}
+    assert names_in(copy) == PAIR | {"mine.txt"}
 
 
 def test_a_run_is_never_written_into(plain, trained, capsys):
@@ -269,7 +275,7 @@ def test_an_artefact_that_fails_is_deleted_and_nothing_else_is(write, message, p
     assert captured.err.startswith(f"unixkd: error: {message}")
     assert captured.err.count("\n") == 1
     out = plain / "export"
-    assert names_in(out) == {"README.md", "config.json", "model.safetensors"}
+    assert names_in(out) == PAIR
     assert model_bytes(out) == model_bytes(plain)
     assert "model.pt2" not in (out / "README.md").read_text()
 
@@ -349,6 +355,7 @@ def test_data_of_other_channels_are_refused(plain, tmp_path, capsys):
 def test_where_the_runs_data_are_gone_random_pixels_are_said_to_be_such(plain, capsys):
     config = plain / "run.yaml"
     config.write_text(config.read_text().replace("name: digits", "name: folder:/nowhere"))
+    (plain / "checksums.json").unlink()
     assert call("export", plain, "--formats", "safetensors") == 0
     text = capsys.readouterr().out
     assert text.startswith("WARNING: the run's data cannot be read (")
@@ -517,7 +524,7 @@ def test_a_dry_run_lists_the_files_and_asks_nobody(plain, monkeypatch, capsys):
     sizes = {path.name: path.stat().st_size for path in (plain / "export").iterdir()}
     assert capsys.readouterr().out.splitlines()[2:] == [
         "dry run: would upload to me/student, a model repository (public if it has to be made):",
-        *(f"  {name}  {sizes[name]:,} bytes" for name in ("README.md", "config.json", "model.safetensors")),
+        *(f"  {name}  {sizes[name]:,} bytes" for name in EXPORTED if name in PAIR),
     ]
     assert call("export", plain, *words, "--private", "--overwrite") == 0
     assert "(private if it has to be made)" in capsys.readouterr().out
@@ -532,7 +539,7 @@ def test_the_verified_files_are_uploaded_in_one_commit(plain, monkeypatch, capsy
     (first, made), (second, sent) = FakeHub.calls
     assert (first, made) == ("create_repo", {"name": "me/student", "private": True, "exist_ok": True})
     assert (second, sent["repo_id"], sent["folder_path"]) == ("upload_folder", "me/student", plain / "export")
-    assert sent["allow_patterns"] == ["README.md", "config.json", "model.safetensors"]
+    assert set(sent["allow_patterns"]) == PAIR
 
 
 def hub_errors() -> list[Exception]:
@@ -553,7 +560,7 @@ def test_a_failed_upload_keeps_the_files_and_says_so(error, plain, monkeypatch, 
     told = capsys.readouterr().err
     assert told.startswith(f"unixkd: error: me/student was not uploaded: {' '.join(str(error).split())}\n")
     assert f"The export stays in {plain / 'export'}" in told
-    assert names_in(plain / "export") == {"README.md", "config.json", "model.safetensors"}
+    assert names_in(plain / "export") == PAIR
 
 
 @pytest.mark.parametrize("name", ["student", "a/b/c", "me/", "/x", "me/a b", "-/x", "me/é"])

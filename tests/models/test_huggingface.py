@@ -249,6 +249,7 @@ def change(folder: Path, **changes: object) -> None:
     card = json.loads((folder / "config.json").read_text())
     card["transformers"] |= changes
     (folder / "config.json").write_text(json.dumps(card))
+    (folder / "checksums.json").unlink()
 
 
 @pytest.mark.parametrize(

@@ -220,8 +220,7 @@ def test_a_saved_model_comes_back_as_it_was(tmp_path):
         torch.testing.assert_close(loaded(pixels), model(pixels), rtol=1e-5, atol=1e-5)
     assert same(load_student(tmp_path / "new" / "run"), loaded)
     assert {path.name for path in (tmp_path / "new" / "run").iterdir()} == {
-        "model.safetensors",
-        "config.json",
+        *("model.safetensors", "config.json", "checksums.json")
     }
 
 

@@ -90,13 +90,13 @@ def test_of_a_single_run_without_labels(tmp_path: Path) -> None:
     assert told[GOT] == [
         "87.50 %",
         "unix: agreement with the teacher, last epoch, 1 run",
-        "plain KD was not run here",
+        "plain KD is not among these runs",
     ]
     assert told[COST][:1] == ["84.1 %"]
     assert told[KD][:3] == [
         "11.0 TFLOPs",
         "backward = 2 forwards; 10.0 TFLOPs if it is 1",
-        "not run here, so no seconds",
+        "no seconds of it were measured",
     ]
 
 

@@ -201,4 +201,4 @@ def test_unlike_runs_are_pointed_out(tmp_path: Path) -> None:
     write_run(tmp_path / "a", "kd")
     assert protocol_notes(group_runs(find_runs([tmp_path]))) == []
     write_run(tmp_path / "b", "unix", parameters=5)
-    assert "5, 78,042 parameters" in protocol_notes(group_runs(find_runs([tmp_path])))[0]
+    assert "student (5 parameters; 78,042 parameters)" in protocol_notes(group_runs(find_runs([tmp_path])))[0]

@@ -190,7 +190,7 @@ def test_a_thumbnail_is_the_image(channels):
 def test_every_file_a_run_writes_is_removed_by_overwrite():
     assert set(run_folder.FILES) == {
         *("run.yaml", "plan.json", "metrics.jsonl", "summary.json", "selection.json", "left_out.json"),
-        *("model.safetensors", "config.json"),
+        *("model.safetensors", "config.json", "checksums.json"),
         *(f"export/{name}" for name in run_files.EXPORTED),
     }
 

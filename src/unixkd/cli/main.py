@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unixkd.cli import recipes
-from unixkd.cli.options import COMMANDS, GROUPS, check_names, named_code
+from unixkd.cli.options import COMMANDS, GROUPS, check_names, check_shares, named_code
 from unixkd.config import without_gone
 from unixkd.errors import UsageError, UserError, unknown_name
 from unixkd.names import methods
@@ -28,7 +28,15 @@ USAGE, STOPPED = 2, EXIT_CODE
 SHORTHANDS = {f"--{group}": f"--{group}.name" for group in ("model", "teacher", "student", "method", "data")}
 SHORTHANDS |= {f"--{name}": f"--train.{name}" for name in ("epochs", "lr", "seed", "device")}
 SHORTHANDS |= {"--print-config": "--print_config"}
-LISTS = ("--methods", "--seeds", "--formats")
+LISTS: tuple[str, ...] = ("--methods", "--seeds", "--formats", "--train.milestones")
+LISTS += ("--loss.student_layers", "--loss.teacher_layers")
+REFERENCE = {"--k": "--method.keep", "--b": "--method.mix_from", "--w": "--method.steepness"}
+REFERENCE |= {"--teacher-path": "--teacher", "--teacher-ckpt": "--teacher", "--student-arch": "--student"}
+REFERENCE |= {"--ce-weight": "--loss.ce", "--kd-weight": "--loss.kd", "--T": "--loss.temperature"}
+REFERENCE |= {"--strategy": "--method.scorer", "--other-distill": "--loss.at", "--gpu-id": "--device"}
+"""Flags of the reference code whose names here are far from theirs; docs/from-reference.md has all of them."""
+SCORERS = {"0": "random", "1": "least_confidence", "2": "margin", "3": "entropy"}
+"""The reference's numbers."""
 
 GC_THRESHOLDS = (50_000, 20, 100)
 """Of the garbage collector: importing torch makes a million objects, and they stay."""
@@ -51,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise unknown_name("command", name, COMMANDS)
         options = parse(name, arguments)
         check_names(options)
+        check_shares(options)
         check_alone(name)
         gc.set_threshold(*GC_THRESHOLDS)
         from unixkd.cli import handlers
@@ -208,15 +217,19 @@ def explain(error: Exception, parser: ArgumentParser) -> UsageError:
         r"Does not validate .*?Errors: - (.*?) - Expected a NoneType.*value: ", r"\1. Got value: ", text
     )
     wrong, valid = "", [string for action in parser._actions for string in action.option_strings]
-    valid += SHORTHANDS
+    valid += [short for short, full in SHORTHANDS.items() if full in valid]
     if literal := re.search(r"Literal\[(.*?)\].*Got value: (\S+)", text):
         wrong, valid = literal[2], re.findall(r"'([^']*)'", literal[1])
-    elif unknown := re.search(r"unrecognized arguments: (\S+)", text):
-        wrong = unknown[1]
+    elif unknown := re.search(r"unrecognized arguments: ([^\s=]+)", text):
+        wrong = next((short for short, full in SHORTHANDS.items() if full == unknown[1]), unknown[1])
     elif "accept" in text:  # option 'x.y' is not accepted, group 'x' does not accept option 'y'
         wrong = "--" + ".".join(re.findall(r"'([\w.-]+)'", text))
-    near = difflib.get_close_matches(wrong, valid, 1, 0.5)
+    near = [name for name in (REFERENCE.get(wrong), SCORERS.get(wrong)) if name in valid]
+    bare = {name.lstrip("-").replace("-", "_"): name for name in valid}
+    bare_wrong, cutoff = wrong.lstrip("-").replace("-", "_"), 0.7 if wrong.startswith("-") else 0.5
+    near += [bare[name] for name in difflib.get_close_matches(bare_wrong, bare, 1, cutoff)]
     hint = f"; did you mean {near[0]}?" if near else ""
+    hint += "; a list is written [a,b]" if "Expected a List" in text else ""
     return UsageError(f"{text}{hint} (unixkd {parser.prog.split()[-1]} --help lists the options)")
 
 

@@ -268,6 +268,33 @@ def data_kind(name: str) -> str:
     return "".join(name.partition(":")[:2])
 
 
+SHARES = dict.fromkeys(
+    [f"method.{name}" for name in ("keep", "mix_from", "keep_end", "mix_from_end")], "batch_size"
+)
+SHARES |= dict.fromkeys(["train.milestones", "method.full_last"], "epochs")
+"""Shares that others have as counts, and of what."""
+PUBLISHED = {"batch_size": 64, "epochs": 240}
+"""What a count is a share of that is too large for the command's own."""
+
+
+def check_shares(options: Namespace) -> None:
+    """Raise where a share is given as a count; the message names the share that is meant."""
+    train, method = options.get("train"), options.get("method")
+    methods = [method, *parse_variants(options.get("methods") or []).values()]
+    for key, whole in SHARES.items():
+        group, _, name = key.partition(".")
+        for config in [train] if group == "train" else methods:
+            given = getattr(config, name, None) or 0
+            counts = given if isinstance(given, list) else [given]
+            most, size = max(counts, default=0), getattr(train, whole, options.get(whole)) or 0
+            size = size if most <= size else PUBLISHED[whole]
+            per_epoch = getattr(config, "name", "") in ("random-epoch", "stale")  # keep: of an epoch's images
+            if 1 < most <= size and all(float(count).is_integer() for count in counts) and not per_epoch:
+                said, shares = (", ".join(f"{c / n:g}" for c in counts) for n in (1, size))
+                told = f"{said} of {size} ({whole}) is {shares}"
+                raise UsageError(f"--{key} takes shares in [0, 1], not counts: {told}")
+
+
 def check_plan(options: Namespace) -> None:
     """Raise where options of `plan` exclude each other, or are no number of images or no target."""
     if options.images is not None:

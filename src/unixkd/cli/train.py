@@ -18,6 +18,7 @@ from unixkd.data.load import load_data
 from unixkd.errors import UsageError, UserError
 from unixkd.models.folder import load_model, read_card
 from unixkd.names import percent
+from unixkd.run_files import check_unchanged
 from unixkd.training.predictions import predict
 from unixkd.training.resolved import build_network, default_device
 from unixkd.training.run import run
@@ -140,11 +141,13 @@ def data_of_run(folder: Path) -> DataConfig:
     if not path.exists():
         raise UserError(f"{folder} has no run.yaml that names its data; give --data")
     try:
-        return DataConfig(**read_yaml(path)["data"])
+        data = DataConfig(**read_yaml(path)["data"])
     except (KeyError, TypeError) as error:
         raise UserError(
             f"{path} does not name its data as this version does ({error}); give --data"
         ) from None
+    check_unchanged(path)
+    return data
 
 
 def evaluated_data(config: DataConfig, folder: Path) -> DataConfig:

@@ -20,7 +20,7 @@ from unixkd.export.verify import ATOL, RTOL
 from unixkd.models.card import PixelModel
 from unixkd.models.folder import read_card
 from unixkd.names import is_code, run_words
-from unixkd.run_files import read_json, write, writing
+from unixkd.run_files import check_unchanged, read_json, write, writing
 
 
 @dataclass(frozen=True)
@@ -131,8 +131,10 @@ class Facts:
 
 
 def read_facts(folder: Path) -> Facts:
-    """The facts of a run folder; what it lacks stays empty, a damaged file is a `UserError`."""
+    """The facts of a run folder; what it lacks stays empty, a damaged or edited file is a `UserError`."""
     summary, config = folder / "summary.json", folder / "run.yaml"
+    for path in (summary, config):
+        check_unchanged(path)
     return Facts(
         flatten(read_json(summary) if summary.exists() else {}),
         flatten(read_yaml(config) if config.exists() else {}),

@@ -19,7 +19,7 @@ from unixkd.models.card import ModelCard, PixelModel
 from unixkd.models.registry import check_name, create_model
 from unixkd.models.weights import load_weights
 from unixkd.names import is_code
-from unixkd.run_files import aside, read_json, write
+from unixkd.run_files import CHECKSUMS, aside, check_unchanged, read_json, seal, write
 
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "config.json"
@@ -27,7 +27,7 @@ SCHEMA = 1
 
 
 def save_model(model: PixelModel, folder: str | Path, weights: Mapping[str, Tensor] | None = None) -> None:
-    """Write the network's weights and the model's card; each file appears whole or not at all.
+    """Write the network's weights and the model's card, then their checksums; each file appears whole or not at all.
 
     Args:
         model: the model
@@ -41,10 +41,12 @@ def save_model(model: PixelModel, folder: str | Path, weights: Mapping[str, Tens
         name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, value in (model.net.state_dict() if weights is None else weights).items()
     }
+    (folder / CHECKSUMS).unlink(missing_ok=True)
     with aside(folder / WEIGHTS_FILE) as path:
         save_file(state, path)
     card = {"schema": SCHEMA, **card_values(model.card)}
     write(folder / CARD_FILE, json.dumps(card, indent=2, ensure_ascii=False) + "\n")
+    seal(folder, (WEIGHTS_FILE, CARD_FILE))
 
 
 def card_values(card: ModelCard) -> dict[str, Any]:
@@ -123,6 +125,7 @@ def read_card(folder: str | Path) -> ModelCard:
         _check_network(card)
     except (msgspec.ValidationError, UserError) as error:
         raise UserError(f"'{path}': {error}") from error
+    check_unchanged(path)
     return card
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from unixkd.errors import UserError, first_line
+from unixkd.run_files import check_unchanged
 
 _log = logging.getLogger("unixkd")
 _WRAPPER_KEYS = ("model", "state_dict")
@@ -56,6 +57,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no weights file at '{path}'")
+    check_unchanged(path)
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     if isinstance(content, Mapping):
         wrapped = (content[key] for key in _WRAPPER_KEYS if isinstance(content.get(key), Mapping))

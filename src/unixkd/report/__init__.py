@@ -32,16 +32,15 @@ def report(
         UserError: no finished run is found, a run's file is unreadable, matplotlib is missing for a page
     """
     from unixkd.report.page import write_page
-    from unixkd.report.runs import find_runs, find_unfinished
+    from unixkd.report.runs import find_runs, left_out
     from unixkd.report.table import render_table
 
-    runs, unfinished = find_runs(folders), len(find_unfinished(folders))
+    runs, notes = find_runs(folders), left_out(folders)
     console.print(render_table(runs, width=console.width))
-    if unfinished:
-        runs_were = "1 unfinished run was" if unfinished == 1 else f"{unfinished} unfinished runs were"
-        console.print(f"{runs_were} left out (no summary.json yet).")
+    for note in notes:
+        console.print(note, markup=False, soft_wrap=True)
     if html is not None:
         names = ", ".join(folder.resolve().name for folder in folders)
         title = f"Distillation report: {names}"
-        write_page(runs, html, title, unfinished, reproduce(runs))
+        write_page(runs, html, title, notes, reproduce(runs))
         console.print(f"Report written to {html}", markup=False, soft_wrap=True)

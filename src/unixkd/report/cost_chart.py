@@ -72,10 +72,12 @@ def chart(groups: Sequence[Group], styles: dict[str, Style], measure: Measure, p
     if not points:
         return None
     means = [(price.scale * cost.mean, 100 * result.mean) for _, cost, result in points]
-    unbeaten = front(means)
+    alike = [i for i, (group, _, _) in enumerate(points) if group.setting == hero_of(groups).setting]
+    unbeaten = [alike[i] for i in front([means[i] for i in alike])]
     named = {group.method for group in groups}
     if len(points) > MANY:
-        named = {"kd", hero_of(groups).method, *(points[i][0].method for i in unbeaten)}
+        named = {group.method for group in groups if group.name == "kd"}
+        named |= {hero_of(groups).method, *(points[i][0].method for i in unbeaten)}
 
     def plot(axes: Any) -> None:
         if price.scale == 100:  # computation

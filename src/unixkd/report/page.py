@@ -27,6 +27,7 @@ from unixkd.report.wording import (
     percent,
     points,
     protocol_notes,
+    why_no_baseline,
 )
 from unixkd.run_files import Cost, Planned
 
@@ -35,7 +36,7 @@ def write_page(
     runs: Sequence[Run],
     path: Path,
     title: str = "Distillation report",
-    unfinished: int = 0,
+    notes: Sequence[str] = (),
     commands: Sequence[Command] = (),
 ) -> None:
     """Write the report of some runs; the same runs give the same bytes.
@@ -44,13 +45,13 @@ def write_page(
         runs: from `find_runs`, at least one
         path: the HTML file; missing folders are made
         title: stands in the browser's tab and above the headline
-        unfinished: number of begun runs that were left out, mentioned on the page
+        notes: what is said of runs that are left out, see `runs.left_out`
         commands: what makes the runs again
 
     Raises:
         UserError: matplotlib is not installed, or the file cannot be written
     """
-    text = page(runs, title, unfinished, commands)
+    text = page(runs, title, notes, commands)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8", newline="\n")
@@ -58,7 +59,7 @@ def write_page(
         raise UserError(f"the report cannot be written to {path}: {error.strerror}") from error
 
 
-def page(runs: Sequence[Run], title: str, unfinished: int = 0, commands: Sequence[Command] = ()) -> str:
+def page(runs: Sequence[Run], title: str, notes: Sequence[str] = (), commands: Sequence[Command] = ()) -> str:
     """The HTML of the report: `page.html.j2` with what the runs give; a section that is None or empty is left out."""
     groups = group_runs(runs)
     styles = styles_of(groups)
@@ -76,7 +77,7 @@ def page(runs: Sequence[Run], title: str, unfinished: int = 0, commands: Sequenc
         light=LIGHT,
         dark=DARK,
         title=title,
-        **first_screen(runs, groups, unfinished),
+        **first_screen(runs, groups, notes),
         measure=measure_of(groups).name.capitalize(),
         results=results(runs, groups, styles),
         cost=accuracy_against_cost(groups, styles),
@@ -101,19 +102,18 @@ def _unbroken(text: str) -> str:
     return re.sub(r"(?<=[\d=±]) (?=[\w%±])| (?=[=±])", "\u00a0", text)
 
 
-def first_screen(runs: Sequence[Run], groups: Sequence[Group], unfinished: int) -> dict[str, Any]:
+def first_screen(runs: Sequence[Run], groups: Sequence[Group], notes: Sequence[str]) -> dict[str, Any]:
     """The headline, the three answers, and what has to be said with them."""
     first, *others = headline(groups)
     number = sum(len(group.runs) for group in groups)
-    counted = [plural(number, "run"), plural(len(groups), "method")]
-    counted += [f"{plural(unfinished, 'unfinished run')} left out"] if unfinished else []
-    hero, kd = hero_of(groups), baseline_of(groups)
+    hero = hero_of(groups)
+    kd = baseline_of(groups, hero)
     return {
         "headline": first,
-        "counted": counted,
+        "counted": [plural(number, "run"), plural(len(groups), "method")],
         "answers": [got(runs, groups, hero, kd), cost(hero), plain_kd(hero, kd)],
         "lead": " ".join(others),
-        "notes": protocol_notes(groups),
+        "notes": [*notes, *protocol_notes(groups)],
     }
 
 
@@ -130,12 +130,12 @@ def got(runs: Sequence[Run], groups: Sequence[Group], hero: Group, kd: Group | N
     over = "1 run" if result.n == 1 else f"± over {result.n} runs"
     lines = [f"{hero.method}: {measure.name}, last epoch, {over}"]
     if kd is None:
-        lines.append("plain KD was not run here")
+        lines.append(why_no_baseline(groups, hero))
     elif kd is not hero:
         lines.append(f"plain KD {_percent(kd.mean_std(measure.of_run))}")
         if (difference := paired_difference(hero, kd, measure.of_run)) is not None:
             lines.append(f"difference {points(difference)} points")
-    teacher = teacher_accuracy(runs)
+    teacher = teacher_accuracy([run for run in runs if run.setting == hero.setting])
     if teacher is not None and measure.name == "accuracy":
         lines.append(f"teacher {_percent(teacher)}")
     return question, _percent(result), lines
@@ -152,7 +152,7 @@ def cost(hero: Group) -> Answer:
         first, *others = amounts or [NONE]
         return question, first, ["computation, backward = 2 forwards", *others] if spent is not None else []
     line = ", ".join(amounts)
-    if hero.method == "kd" and share_2x.mean == 1:
+    if hero.name == "kd" and share_2x.mean == 1:
         return question, "100 %", ["it is plain KD itself", line]
     lines = [
         "of plain KD’s computation, backward = 2 forwards",
@@ -171,7 +171,7 @@ def plain_kd(hero: Group, kd: Group | None) -> Answer:
     took = kd and kd.train_seconds
     lines = [
         f"backward = 2 forwards; {flops(spent_1x.mean)} if it is 1",
-        f"{seconds(took.mean)} of training, measured" if took else "not run here, so no seconds",
+        f"{seconds(took.mean)} of training, measured" if took else "no seconds of it were measured",
     ]
     if reference := _reference(hero.runs[0]):
         lines.append(f"worked out for {reference}")
@@ -226,6 +226,9 @@ def surroundings(runs: Sequence[Run], groups: Sequence[Group]) -> list[tuple[str
     summaries = [run.summary for run in students]
     teacher = teacher_accuracy(runs)
     lines = [("Teacher’s accuracy", "" if teacher is None else f"{percent(teacher)} %")]
+    if unchecked := sum(not run.is_checked for run in runs):
+        some = f"{unchecked} of {plural(len(runs), 'run')} left no checksums"
+        lines.append(("Not checked", f"{some}: whether their files were edited cannot be known"))
     for run in teacher_runs(runs):
         size = f", {run.summary.parameters:,} parameters" if run.summary.parameters else ""
         lines.append(("Teacher’s own training", f"{run.summary.epochs} epochs{size}, seed {run.seed}"))

@@ -12,9 +12,15 @@ import msgspec
 import yaml
 
 from unixkd.errors import UserError, first_line
-from unixkd.run_files import SCHEMA, Epoch, Planned, RelativeCost, Selection, Summary
+from unixkd.run_files import SCHEMA, Epoch, Planned, RelativeCost, Selection, Summary, is_unchanged
 
 R = TypeVar("R")
+
+READ = ("summary.json", "run.yaml", "plan.json", "metrics.jsonl", "selection.json")
+"""The files of a run that a report reads."""
+SETTING = ("data", "student", "teacher")
+"""What runs have to be alike in to be averaged and compared."""
+_TOLD = ("size", "limit", "holdout", "evaluate_on", "weights", "pretrained")
 
 
 class Command(NamedTuple):
@@ -37,6 +43,8 @@ class Run:
         selection: how often its images were kept; None where its method keeps all
         config: the resolved configuration, `config_text` as it was written
         is_teacher: the run that trained the teacher, listed apart
+        setting: its data, student and teacher in words, empty where it does not say
+        is_checked: its files have the checksums that it left at its end; runs of earlier versions left none
     """
 
     folder: Path
@@ -48,11 +56,21 @@ class Run:
     config: dict[str, Any] = field(default_factory=dict)
     config_text: str = ""
     is_teacher: bool = False
+    setting: tuple[str, ...] = ("", "", "")
+    is_checked: bool = False
 
     @property
     def seed(self) -> int:
         """The seed of everything that is drawn in it."""
         return self.summary.seed
+
+    @property
+    def is_plain_kd(self) -> bool:
+        """Whether it is kd by name or, under a label, by configuration: as long as what costs are relative to."""
+        method, epochs = self.config.get("method"), self.summary.cost.reference.epochs
+        values = method.values() if isinstance(method, dict) else [self.summary.method]
+        changed = {*map(str, values)} - {"None", "kd"}
+        return self.summary.method == "kd" or (not changed and epochs in (None, self.summary.epochs))
 
     @property
     def accuracy(self) -> float | None:
@@ -99,7 +117,21 @@ def read_run(folder: Path) -> Run:
         config=config,
         config_text=config_text,
         is_teacher=folder.name == "teacher" and summary.cost.relative_to_kd is None,
+        setting=(
+            _in_words(config.get("data"), summary.cost.reference.images, "images"),
+            _in_words(config.get("student", config.get("model")), summary.parameters, "parameters"),
+            _in_words(config.get("teacher")),
+        ),
+        is_checked=bool(is_unchanged(where)),
     )
+
+
+def _in_words(values: object, size: float | None = None, unit: str = "") -> str:
+    """A data set or a network: its name, those options that are set, its size; empty where nothing is known."""
+    values = values if isinstance(values, dict) else {}
+    options = [f"{key} {values[key]}" for key in _TOLD if values.get(key) not in (None, False, "auto")]
+    words = [str(values.get("name") or ""), *options, f"{size:,} {unit}" if size else ""]
+    return ", ".join(filter(None, words))
 
 
 def convert(values: dict[str, Any], kind: type[R], where: object) -> R:

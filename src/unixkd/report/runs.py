@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from unixkd.errors import UserError
-from unixkd.names import methods
-from unixkd.report.records import Run, read_run
-from unixkd.run_files import Epoch
+from unixkd.names import methods, plural
+from unixkd.report.records import READ, Run, read_run
+from unixkd.run_files import CHECKSUMS, Epoch, is_unchanged
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,18 @@ class MeanStd:
 
 @dataclass(frozen=True)
 class Group:
-    """The runs of one method, in order of their seeds."""
+    """The runs of one method and setting, in order of their seeds; `name` is the method without what tells it apart."""
 
     method: str
     runs: tuple[Run, ...]
+
+    @property
+    def name(self) -> str:
+        return self.method.partition(" (")[0]
+
+    @property
+    def setting(self) -> tuple[str, ...]:
+        return self.runs[0].setting
 
     def mean_std(self, value: Callable[[Run], float | None]) -> MeanStd | None:
         """Mean and deviation of a value over the runs that have it."""
@@ -59,7 +67,7 @@ class Group:
 
 
 def find_runs(folders: Sequence[Path]) -> list[Run]:
-    """Read every finished run in or below the folders, in order of their paths.
+    """Read every finished run in or below the folders, in order of their paths; `left_out` names the changed ones.
 
     Two runs of one method and seed are told apart by their folders, and are then no longer averaged.
 
@@ -67,7 +75,7 @@ def find_runs(folders: Sequence[Path]) -> list[Run]:
         folders: run folders, or folders that hold run folders somewhere below
 
     Raises:
-        UserError: a folder is missing, holds no finished run, or a file of a run is unreadable
+        UserError: a folder is missing, holds no finished run, or a file of a run is unreadable; all runs were changed
     """
     found: dict[Path, Path] = {}
     for folder in folders:
@@ -79,7 +87,9 @@ def find_runs(folders: Sequence[Path]) -> list[Run]:
             hint = f" ({unfinished} unfinished)" if unfinished else ""
             raise UserError(f"{folder} holds no finished run{hint}: no summary.json in or below it")
         found |= {path.resolve(): path for path in below}
-    runs = [read_run(found[path]) for path in sorted(found)]
+    runs = [read_run(found[path]) for path in sorted(found) if not changed_files(found[path])]
+    if not runs:
+        raise UserError("; ".join(left_out(folders)))
     if all(run.is_teacher for run in runs):
         runs = [replace(run, is_teacher=False) for run in runs]
     return _distinguish(runs)
@@ -95,6 +105,21 @@ def find_unfinished(folders: Sequence[Path]) -> list[Path]:
         if not (path / "summary.json").exists()
     }
     return sorted(begun)
+
+
+def changed_files(run: Path) -> list[Path]:
+    """The files of a finished run that are damaged or were edited since; none where it left no checksums."""
+    return [run / name for name in READ if is_unchanged(run / name) is False]
+
+
+def left_out(folders: Sequence[Path]) -> list[str]:
+    """What has to be said of the runs in or below the folders that `find_runs` does not give."""
+    unfinished = len(find_unfinished(folders))
+    finished = {path.resolve(): path for folder in folders for path in _folders_with(folder, "summary.json")}
+    changed = ", ".join(str(file) for path in sorted(finished) for file in changed_files(finished[path]))
+    were = f"{plural(unfinished, 'unfinished run')} {'was' if unfinished == 1 else 'were'} left out"
+    why = f"Left out, as a file was damaged or edited after the run ended (its checksum in {CHECKSUMS} is another)"
+    return [f"{were} (no summary.json yet)."] * bool(unfinished) + [f"{why}: {changed}"] * bool(changed)
 
 
 def group_runs(runs: Iterable[Run]) -> list[Group]:
@@ -162,7 +187,21 @@ def _rank(method: str) -> tuple[float, str, bool, str]:
 
 
 def _distinguish(runs: list[Run]) -> list[Run]:
-    """Name the folder in the method of runs that share method and seed."""
+    """Number the settings in which the runs differ, and name the folder of runs that share method, setting and seed.
+
+    What all runs that name it name alike, their data say, is left out of their settings.
+    """
+    named = zip(*(run.setting for run in runs if not run.is_teacher), strict=True)
+    differs = [len({*texts} - {""}) > 1 for texts in named]
+    kept = [tuple(d * text for d, text in zip(differs, run.setting, strict=True)) for run in runs]
+    runs = [replace(run, setting=setting) for run, setting in zip(runs, kept, strict=True)]
+    settings = sorted({run.setting for run in runs if not run.is_teacher})
+    runs = [
+        replace(run, method=f"{run.method} ({settings.index(run.setting) + 1})")
+        if len(settings) > 1 and not run.is_teacher
+        else run
+        for run in runs
+    ]
     students = Counter((run.method, run.seed) for run in runs if not run.is_teacher)
     twice = {method for (method, _), number in students.items() if number > 1}
     if not twice:

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from unixkd.names import NONE, count
 from unixkd.report.charts import Style
-from unixkd.report.records import Run
+from unixkd.report.records import SETTING, Run
 from unixkd.report.runs import Group, MeanStd, group_runs, matched_to, paired_difference, teacher_runs
 from unixkd.report.wording import baseline_of, explain, hero_of, measure_of, percent, points
 
@@ -44,10 +44,15 @@ class Column(NamedTuple):
 
 def columns_of(groups: Sequence[Group]) -> list[Column]:
     """The columns that have something to say about these groups."""
-    measure, kd = measure_of(groups), baseline_of(groups)
+    measure = measure_of(groups)
     short = "accuracy" if measure.name == "accuracy" else "agreement"
+
+    def against_kd(group: Group) -> MeanStd | None:
+        return paired_difference(group, baseline_of(groups, group), measure.of_run)
+
     columns = [
         Column("method", "method", "what was kept of each batch", lambda group: group.method),
+        *(Column(what, what, f"the {what} of these runs", _setting(i)) for i, what in enumerate(SETTING)),
         Column(
             "result",
             f"last epoch\n{short} %",
@@ -64,7 +69,7 @@ def columns_of(groups: Sequence[Group]) -> list[Column]:
             "difference",
             "vs kd\npoints",
             f"difference of {measure.name} to plain KD in points, seed by seed",
-            lambda group: points(paired_difference(group, kd, measure.of_run)),
+            lambda group: points(against_kd(group)),
         ),
         Column("scored", "images\nscored", "images scored by the student", _images("scored")),
         Column(
@@ -89,8 +94,9 @@ def columns_of(groups: Sequence[Group]) -> list[Column]:
     runs = [run for group in groups for run in group.runs]
     empty = {
         "best": all(run.summary.accuracy.best is None for run in runs),
-        "difference": kd is None or len(groups) == 1,
+        "difference": all(against_kd(group) is None for group in groups),
         "shared": not any(map(_shared, runs)),
+        **{what: not any(group.setting[i] for group in groups) for i, what in enumerate(SETTING)},
         "seconds": all(group.train_seconds is None for group in groups),
     }
     return [column for column in columns if not empty.get(column.key)]
@@ -101,7 +107,7 @@ def render_table(runs: Sequence[Run], width: int) -> Table:
     groups = group_runs(runs)
     columns = columns_of(groups)
     for keys in (None, _MEDIUM, _SMALL, _TINY):
-        chosen = [column for column in columns if keys is None or column.key in keys]
+        chosen = [column for column in columns if keys is None or column.key in (*keys, *SETTING)]
         table = _table(groups, chosen, _caption(runs, len(chosen) < len(columns)))
         if Console(width=1000).measure(table).maximum <= width:
             break
@@ -115,7 +121,9 @@ def teacher_line(runs: Sequence[Run]) -> str:
 
 
 def teacher_accuracy(runs: Sequence[Run]) -> MeanStd | None:
-    """As the students' runs measured it, else as the teacher's own run did."""
+    """As the students' runs measured it, else as the teacher's own run did; None where runs have several settings."""
+    if len({group.setting for group in group_runs(runs)}) > 1:
+        return None
     students = MeanStd.of(run.summary.accuracy.teacher for group in group_runs(runs) for run in group.runs)
     if students is not None:
         # one teacher, measured again in every run: a deviation of zero would suggest several
@@ -128,7 +136,7 @@ def _table(groups: Sequence[Group], columns: Sequence[Column], caption: Text) ->
     table.caption_justify = "left"
     hero = hero_of(groups).method
     for column in columns:
-        first = column.key == "method"
+        first = column.key in ("method", *SETTING)
         justify: JustifyMethod = "left" if first else "right"
         table.add_column(column.header, justify=justify, no_wrap=not first, overflow="fold")
     for group in groups:
@@ -154,6 +162,10 @@ def _caption(runs: Sequence[Run], shortened: bool) -> Text:
 def _images(name: str) -> Callable[[Group], str]:
     """Writes a method's mean of this field of `run_files.Images`."""
     return lambda group: count(fmean(getattr(run.summary.cost.images, name) for run in group.runs))
+
+
+def _setting(place: int) -> Callable[[Group], str]:
+    return lambda group: group.setting[place] or NONE
 
 
 def _queries(group: Group) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from unixkd.names import NONE, methods, seconds
-from unixkd.report.records import Run
+from unixkd.report.records import SETTING, Run
 from unixkd.report.runs import Group, MeanStd, matched_to, paired_difference
 from unixkd.run_files import Epoch
 
@@ -38,16 +38,29 @@ def measure_of(groups: Sequence[Group]) -> Measure:
     return ACCURACY
 
 
-def baseline_of(groups: Sequence[Group]) -> Group | None:
-    """Plain KD."""
-    return next((group for group in groups if group.method == "kd"), None)
+def _plain_kds(groups: Sequence[Group], group: Group) -> list[Group]:
+    """Plain KD in a group's setting; under a label of its own only where none is called kd."""
+    alike = [each for each in groups if each.setting == group.setting and each.runs[0].is_plain_kd]
+    return [each for each in alike if each.name == "kd"] or alike
+
+
+def baseline_of(groups: Sequence[Group], group: Group) -> Group | None:
+    """Plain KD in a group's setting; None where it is not there, or more than once."""
+    found = _plain_kds(groups, group)
+    return found[0] if len(found) == 1 else None
+
+
+def why_no_baseline(groups: Sequence[Group], group: Group) -> str:
+    """The reason, where there is no `baseline_of` a group."""
+    if found := _plain_kds(groups, group):
+        return f"plain KD is there more than once: {', '.join(each.method for each in found)}"
+    return "plain KD is not among these runs" + " with its data, student and teacher" * any(group.setting)
 
 
 def hero_of(groups: Sequence[Group]) -> Group:
     """The method the report is about: UNIX, else the first that is not plain KD."""
-    named = {group.method: group for group in groups}
-    others = [group for group in groups if group.method != "kd"]
-    return named.get("unix") or (others or list(groups))[0]
+    others = [group for group in groups if group.name != "kd"] or list(groups)
+    return next((group for group in groups if group.name == "unix"), others[0])
 
 
 def explain(method: str) -> str:
@@ -94,15 +107,16 @@ def points(stat: MeanStd | None) -> str:
 
 def headline(groups: Sequence[Group]) -> list[str]:
     """What the runs showed, in plain sentences; the first one stands for itself."""
-    measure, hero, kd = measure_of(groups), hero_of(groups), baseline_of(groups)
+    measure, hero = measure_of(groups), hero_of(groups)
+    kd = baseline_of(groups, hero)
     result, cost = hero.mean_std(measure.of_run), hero.cost(2)
     if result is None:
         return [f"{hero.method} trained to the end; it had neither labels nor a teacher to be judged by."]
     first = f"{hero.method} {measure.reached.format(_rough(result))}"
-    if cost is not None and hero.method != "kd":
+    if cost is not None and hero.name != "kd":
         first += f" at {100 * cost.mean:.1f} % of plain KD’s computation (backward = 2 forwards)"
     if kd is None:
-        return [f"{first}.", "Plain KD was not run here, so there is no result to set it against."]
+        return [f"{first}.", f"No result to set it against: {why_no_baseline(groups, hero)}."]
     kd_result = kd.mean_std(measure.of_run)
     if kd is hero or kd_result is None:
         return [f"{first}."]
@@ -140,7 +154,7 @@ def _rivals(
     """Controls that did at least as well for no more computation: they must not be passed over."""
     for group in groups:
         theirs, price = group.mean_std(measure.of_run), group.cost(2)
-        if group.method in ("kd", hero.method) or theirs is None or price is None:
+        if group.name == "kd" or group is hero or group.setting != hero.setting or not theirs or not price:
             continue
         if theirs.mean >= result.mean and price.mean <= cost.mean * 1.01:
             yield f"{group.method} ({_rough(theirs)} at {100 * price.mean:.1f} %)"
@@ -150,10 +164,12 @@ def protocol_notes(groups: Sequence[Group]) -> list[str]:
     """What keeps the runs from being compared like for like."""
     runs = [run for group in groups for run in group.runs]
     notes = []
-    sizes = sorted({run.summary.parameters for run in runs if run.summary.parameters is not None})
-    if len(sizes) > 1:
-        differ = f"differ in size ({', '.join(f'{size:,}' for size in sizes)} parameters)"
-        notes.append(f"The students {differ}: these runs do not share one protocol.")
+    for what, texts in zip(SETTING, zip(*(run.setting for run in runs), strict=True), strict=True):
+        if any(texts):
+            differ = "; ".join(sorted({text or "not known" for text in texts}))
+            notes.append(
+                f"The runs differ in their {what} ({differ}): only runs alike are averaged or compared."
+            )
     references = {run.summary.cost.reference for run in runs if run.cost(2) is not None}
     if len(references) > 1:
         notes.append("The costs refer to plain KD runs of different lengths: compare them with care.")

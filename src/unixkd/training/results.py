@@ -35,15 +35,16 @@ from unixkd.run_files import (
     Selection,
     Summary,
     TimesKept,
+    seal,
 )
 from unixkd.training.epoch_stats import MIXED_UNIT, EpochStats
 from unixkd.training.resume import answer_store
-from unixkd.training.run_folder import NUM_THUMBNAILS, thumbnail
+from unixkd.training.run_folder import NUM_THUMBNAILS, SEALED, thumbnail
 from unixkd.training.state import Run
 
 
 def write_results(run: Run, weights: Mapping[str, Tensor] | None = None) -> dict[str, Any]:
-    """Write model, selection and, last, the summary whose presence says that the run is finished.
+    """Write model, selection, the summary whose presence says that the run is finished, and all checksums.
 
     `weights` are those of the student's network (default: as it has them), gathered where they are sharded.
     """
@@ -61,6 +62,7 @@ def write_results(run: Run, weights: Mapping[str, Tensor] | None = None) -> dict
         if summary["cost"]["shared"] is None:  # of a comparison with a store only
             del summary["cost"]["shared"]
         run.folder.write_json("summary.json", summary)
+        seal(run.folder.path, SEALED)
     return summary
 
 

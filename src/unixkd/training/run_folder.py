@@ -18,16 +18,21 @@ from PIL import Image
 
 from unixkd.config import RunConfig, flatten, read_yaml, to_plain
 from unixkd.errors import UserError
-from unixkd.run_files import EXPORTED, remove, write
+from unixkd.run_files import CHECKSUMS, EXPORTED, check_unchanged, remove, write
 from unixkd.training import precision
 from unixkd.training.used import unread_options
 
 Mode = Literal["new", "resume", "overwrite"]
 """new: refuse a folder that holds a run; resume: go on from its checkpoint; overwrite: remove it first."""
 
-FILES = (
+SEALED = (
     *("run.yaml", "plan.json", "metrics.jsonl", "summary.json", "selection.json", "left_out.json"),
     *("model.safetensors", "config.json"),
+)
+"""The files whose checksums a finished run has."""
+FILES = (
+    *SEALED,
+    CHECKSUMS,
     *(f"export/{name}" for name in EXPORTED),  # of the student that is overwritten
 )
 NUM_THUMBNAILS = 16
@@ -144,8 +149,9 @@ class RunFolder:
         """Drop the lines of epochs after `epochs` (they will be run again); the records that stay.
 
         Raises:
-            UserError: lines of these epochs are missing or damaged; nothing is changed then
+            UserError: lines of these epochs are missing, damaged or edited; nothing is changed then
         """
+        check_unchanged(self.metrics)
         try:
             content = self.metrics.read_bytes() if self.metrics.exists() else b""
             lines = content.decode(errors="replace").split("\n")[:-1][:epochs]  # the rest may be torn
@@ -157,12 +163,19 @@ class RunFolder:
                 raise UserError(f"{self.metrics} is damaged: line {epoch} is not that of epoch {epoch}")
         if len(lines) < epochs:
             raise UserError(f"{self.metrics} has {len(lines)} lines, but the checkpoint has {epochs} epochs")
-        write(self.metrics, "".join(f"{line}\n" for line in lines))
+        self.put(self.metrics.name, "".join(f"{line}\n" for line in lines))
         return records
 
     def write_json(self, name: str, value: dict[str, Any]) -> None:
         """Write a JSON file whole or not at all."""
-        write(self.path / name, json.dumps(value, indent=2) + "\n")
+        self.put(name, json.dumps(value, indent=2) + "\n")
+
+    def put(self, name: str, text: str) -> None:
+        """Write a file whole or not at all; where it says something new, the checksums of a finished run go first."""
+        path = self.path / name
+        if not path.is_file() or path.read_bytes() != text.encode():
+            (self.path / CHECKSUMS).unlink(missing_ok=True)
+            write(path, text)
 
 
 def thumbnail(image: np.ndarray) -> str:
