@@ -216,8 +216,8 @@ def test_a_batch_of_one_image_that_batch_norm_cannot_take_is_found_before_traini
         (("--train.ema_decay", 2), "train.ema_decay"),
         (("--train.label_smoothing", -0.1), "train.label_smoothing"),
         (
-            ("--train.milestones", "[150,180]"),
-            "train.milestones: Expected `float` <= 1.0, got [150.0, 180.0]",
+            ("--train.milestones", "[0.5,1.5]"),
+            "train.milestones: Expected `float` <= 1.0, got [0.5, 1.5]",
         ),
         (("--train.warmup_epochs", -1), "train.warmup_epochs"),
         (("--data.holdout", 1), "data.holdout"),
