@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from unixkd.errors import UserError
 from unixkd.method.batch import Batch, Draws
 from unixkd.method.draws import make_draws
+from unixkd.method.labels import check_class_numbers, check_pixels, check_range, check_rows
 from unixkd.method.ledger import Ledger, sample_flops
-from unixkd.method.losses import KD, CrossEntropy, FeatureLoss
+from unixkd.method.losses import DKD, KD, CrossEntropy, FeatureLoss
 from unixkd.method.method import Method, StepCounts
 from unixkd.method.named_inputs import TEACHERS, Inputs, NamedInputs, as_inputs
 from unixkd.method.network import Network, is_sharded, unwrap
 from unixkd.method.objective import Objective, Term, check_objective, resolve_layers
+from unixkd.method.scoring import TrueLoss
 from unixkd.method.step import StepResult, distill_step
 from unixkd.method.unix import unix
 from unixkd.teacher.store import AnswerStore
@@ -99,6 +101,7 @@ class Distiller:
         self.batch_size = batch_size
         self.seed, self.rank = seed, rank
         self.steps = 0
+        self._sizes_checked: set[int] = set()
         self._ledger = ledger
         self._flops: dict[object, tuple[int, int]] = {}
         self._saved: Mapping[str, Any] | None = None
@@ -106,7 +109,7 @@ class Distiller:
     def step(
         self,
         inputs: Shaped[Tensor, "n ..."] | Mapping[str, Tensor],
-        labels: Int[Tensor, " n"] | None = None,
+        labels: Tensor | None = None,
         *,
         index: Int[Tensor, " n"] | None = None,
         view: Int[Tensor, " n"] | None = None,
@@ -116,14 +119,22 @@ class Distiller:
         Args:
             inputs: images `[N, C, H, W]`; N may be smaller in an epoch's last batch. Or named tensors `[N, ...]`
                 that both networks get as keyword arguments, those called `teacher_...` the teacher alone
-            labels: class numbers `[N]`; None where no loss needs them, or they are among the named tensors
+            labels: class numbers `[N]`, −100 where a sample has none; None where no loss needs them, or they are among
+                the named tensors
             index: position of each image in its data set `[N]`
             view: code of each image's augmentation `[N]`
+
+        Raises:
+            UserError: labels that a loss cannot take; on a CPU an image that is not finite. On a GPU, where looking at
+                values would stop the device, labels are looked at in the first batch of each size only; both make
+                the loss NaN
         """
         samples, batch_labels = as_inputs(inputs)
         if len(samples) == 0:
             raise UserError("the batch is empty")
-        batch = Batch(samples, batch_labels if labels is None else labels, index, view)
+        labels = batch_labels if labels is None else labels
+        self._check_batch(samples, labels)
+        batch = Batch(samples, labels, index, view)
         self.check_method()
         draws = make_draws(
             len(batch),
@@ -137,8 +148,33 @@ class Distiller:
         if self.teacher is not None and any(m.training for m in self._teacher_modules):
             self.teacher.network.module.eval()  # a caller's model.train() may have reached it
         result = self.run(batch, draws)
+        self._check_classes(labels, result.outputs.logits.shape[1])
         self.count(result.counts, each)
         return result
+
+    @property
+    def _reads_labels(self) -> bool:
+        """Whether a loss or a scorer of this package takes the labels as class numbers."""
+        losses = [term.loss for term in self.objective]
+        return isinstance(self.method.scorer, TrueLoss) or any(
+            isinstance(x, CrossEntropy | DKD) for x in losses
+        )
+
+    def _check_batch(self, samples: Inputs, labels: Tensor | None) -> None:
+        """Raise for a batch that cannot be trained on; nothing has been forwarded yet."""
+        check_pixels(samples)
+        if labels is not None:
+            check_rows(labels, len(samples))
+            if self._reads_labels:
+                check_class_numbers(labels)
+
+    def _check_classes(self, labels: Tensor | None, classes: int) -> None:
+        """Raise where a label is no class; on a GPU of the first batch of each size only."""
+        if labels is None or not self._reads_labels:
+            return
+        if labels.device.type == "cpu" or len(labels) not in self._sizes_checked:
+            check_range(labels, classes)
+            self._sizes_checked.add(len(labels))
 
     def check_method(self) -> None:
         """Raise a `UserError` where the method chooses ahead of the step, or changes over a run."""

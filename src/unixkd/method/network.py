@@ -62,6 +62,11 @@ def logits_of(output: object, module: nn.Module) -> Float[Tensor, "n classes"]:
     """The logits in what a module returned: a tensor, or something that has them as `.logits` or `["logits"]`."""
     logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
     if isinstance(logits, Tensor) and logits.ndim == 2:
+        if logits.shape[1] == 1:
+            raise UserError(
+                f"{type(unwrap(module)).__name__} gives one logit [N, 1], of which softmax makes 1 whatever it is: "
+                "give a network of two classes two logits (0 and z, where it has one z)"
+            )
         return logits
     what = f"logits of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(output).__name__
     raise UserError(
