@@ -73,6 +73,10 @@ class NamedInputs:
         """The same samples on a device."""
         return NamedInputs({n: t.to(device, non_blocking=non_blocking) for n, t in self.tensors.items()})
 
+    def clone(self) -> NamedInputs:
+        """A copy of every tensor."""
+        return NamedInputs({name: tensor.clone() for name, tensor in self.tensors.items()})
+
     def of(self, prefix: str) -> NamedInputs:
         """A network's own inputs, without their prefix; those of all where it has none of its own.
 

@@ -37,7 +37,8 @@ class Network:
             return Outputs(self.logits(inputs), tap.take())
 
     def logits(self, inputs: Shaped[Tensor, "n ..."] | NamedInputs) -> Float[Tensor, "n classes"]:
-        """The forward alone."""
+        """The forward alone, on a copy of the inputs: a module may normalise in place, others need them after it."""
+        inputs = inputs.clone()
         if isinstance(inputs, Tensor):
             return logits_of(self.module(inputs), self.module)
         tensors = dict(inputs.of(self.prefix).tensors)
@@ -179,7 +180,7 @@ class FeatureTap(contextlib.ExitStack):
             raise UserError(
                 f"layer '{name}' gives a {type(output).__name__}, not a tensor: choose another layer"
             )
-        self.features[name] = output
+        self.features[name] = output.clone()  # the next layer may work in place
 
 
 def resolve_layer(module: nn.Module, name: str) -> str:
