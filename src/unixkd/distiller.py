@@ -18,11 +18,13 @@ from unixkd.method.ledger import Ledger, sample_flops
 from unixkd.method.losses import DKD, KD, CrossEntropy, FeatureLoss
 from unixkd.method.method import Method, StepCounts
 from unixkd.method.named_inputs import TEACHERS, Inputs, NamedInputs, as_inputs
-from unixkd.method.network import Network, is_sharded, unwrap
+from unixkd.method.network import Network, is_sharded, set_eval, unwrap
 from unixkd.method.objective import Objective, Term, check_objective, resolve_layers
 from unixkd.method.scoring import TrueLoss
 from unixkd.method.step import StepResult, distill_step
 from unixkd.method.unix import unix
+from unixkd.teacher.kinds import TeacherLike, as_module
+from unixkd.teacher.sharing import check_apart
 from unixkd.teacher.store import AnswerStore
 from unixkd.teacher.teacher import Teacher, check_store
 
@@ -33,7 +35,8 @@ class Distiller:
     Args:
         student: any module from images, or from named tensors, to logits `[N, C]` (or to something that has
             them as `.logits`), also wrapped by DDP
-        teacher: the same, is frozen and put in eval mode; None for `student_alone`
+        teacher: the same, is frozen and put in eval mode; a function, TorchScript or a program of torch.export is taken
+            as it is; of a list the mean probability at the losses' temperature teaches; None for `student_alone`
         method: default `unix()`
         objective: weighted losses; default KD at temperature 4, cross-entropy without a teacher
         batch_size: the N that a method's fractions refer to; default: the size of the first batch
@@ -46,8 +49,8 @@ class Distiller:
         marks_faulty: rows whose answers are not finite weigh 0 in the losses; `StepResult.answers.finite` says which
 
     Raises:
-        UserError: a teacher is missing, or a loss needs one the method does not use, or features that
-            stored answers do not hold
+        UserError: a teacher is missing or shares weights with the student, or a loss needs one the method does not
+            use, or features that stored answers do not hold
 
     >>> import torch
     >>> from unixkd.method.unix import kd
@@ -62,7 +65,7 @@ class Distiller:
     def __init__(
         self,
         student: nn.Module,
-        teacher: nn.Module | None = None,
+        teacher: TeacherLike | None = None,
         method: Method | None = None,
         objective: Objective | None = None,
         *,
@@ -78,26 +81,28 @@ class Distiller:
         self.method = method or unix()
         if objective is None:
             objective = [Term("kd", KD()) if self.method.teacher else Term("ce", CrossEntropy())]
-        check_objective(self.method, objective, teacher)
-        needs_teacher = any(term.loss.needs_teacher for term in objective)
-        teacher = teacher if needs_teacher else None
-        self.objective = resolve_layers(objective, student, teacher)
+        check_objective(self.method, objective, has_teacher=teacher is not None)
+        network = None
+        if teacher is not None and any(term.loss.needs_teacher for term in objective):
+            network = as_module(teacher, [term.loss for term in objective])
+        self.objective = resolve_layers(objective, student, network)
         features = [t.loss for t in self.objective if isinstance(t.loss, FeatureLoss)]
         student_layers = dict.fromkeys(name for loss in features for name in loss.student_layers)
         teacher_layers = dict.fromkeys(name for loss in features for name in loss.teacher_layers)
         self.student = Network(student, tuple(student_layers), student_dtype)
         self.teacher: Teacher | None = None
-        if teacher is not None:
-            if unwrap(teacher) is unwrap(student):
-                raise UserError(
-                    "student and teacher are the same module; a student must be trained, a teacher not"
-                )
+        if network is not None:
+            check_apart(student, network)
             if store is not None:
                 check_store(store, [term.loss for term in self.objective])
-            teacher.requires_grad_(False).eval()
-            self._teacher_modules = list(teacher.modules())
-            network = Network(teacher, tuple(teacher_layers), teacher_dtype, TEACHERS)
-            self.teacher = Teacher(network, store, self.method.mixes_answers, marks_faulty)
+            for parameter in network.parameters():  # TorchScript's modules have no requires_grad_
+                parameter.requires_grad_(False)
+            set_eval(network)
+            self._teacher_modules = [
+                module for module in network.modules() if not getattr(module, "training", False)
+            ]
+            asked = Network(network, tuple(teacher_layers), teacher_dtype, TEACHERS)
+            self.teacher = Teacher(asked, store, self.method.mixes_answers, marks_faulty)
         self.batch_size = batch_size
         self.seed, self.rank = seed, rank
         self.steps = 0
@@ -145,8 +150,8 @@ class Distiller:
             device=samples.device,
         )
         each = self.measure_batch(samples)
-        if self.teacher is not None and any(m.training for m in self._teacher_modules):
-            self.teacher.network.module.eval()  # a caller's model.train() may have reached it
+        if self.teacher is not None and any(getattr(m, "training", False) for m in self._teacher_modules):
+            set_eval(self.teacher.network.module)  # a caller's model.train() may have reached it
         result = self.run(batch, draws)
         self._check_classes(labels, result.outputs.logits.shape[1])
         self.count(result.counts, each)

@@ -125,11 +125,22 @@ def has_statistics(module: nn.Module) -> bool:
     )
 
 
+def set_eval(module: nn.Module) -> None:
+    """Eval mode; programs of torch.export, which have no modes, stay as they are."""
+    try:
+        module.eval()
+    except NotImplementedError:
+        for child in module.children():
+            set_eval(child)
+
+
 @contextlib.contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Eval mode inside; afterwards every submodule has exactly the flag it had."""
-    flags = [(m, m.training) for m in module.modules()]
-    module.eval()
+    flags = [
+        (m, m.training) for m in module.modules() if hasattr(m, "training")
+    ]  # frozen TorchScript has none
+    set_eval(module)
     try:
         yield
     finally:
