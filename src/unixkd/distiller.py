@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from unixkd.errors import UserError
 from unixkd.method.batch import Batch, Draws
 from unixkd.method.draws import make_draws
-from unixkd.method.labels import check_class_numbers, check_pixels, check_range, check_rows
+from unixkd.method.labels import check_labels, check_pixels, check_range
 from unixkd.method.ledger import Ledger, sample_flops
 from unixkd.method.losses import DKD, KD, CrossEntropy, FeatureLoss
 from unixkd.method.method import Method, StepCounts
@@ -82,9 +82,9 @@ class Distiller:
         if objective is None:
             objective = [Term("kd", KD()) if self.method.teacher else Term("ce", CrossEntropy())]
         check_objective(self.method, objective, has_teacher=teacher is not None)
-        network = None
-        if teacher is not None and any(term.loss.needs_teacher for term in objective):
-            network = as_module(teacher, [term.loss for term in objective])
+        losses = [term.loss for term in objective]
+        asked = teacher is not None and any(loss.needs_teacher for loss in losses)
+        network = as_module(teacher, losses) if asked else None
         self.objective = resolve_layers(objective, student, network)
         features = [t.loss for t in self.objective if isinstance(t.loss, FeatureLoss)]
         student_layers = dict.fromkeys(name for loss in features for name in loss.student_layers)
@@ -94,19 +94,19 @@ class Distiller:
         if network is not None:
             check_apart(student, network)
             if store is not None:
-                check_store(store, [term.loss for term in self.objective])
+                check_store(store, losses)
             for parameter in network.parameters():  # TorchScript's modules have no requires_grad_
                 parameter.requires_grad_(False)
             set_eval(network)
-            self._teacher_modules = [
-                module for module in network.modules() if not getattr(module, "training", False)
-            ]
-            asked = Network(network, tuple(teacher_layers), teacher_dtype, TEACHERS)
-            self.teacher = Teacher(asked, store, self.method.mixes_answers, marks_faulty)
+            self._teacher_modules = [m for m in network.modules() if not getattr(m, "training", False)]
+            asking = Network(network, tuple(teacher_layers), teacher_dtype, TEACHERS)
+            self.teacher = Teacher(asking, store, self.method.mixes_answers, marks_faulty)
         self.batch_size = batch_size
         self.seed, self.rank = seed, rank
         self.steps = 0
-        self._sizes_checked: set[int] = set()
+        self._looked_at: set[int] = set()
+        reading = [self.method.scorer, *losses]
+        self._reads_labels = any(isinstance(each, TrueLoss | CrossEntropy | DKD) for each in reading)
         self._ledger = ledger
         self._flops: dict[object, tuple[int, int]] = {}
         self._saved: Mapping[str, Any] | None = None
@@ -130,15 +130,16 @@ class Distiller:
             view: code of each image's augmentation `[N]`
 
         Raises:
-            UserError: labels that a loss cannot take; on a CPU an image that is not finite. On a GPU, where looking at
-                values would stop the device, labels are looked at in the first batch of each size only; both make
-                the loss NaN
+            UserError: labels that a loss cannot take, an image that is not finite. A look stops a GPU: there labels
+                are looked at in the first batch of each size and images are not, and the loss is NaN
         """
         samples, batch_labels = as_inputs(inputs)
         if len(samples) == 0:
             raise UserError("the batch is empty")
         labels = batch_labels if labels is None else labels
-        self._check_batch(samples, labels)
+        check_pixels(samples)
+        if labels is not None:
+            check_labels(labels, len(samples), classes=self._reads_labels)
         batch = Batch(samples, labels, index, view)
         self.check_method()
         draws = make_draws(
@@ -153,33 +154,12 @@ class Distiller:
         if self.teacher is not None and any(getattr(m, "training", False) for m in self._teacher_modules):
             set_eval(self.teacher.network.module)  # a caller's model.train() may have reached it
         result = self.run(batch, draws)
-        self._check_classes(labels, result.outputs.logits.shape[1])
+        if labels is not None and self._reads_labels:
+            if labels.device.type == "cpu" or len(labels) not in self._looked_at:
+                check_range(labels, result.outputs.logits.shape[1])
+            self._looked_at.add(len(labels))
         self.count(result.counts, each)
         return result
-
-    @property
-    def _reads_labels(self) -> bool:
-        """Whether a loss or a scorer of this package takes the labels as class numbers."""
-        losses = [term.loss for term in self.objective]
-        return isinstance(self.method.scorer, TrueLoss) or any(
-            isinstance(x, CrossEntropy | DKD) for x in losses
-        )
-
-    def _check_batch(self, samples: Inputs, labels: Tensor | None) -> None:
-        """Raise for a batch that cannot be trained on; nothing has been forwarded yet."""
-        check_pixels(samples)
-        if labels is not None:
-            check_rows(labels, len(samples))
-            if self._reads_labels:
-                check_class_numbers(labels)
-
-    def _check_classes(self, labels: Tensor | None, classes: int) -> None:
-        """Raise where a label is no class; on a GPU of the first batch of each size only."""
-        if labels is None or not self._reads_labels:
-            return
-        if labels.device.type == "cpu" or len(labels) not in self._sizes_checked:
-            check_range(labels, classes)
-            self._sizes_checked.add(len(labels))
 
     def check_method(self) -> None:
         """Raise a `UserError` where the method chooses ahead of the step, or changes over a run."""

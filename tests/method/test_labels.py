@@ -12,7 +12,7 @@ from slow import TinyNet, images_of, mixed_of, outputs_of
 from unixkd.distiller import Distiller
 from unixkd.errors import UserError
 from unixkd.method.batch import Outputs, answered
-from unixkd.method.labels import UNLABELLED, check_range, check_rows
+from unixkd.method.labels import UNLABELLED, check_labels, check_range
 from unixkd.method.losses import DIST, DKD, KD, CrossEntropy, divergence
 from unixkd.method.named_inputs import as_inputs
 from unixkd.method.objective import Term
@@ -32,14 +32,20 @@ ODD = {
         LABELS.clone().index_fill_(0, torch.tensor(2), 5),
         r"row 2 of the batch has label 5, .* in 0\.\.4",
     ),
-    "float": (LABELS + 0.5, r"labels of torch.float32 \(row 0 has 0.5\) are no class numbers"),
-    "bool": (LABELS > 2, r"labels of torch.bool \(row 0 has False\)"),
-    "column": (LABELS[:, None], r"labels \[8, 1\] \(row 0 has \[0\]\): .* give labels.squeeze\(1\)"),
-    "one-hot": (nn.functional.one_hot(LABELS), r"one-hot labels \[8, 5\] \(row 0 has \[1, 0, 0, 0, 0\]\)"),
-    "soft": (torch.full((8, 5), 0.25), r"soft or one-hot labels \[8, 5\] .* give labels.argmax\(1\)"),
-    "short": (LABELS[:7], "7 labels for 8 samples"),
-    "long": (torch.cat([LABELS, LABELS]), "16 labels for 8 samples"),
-    "scalar": (LABELS[0], "1 labels for 8 samples"),
+    "float": (LABELS + 0.5, r"float32 and shape \[8\] \(row 0 has 0.5\) are no class numbers"),
+    "bool": (LABELS > 2, r"bool and shape \[8\] \(row 0 has False\) are no class numbers"),
+    "column": (LABELS[:, None], r"shape \[8, 1\] \(row 0 has \[0\]\) are no class numbers"),
+    "one-hot": (
+        nn.functional.one_hot(LABELS),
+        r"shape \[8, 5\] \(row 0 has \[1, 0, 0, 0, 0\]\) .* labels.argmax\(1\)",
+    ),
+    "soft": (
+        torch.full((8, 5), 0.25),
+        r"float32 and shape \[8, 5\] \(row 0 has \[0.25, .* labels.argmax\(1\)",
+    ),
+    "short": (LABELS[:7], r"labels of shape \[7\] for 8 samples"),
+    "long": (torch.cat([LABELS, LABELS]), r"labels of shape \[16\] for 8 samples"),
+    "scalar": (LABELS[0], r"labels of shape \[\] for 8 samples"),
 }
 
 
@@ -57,8 +63,8 @@ def test_odd_labels_are_refused_whether_their_rows_are_kept_or_not(odd, objectiv
 
 def test_labels_that_are_no_tensor_are_named():
     for labels, kind in ((LABELS.numpy(), "ndarray"), (LABELS.tolist(), "list"), (["a"] * 8, "list")):
-        with pytest.raises(UserError, match=f"the labels are a {kind}, not a tensor"):
-            check_rows(labels, 8)
+        with pytest.raises(UserError, match=f"the labels are a {kind}: give a tensor"):
+            check_labels(labels, 8, classes=True)
 
 
 def test_odd_labels_are_refused_where_a_scorer_reads_them():
@@ -71,7 +77,7 @@ def test_odd_labels_are_refused_where_a_scorer_reads_them():
 def test_labels_that_no_loss_reads_may_be_of_any_kind_but_not_of_another_number():
     distiller = Distiller(TinyNet(seed=1), TinyNet(seed=2))
     assert distiller.step(images_of(8), torch.full((8, 5), 0.2)).loss.isfinite()
-    with pytest.raises(UserError, match="7 labels for 8 samples"):
+    with pytest.raises(UserError, match=r"labels of shape \[7\] for 8 samples"):
         distiller.step(images_of(8), LABELS[:7])
 
 

@@ -13,37 +13,25 @@ UNLABELLED = -100
 """The label of a sample that has none, as torch's `ignore_index` and transformers have it."""
 
 
-def check_rows(labels: object, samples: int) -> None:
-    """Raise where labels are not a tensor with one row for each of N samples."""
+def check_labels(labels: object, samples: int, *, classes: bool) -> None:
+    """Raise where labels are no tensor with a row for each sample, or, to be read as classes, no integers `[N]`."""
     if not isinstance(labels, Tensor):
-        raise UserError(
-            f"the labels are a {type(labels).__name__}, not a tensor: give a tensor of class numbers"
-        )
+        raise UserError(f"the labels are a {type(labels).__name__}: give a tensor of class numbers")
     if labels.ndim == 0 or len(labels) != samples:
-        raise UserError(f"{labels.numel() if labels.ndim < 2 else len(labels)} labels for {samples} samples")
-
-
-def check_class_numbers(labels: Tensor) -> None:
-    """Raise where labels are not integers `[N]`; no value is looked at, so no device is waited for."""
-    shape = list(labels.shape)
-    if labels.ndim > 1:
-        kind = "soft or one-hot labels" if shape[1:] != [1] else "labels"
-        advice = "argmax(1)" if shape[1:] != [1] else "squeeze(1)"
         raise UserError(
-            f"{kind} {shape} (row 0 has {labels[0].tolist()}): the losses take class numbers [{shape[0]}], "
-            f"give labels.{advice}"
+            f"labels of shape {list(labels.shape)} for {samples} samples: give a class number each"
         )
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+    whole = not labels.is_floating_point() and labels.dtype != torch.bool
+    if classes and (labels.ndim > 1 or not whole):
         raise UserError(
-            f"labels of {labels.dtype} (row 0 has {labels[0].item()}) are no class numbers: give integers, "
-            "labels.long() where they are whole numbers"
+            f"labels of {labels.dtype} and shape {list(labels.shape)} (row 0 has {str(labels[0].tolist())[:40]}) are no class "
+            "numbers: give integers [N], such as labels.long(), or labels.argmax(1) of one-hot or soft labels"
         )
 
 
 def check_range(labels: Integer[Tensor, " n"], classes: int) -> None:
     """Raise where a label is no class of the student's; reads the labels back."""
-    if (wrong := outside(labels, classes).nonzero().flatten()).numel():
-        row = int(wrong[0])
+    for row in outside(labels, classes).nonzero().flatten().tolist():
         raise UserError(
             f"row {row} of the batch has label {int(labels[row])}, but labels must be integers in 0..{classes - 1} "
             f"({UNLABELLED}: no label)"
@@ -52,28 +40,23 @@ def check_range(labels: Integer[Tensor, " n"], classes: int) -> None:
 
 def outside(labels: Integer[Tensor, " n"], classes: int) -> Bool[Tensor, " n"]:
     """Which labels are neither a class nor −100."""
-    labels = labels.long()
+    labels = labels.long()  # uint8 has no −100
     return ((labels < 0) | (labels >= classes)) & (labels != UNLABELLED)
 
 
 def check_pixels(inputs: Inputs) -> None:
-    """Raise where numbers in a batch are not finite; on a CPU only, where looking at them stops no device.
-
-    Elsewhere the loss is not finite either. Masks may hold −inf.
-    """
+    """Raise where numbers but masks' are not finite; on a CPU only, elsewhere the loss shows it and no device stops."""
     named = inputs.tensors if isinstance(inputs, NamedInputs) else {"images": inputs}
     for name, tensor in named.items():
         if tensor.device.type != "cpu" or not tensor.is_floating_point() or name.endswith("mask"):
             continue
-        # A sum is far faster than isfinite on every number; it may overflow by itself.
-        if not tensor.sum(dtype=torch.float32).isfinite() and len(rows := faulty_rows(tensor)):
-            shown = ", ".join(map(str, rows[:8])) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
+        if tensor.sum(
+            dtype=torch.float32
+        ).isfinite():  # far faster than every number's; it may overflow by itself
+            continue
+        finite = tensor.isfinite().reshape(len(tensor), -1).all(dim=1)
+        if rows := (~finite).nonzero().flatten().tolist():
             raise UserError(
-                f"the batch's {name} hold NaN or inf in {len(rows)} of {len(tensor)} rows (batch positions {shown}): "
-                "look at how these samples are read or normalised"
+                f"the batch's {name} hold NaN or inf in {len(rows)} of {len(tensor)} rows (batch positions "
+                f"{', '.join(map(str, rows[:8]))}): look at how these samples are read or normalised"
             )
-
-
-def faulty_rows(tensor: Tensor) -> list[int]:
-    """Rows of a batch that hold NaN or inf."""
-    return (~tensor.isfinite().reshape(len(tensor), -1).all(dim=1)).nonzero().flatten().tolist()

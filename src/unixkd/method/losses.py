@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -78,10 +79,7 @@ class CrossEntropy:
 
     def __call__(self, student: Outputs, teacher: Outputs | None, mixed: MixedBatch) -> Float[Tensor, ""]:
         logits = full_precision(student.logits)
-
-        def per_row(label: Int[Tensor, " k"]) -> Float[Tensor, " k"]:
-            return F.cross_entropy(logits, label, reduction="none", label_smoothing=self.label_smoothing)
-
+        per_row = partial(F.cross_entropy, logits, reduction="none", label_smoothing=self.label_smoothing)
         return labelled_mean(per_row, mixed, logits.shape[1])
 
 
@@ -98,7 +96,7 @@ class DKD(SoftenedLoss):
 
     def __call__(self, student: Outputs, teacher: Outputs | None, mixed: MixedBatch) -> Float[Tensor, ""]:
         s, t = logit_pair(student, teacher)
-        return labelled_mean(lambda label: self.per_row(s, t, label), mixed, s.shape[1])
+        return labelled_mean(partial(self.per_row, s, t), mixed, s.shape[1])
 
     def per_row(
         self, s: Float[Tensor, "k classes"], t: Float[Tensor, "k classes"], label: Int[Tensor, " k"]
@@ -119,10 +117,8 @@ class DKD(SoftenedLoss):
             for x, rest in ((log_s, log_rest_s), (log_t, log_rest_t))
         )
         rest_s, rest_t = (F.log_softmax(x, dim=1) for x in (log_rest_s, log_rest_t))
-        target_part, rest_part = (
-            divergence(two_t, two_s),
-            divergence(rest_t.masked_fill(absent, -torch.inf), rest_s),
-        )
+        rest_t = rest_t.masked_fill(absent, -torch.inf)
+        target_part, rest_part = divergence(two_t, two_s), divergence(rest_t, rest_s)
         return self.temperature**2 * (self.alpha * target_part + self.beta * rest_part)
 
 
@@ -159,11 +155,7 @@ def kl_divergence(
 
 
 def divergence(log_q: Float[Tensor, "k classes"], log_p: Float[Tensor, "k classes"]) -> Float[Tensor, " k"]:
-    """Σ q (log q − log p) of each row; classes of q = 0 add 0, whatever p is.
-
-    >>> divergence(torch.tensor([[0.0, -torch.inf]]), torch.tensor([[0.0, -torch.inf]]))
-    tensor([0.])
-    """
+    """Σ q (log q − log p) of each row; classes of q = 0 add 0, whatever p is."""
     absent = log_q == -torch.inf  # 0 · −inf would be NaN
     log_q, log_p = (x.masked_fill(absent, 0.0) for x in (log_q, log_p))
     return F.kl_div(log_p, log_q, reduction="none", log_target=True).sum(dim=1)
@@ -200,24 +192,21 @@ def logit_pair(
 def labelled_mean(
     per_row: Callable[[Int[Tensor, " k"]], Float[Tensor, " k"]], mixed: MixedBatch, classes: int
 ) -> Float[Tensor, ""]:
-    """(1 − m) · value(y_a) + m · value(y_b), mean over rows in so far as they are labelled; unlabelled images raise.
+    """(1 − m) · value(y_a) + m · value(y_b), mean over rows in so far as they are labelled.
 
-    Args:
-        per_row: the value of each row for one label each, in range
-        mixed: labels of −100 weigh nothing; others that are no class make the loss NaN, and wait for no device
-        classes: their number
+    Labels of −100 weigh nothing; others that are no class make the loss NaN, which waits for no device.
     """
     if mixed.label_a is None or mixed.label_b is None:
         raise UserError("this loss needs labels, and the images have none: use kd, dist, at or sp")
     m, w = mixed.weight, mixed.sample_weight
-    a, without_a = known_value(per_row, mixed.label_a, classes)
-    b, without_b = a, without_a
-    if mixed.label_b is not mixed.label_a:
-        b, without_b = known_value(per_row, mixed.label_b, classes)
-    labelled = w * (1 - (1 - m) * without_a - m * without_b)
-    total, labelled = w.sum(), labelled.sum()  # the same to the last bit where all rows are labelled
-    over_labelled = torch.where(labelled > 0, total / labelled, 0.0)
-    return over_labelled * weighted_mean((1 - m) * a + m * b, w)
+    (a, without_a), (b, without_b) = (
+        known_value(per_row, y, classes) for y in (mixed.label_a, mixed.label_b)
+    )
+    labelled = (
+        w * (1 - (1 - m) * without_a - m * without_b)
+    ).sum()  # w.sum() to the last bit where all rows are
+    rescaled = torch.where(labelled > 0, w.sum() / labelled, 0.0)
+    return rescaled * weighted_mean((1 - m) * a + m * b, w)
 
 
 def known_value(

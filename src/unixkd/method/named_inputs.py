@@ -100,10 +100,7 @@ def as_inputs(inputs: object) -> tuple[Inputs, Tensor | None]:
     if isinstance(inputs, Tensor):
         return inputs, None
     if not isinstance(inputs, Mapping):
-        raise UserError(
-            f"the inputs are a {type(inputs).__name__}: give a tensor [N, ...], or named tensors as a mapping, "
-            "and labels beside them"
-        )
+        raise UserError(f"the inputs are a {type(inputs).__name__}: give a tensor [N, ...] or named tensors")
     tensors = dict(inputs)
     labels, label = (tensors.pop(name, None) for name in ("labels", "label"))
     for name, value in tensors.items():

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-
-from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
+from torch import nn
 
 from unixkd.errors import UserError
 from unixkd.method.network import unwrap
@@ -25,40 +22,25 @@ def check_apart(student: nn.Module, teacher: nn.Module) -> None:
 
 
 def shared_parts(student: nn.Module, teacher: nn.Module) -> list[str]:
-    """Names in the student of modules and parameters that the teacher has too, each once, outermost first.
+    """Names in the student of modules and parameters that the teacher has too, without the parts of those named.
 
-    Modules that hold no parameters and do the same in both modes, such as an activation, may be shared.
-
-    >>> head = nn.Linear(4, 2)
-    >>> shared_parts(nn.Sequential(nn.Linear(3, 4), head), nn.Sequential(nn.Linear(3, 4), nn.ReLU(), head))
-    ['1']
+    Modules without parameters that do the same in both modes, such as an activation, may be shared.
     """
-    theirs = set(map(id, teacher.modules()))
+    theirs = set(teacher.modules())
     names: list[str] = []
     for name, module in student.named_modules():
-        known = any(not outer or name.startswith(f"{outer}.") for outer in names)
-        if not known and id(module) in theirs and (has_parameters(module) or minds_mode(module)):
+        if module in theirs and not inside(name, names) and (list(module.parameters()) or minds_mode(module)):
             names.append(name)
-    if "" in names:
-        return ["all its modules"]
-    spans: dict[int, list[tuple[int, int]]] = defaultdict(list)
-    for parameter in teacher.parameters():
-        if (place := span_of(parameter)) is not None:
-            spans[place[0]].append(place[1:])
-    theirs = set(map(id, teacher.parameters()))
+    stored = {place for parameter in teacher.parameters() for place in places(parameter)}
     for name, parameter in student.named_parameters(remove_duplicate=False):
-        if any(name.startswith(f"{outer}.") for outer in names):
-            continue
-        storage, start, stop = span_of(parameter) or (0, 0, 0)
-        overlaps = any(start < end and begin < stop for begin, end in spans.get(storage, ()))
-        if overlaps or id(parameter) in theirs:
+        if not inside(name, names) and not stored.isdisjoint(places(parameter)):
             names.append(name)
-    return names
+    return [name or "all its modules" for name in names]
 
 
-def has_parameters(module: nn.Module) -> bool:
-    """Whether it, or a part of it, holds parameters."""
-    return next(module.parameters(), None) is not None
+def inside(name: str, outer: list[str]) -> bool:
+    """Whether a part belongs to one of these modules, of which "" is the whole."""
+    return any(not each or name.startswith(f"{each}.") for each in outer)
 
 
 def minds_mode(module: nn.Module) -> bool:
@@ -67,11 +49,8 @@ def minds_mode(module: nn.Module) -> bool:
     return code is None or "training" in code.co_names
 
 
-def span_of(parameter: Tensor) -> tuple[int, int, int] | None:
-    """The storage that a parameter lies in, its first byte there and the one after its last; None: not to be known."""
-    if is_lazy(parameter) or type(parameter.data) is not Tensor or parameter.is_meta or not parameter.numel():
-        return None
-    storage = parameter.untyped_storage().data_ptr()
-    extent = 1 + sum((n - 1) * step for n, step in zip(parameter.shape, parameter.stride(), strict=True))
-    start, size = parameter.storage_offset(), parameter.element_size()
-    return (storage, int(start * size), int((start + extent) * size)) if storage else None
+def places(parameter: nn.Parameter) -> set[int]:
+    """What says that two parameters are one: the object, and the memory that a plain one lies in."""
+    if type(parameter) is not nn.Parameter:  # sharded, or not initialised
+        return {id(parameter)}
+    return {id(parameter), parameter.untyped_storage().data_ptr() or id(parameter)}  # 0: on no device
