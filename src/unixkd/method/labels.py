@@ -24,8 +24,8 @@ def check_labels(labels: object, samples: int, *, classes: bool) -> None:
     whole = not labels.is_floating_point() and labels.dtype != torch.bool
     if classes and (labels.ndim > 1 or not whole):
         raise UserError(
-            f"labels of {labels.dtype} and shape {list(labels.shape)} (row 0 has {str(labels[0].tolist())[:40]}) are no class "
-            "numbers: give integers [N], such as labels.long(), or labels.argmax(1) of one-hot or soft labels"
+            f"labels of {labels.dtype} and shape {list(labels.shape)} (row 0 has {str(labels[0].tolist())[:40]}) are "
+            "no class numbers: give integers [N], such as labels.long(), or labels.argmax(1) of one-hot or soft labels"
         )
 
 
