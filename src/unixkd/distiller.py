@@ -13,15 +13,19 @@ from unixkd.errors import UserError
 from unixkd.method.batch import Batch, Draws
 from unixkd.method.batch_size import BatchSize
 from unixkd.method.draws import make_draws
+from unixkd.method.labels import check_labels, check_pixels, check_range
 from unixkd.method.ledger import Ledger
-from unixkd.method.losses import KD, CrossEntropy, FeatureLoss
+from unixkd.method.losses import DKD, KD, CrossEntropy, FeatureLoss
 from unixkd.method.measure import Costs, Flops
 from unixkd.method.method import Method, StepCounts
 from unixkd.method.named_inputs import TEACHERS, Inputs, as_inputs
-from unixkd.method.network import Network, unwrap
+from unixkd.method.network import Network, set_eval
 from unixkd.method.objective import Objective, Term, check_objective, resolve_layers
+from unixkd.method.scoring import TrueLoss
 from unixkd.method.step import StepResult, distill_step
 from unixkd.method.unix import unix
+from unixkd.teacher.kinds import TeacherLike, as_module
+from unixkd.teacher.sharing import check_apart
 from unixkd.teacher.store import AnswerStore
 from unixkd.teacher.teacher import Teacher, check_store
 
@@ -32,7 +36,8 @@ class Distiller:
     Args:
         student: any module from images, or from named tensors, to logits `[N, C]` (or to something that has
             them as `.logits`), also wrapped by DDP
-        teacher: the same, is frozen and put in eval mode; None for `student_alone`
+        teacher: the same, is frozen and put in eval mode; a function, TorchScript or a program of torch.export is taken
+            as it is; of a list the mean probability at the losses' temperature teaches; None for `student_alone`
         method: default `unix()`
         objective: weighted losses; default KD at temperature 4, cross-entropy without a teacher
         batch_size: the N that a method's shares refer to; default: that of the loop's batches, see `BatchSize`
@@ -46,8 +51,8 @@ class Distiller:
         marks_faulty: rows whose answers are not finite weigh 0 in the losses; `StepResult.answers.finite` says which
 
     Raises:
-        UserError: a teacher is missing, or a loss needs one the method does not use, or features that
-            stored answers do not hold
+        UserError: a teacher is missing or shares weights with the student, or a loss needs one the method does not
+            use, or features that stored answers do not hold
 
     >>> import torch
     >>> from unixkd.method.unix import kd
@@ -62,7 +67,7 @@ class Distiller:
     def __init__(
         self,
         student: nn.Module,
-        teacher: nn.Module | None = None,
+        teacher: TeacherLike | None = None,
         method: Method | None = None,
         objective: Objective | None = None,
         *,
@@ -79,36 +84,39 @@ class Distiller:
         self.method = method or unix()
         if objective is None:
             objective = [Term("kd", KD()) if self.method.teacher else Term("ce", CrossEntropy())]
-        check_objective(self.method, objective, teacher)
-        needs_teacher = any(term.loss.needs_teacher for term in objective)
-        teacher = teacher if needs_teacher else None
-        self.objective = resolve_layers(objective, student, teacher)
+        check_objective(self.method, objective, has_teacher=teacher is not None)
+        losses = [term.loss for term in objective]
+        asked = teacher is not None and any(loss.needs_teacher for loss in losses)
+        network = as_module(teacher, losses) if asked else None
+        self.objective = resolve_layers(objective, student, network)
         features = [t.loss for t in self.objective if isinstance(t.loss, FeatureLoss)]
         student_layers = dict.fromkeys(name for loss in features for name in loss.student_layers)
         teacher_layers = dict.fromkeys(name for loss in features for name in loss.teacher_layers)
         self.student = Network(student, tuple(student_layers), student_dtype)
         self.teacher: Teacher | None = None
-        if teacher is not None:
-            if unwrap(teacher) is unwrap(student):
-                raise UserError(
-                    "student and teacher are the same module; a student must be trained, a teacher not"
-                )
+        if network is not None:
+            check_apart(student, network)
             if store is not None:
-                check_store(store, [term.loss for term in self.objective])
-            teacher.requires_grad_(False).eval()
-            self._teacher_modules = list(teacher.modules())
-            network = Network(teacher, tuple(teacher_layers), teacher_dtype, TEACHERS)
-            self.teacher = Teacher(network, store, self.method.mixes_answers, marks_faulty)
+                check_store(store, losses)
+            for parameter in network.parameters():  # TorchScript's modules have no requires_grad_
+                parameter.requires_grad_(False)
+            set_eval(network)
+            self._teacher_modules = [m for m in network.modules() if not getattr(m, "training", False)]
+            asking = Network(network, tuple(teacher_layers), teacher_dtype, TEACHERS)
+            self.teacher = Teacher(asking, store, self.method.mixes_answers, marks_faulty)
         self._batch_size = BatchSize(batch_size)
         self.seed, self.rank = seed, rank
         self.steps = 0
+        self._looked_at: set[int] = set()
+        reading = [self.method.scorer, *losses]
+        self._reads_labels = any(isinstance(each, TrueLoss | CrossEntropy | DKD) for each in reading)
         frozen = None if self.teacher is None else self.teacher.network
         self._costs = Costs(self.student, frozen, ledger, teacher_flops)
 
     def step(
         self,
         inputs: Shaped[Tensor, "n ..."] | Mapping[str, Tensor],
-        labels: Int[Tensor, " n"] | None = None,
+        labels: Tensor | None = None,
         *,
         index: Int[Tensor, " n"] | None = None,
         view: Int[Tensor, " n"] | None = None,
@@ -118,14 +126,23 @@ class Distiller:
         Args:
             inputs: images `[N, C, H, W]`; N may be smaller in an epoch's last batch. Or named tensors `[N, ...]`
                 that both networks get as keyword arguments, those called `teacher_...` the teacher alone
-            labels: class numbers `[N]`; None where no loss needs them, or they are among the named tensors
+            labels: class numbers `[N]`, −100 where a sample has none; None where no loss needs them, or they are among
+                the named tensors
             index: position of each image in its data set `[N]`
             view: code of each image's augmentation `[N]`
+
+        Raises:
+            UserError: labels that a loss cannot take, an image that is not finite. A look stops a GPU: there labels
+                are looked at in the first batch of each size and images are not, and the loss is NaN
         """
         samples, batch_labels = as_inputs(inputs)
         if len(samples) == 0:
             raise UserError("the batch is empty")
-        batch = Batch(samples, batch_labels if labels is None else labels, index, view)
+        labels = batch_labels if labels is None else labels
+        check_pixels(samples)
+        if labels is not None:
+            check_labels(labels, len(samples), classes=self._reads_labels)
+        batch = Batch(samples, labels, index, view)
         self.check_method()
         draws = make_draws(
             len(batch),
@@ -137,9 +154,13 @@ class Distiller:
         )
         each = self.measure_batch(samples)
         self._batch_size.follow(len(batch))
-        if self.teacher is not None and any(m.training for m in self._teacher_modules):
-            self.teacher.network.module.eval()  # a caller's model.train() may have reached it
+        if self.teacher is not None and any(getattr(m, "training", False) for m in self._teacher_modules):
+            set_eval(self.teacher.network.module)  # a caller's model.train() may have reached it
         result = self.run(batch, draws)
+        if labels is not None and self._reads_labels:
+            if labels.device.type == "cpu" or len(labels) not in self._looked_at:
+                check_range(labels, result.outputs.logits.shape[1])
+            self._looked_at.add(len(labels))
         self.count(result.counts, each)
         return result
 

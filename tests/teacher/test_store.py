@@ -259,7 +259,21 @@ def test_checksums_of_like_rows_differ():
 # What cannot be kept
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+def test_a_class_that_is_ruled_out_is_kept_as_it_is(precision, tmp_path):
+    """A logit of −inf is a probability of 0; a row of nothing else is no answer."""
+    store, logits = open_store(tmp_path / "answers", precision=precision), torch.ones(3, 5)
+    logits[1, 2:4] = -torch.inf
+    store.write(*rows((0, 0), (1, 0), (2, 0)), logits)
+    stored, known = store.read(*rows((0, 0), (1, 0), (2, 0)))
+    assert known.all()
+    assert torch.equal(stored.float(), logits)
+    logits[2] = -torch.inf
+    with pytest.raises(UserError, match=r"not finite for images 2$"):
+        store.write(*rows((0, 0), (1, 0), (2, 0)), logits)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("precision", ["fp16", "fp32"])
 def test_logits_that_are_not_finite_name_their_images(precision, value, tmp_path):
     store = open_store(tmp_path / "answers", precision=precision)

@@ -211,7 +211,24 @@ def test_one_wrong_bit_makes_a_row_unknown_and_never_an_error(precision, tmp_pat
 
 
 @PRECISIONS
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_classes_that_are_ruled_out_keep_a_probability_of_0_where_they_are_kept_or_all_the_rest(
+    precision, tmp_path
+):
+    """Of the first answer all but two classes are ruled out, of the second only the last one."""
+    store, logits = open_store(tmp_path / "answers", precision=precision), answers_of(2)
+    logits[0, 2:], logits[1, CLASSES - 1] = -math.inf, -math.inf
+    store.write(*rows((0, 0), (1, 0)), logits)
+    stored, known = store.read(*rows((0, 0), (1, 0)))
+    assert known.all()
+    assert torch.equal(stored[0].isneginf(), logits[0].isneginf())
+    assert stored[1].isfinite().all()
+    weights = (logits[1].double() / 4.0).softmax(0), (stored[1].double() / 4.0).softmax(0)
+    top = logits[1].topk(store.contents.top_k).indices
+    torch.testing.assert_close(weights[1][top], weights[0][top], rtol=2e-3, atol=1e-3)
+
+
+@PRECISIONS
+@pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("place", [0, CLASSES - 1])
 def test_logits_that_are_not_finite_name_their_images_wherever_they_are(precision, value, place, tmp_path):
     store, logits = open_store(tmp_path / "answers", precision=precision), answers_of(3)

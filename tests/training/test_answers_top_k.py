@@ -194,7 +194,7 @@ def test_the_mix_is_that_of_what_is_read(tmp_path):
         torch.testing.assert_close(found, torch.stack(expected))
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_faulty_answer_is_marked_and_not_stored(value, tmp_path):
     table = TABLE.clone()
     table[1, TABLE[1].argmin()] = value

@@ -19,7 +19,7 @@ class Batch:
 
     Args:
         images: pixels in [0, 1], `[N, C, H, W]` (an own loop may pass normalised images, or named tensors)
-        labels: class numbers `[N]`, or None
+        labels: class numbers `[N]` (of another kind where no loss but the caller's own reads them), or None
         index: position of each image in its data set `[N]`, or None
         view: number of each image's view (augmentation) `[N]`, or None
         answers: the teacher's stored logits on each image in this view `[N, classes]`, or None
@@ -29,7 +29,7 @@ class Batch:
     """
 
     images: Shaped[Tensor, "n ..."] | NamedInputs
-    labels: Int[Tensor, " n"] | None = None
+    labels: Shaped[Tensor, "n ..."] | None = None
     index: Int[Tensor, " n"] | None = None
     view: Int[Tensor, " n"] | None = None
     answers: Float[Tensor, "n classes"] | None = None
@@ -93,8 +93,8 @@ class MixedBatch:
     """
 
     images: Shaped[Tensor, "k ..."] | NamedInputs
-    label_a: Int[Tensor, " k"] | None
-    label_b: Int[Tensor, " k"] | None
+    label_a: Shaped[Tensor, "k ..."] | None
+    label_b: Shaped[Tensor, "k ..."] | None
     weight: Float[Tensor, " k"]
     sample_weight: Float[Tensor, " k"]
     position: Int[Tensor, " k"]
@@ -133,7 +133,7 @@ class Answers:
         forwarded: images that went through the teacher
         cached: answers that came from the store
         filled: of the forwarded, those whose answers were stored
-        finite: which rows the teacher has an answer to; None: not looked at `[k]`
+        finite: which rows the teacher has an answer to (`answered`); None: not looked at `[k]`
     """
 
     outputs: Outputs
@@ -143,11 +143,16 @@ class Answers:
     finite: Bool[Tensor, " k"] | None = None
 
     def marked(self) -> Answers:
-        """The same with zeros in rows that are not finite and `finite` set; the device is not synchronised."""
-        finite = self.outputs.logits.isfinite().all(dim=1)
+        """The same with zeros in rows that are no answer and `finite` set; the device is not synchronised."""
+        finite = answered(self.outputs.logits)
 
         def clean(rows: Tensor) -> Tensor:
             return torch.where(finite.view(-1, *[1] * (rows.dim() - 1)), rows, 0)
 
         features = {name: clean(rows) for name, rows in self.outputs.features.items()}
         return replace(self, outputs=Outputs(clean(self.outputs.logits), features), finite=finite)
+
+
+def answered(logits: Float[Tensor, "k classes"]) -> Bool[Tensor, " k"]:
+    """Which rows are a distribution: no NaN, no +inf, not all −inf; a class of −inf has probability 0."""
+    return logits.amax(dim=1).isfinite()  # a maximum hands on a NaN

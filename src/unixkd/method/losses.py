@@ -3,22 +3,25 @@
 One rule for all of them: with sample weights w, a loss is mean(w) times its value on the batch in
 which row i is repeated w_i times. So all weights 1 is the plain loss and a weight of 0 removes a row;
 for losses that are means over rows, importance weights scale the gradient. Everything is computed in at
-least float32, in log space.
+least float32, in log space. A teacher's logit of −inf is a probability of 0, which adds 0. A label of −100
+is none: losses that need labels are means over the rows that have one, 0 where none has, as torch has it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
 from unixkd.errors import UserError
 from unixkd.method.batch import MixedBatch, Outputs
+from unixkd.method.labels import UNLABELLED, outside
 from unixkd.method.scoring import full_precision
 
 
@@ -75,13 +78,9 @@ class CrossEntropy:
     needs_teacher: ClassVar[bool] = False
 
     def __call__(self, student: Outputs, teacher: Outputs | None, mixed: MixedBatch) -> Float[Tensor, ""]:
-        label_a, label_b = label_pair(mixed)
-        logits, m = full_precision(student.logits), mixed.weight
-        a, b = (
-            F.cross_entropy(logits, y, reduction="none", label_smoothing=self.label_smoothing)
-            for y in (label_a, label_b)
-        )
-        return weighted_mean((1 - m) * a + m * b, mixed.sample_weight)
+        logits = full_precision(student.logits)
+        per_row = partial(F.cross_entropy, logits, reduction="none", label_smoothing=self.label_smoothing)
+        return labelled_mean(per_row, mixed, logits.shape[1])
 
 
 @dataclass(frozen=True)
@@ -97,8 +96,7 @@ class DKD(SoftenedLoss):
 
     def __call__(self, student: Outputs, teacher: Outputs | None, mixed: MixedBatch) -> Float[Tensor, ""]:
         s, t = logit_pair(student, teacher)
-        a, b = (self.per_row(s, t, y) for y in label_pair(mixed))
-        return weighted_mean((1 - mixed.weight) * a + mixed.weight * b, mixed.sample_weight)
+        return labelled_mean(partial(self.per_row, s, t), mixed, s.shape[1])
 
     def per_row(
         self, s: Float[Tensor, "k classes"], t: Float[Tensor, "k classes"], label: Int[Tensor, " k"]
@@ -109,14 +107,18 @@ class DKD(SoftenedLoss):
         target = F.one_hot(label, s.shape[1]).bool()
         # log of (target, everything else): two-class distributions, by log-sum-exp over the rest.
         log_rest_s, log_rest_t = (x.masked_fill(target, -torch.inf) for x in (log_s, log_t))
+        absent = log_rest_t == -torch.inf
+        # A rest of −inf alone, which is no distribution, would give NaN gradients.
+        log_rest_s, log_rest_t = (
+            x.masked_fill((x == -torch.inf).all(dim=1, keepdim=True), -1e30) for x in (log_rest_s, log_rest_t)
+        )
         two_s, two_t = (
             torch.cat([x.gather(1, place), rest.logsumexp(dim=1, keepdim=True)], dim=1)
             for x, rest in ((log_s, log_rest_s), (log_t, log_rest_t))
         )
-        target_part = (two_t.exp() * (two_t - two_s)).sum(dim=1)
         rest_s, rest_t = (F.log_softmax(x, dim=1) for x in (log_rest_s, log_rest_t))
-        difference = (rest_t - rest_s).masked_fill(target, 0.0)  # -inf − -inf at the target
-        rest_part = (rest_t.exp() * difference).sum(dim=1)
+        rest_t = rest_t.masked_fill(absent, -torch.inf)
+        target_part, rest_part = divergence(two_t, two_s), divergence(rest_t, rest_s)
         return self.temperature**2 * (self.alpha * target_part + self.beta * rest_part)
 
 
@@ -149,7 +151,14 @@ def kl_divergence(
     tensor([0.])
     """
     log_q, log_p = (F.log_softmax(x / temperature, dim=1) for x in (target_logits, logits))
-    return temperature**2 * F.kl_div(log_p, log_q, reduction="none", log_target=True).sum(dim=1)
+    return temperature**2 * divergence(log_q, log_p)
+
+
+def divergence(log_q: Float[Tensor, "k classes"], log_p: Float[Tensor, "k classes"]) -> Float[Tensor, " k"]:
+    """Σ q (log q − log p) of each row; classes of q = 0 add 0, whatever p is."""
+    absent = log_q == -torch.inf  # 0 · −inf would be NaN
+    log_q, log_p = (x.masked_fill(absent, 0.0) for x in (log_q, log_p))
+    return F.kl_div(log_p, log_q, reduction="none", log_target=True).sum(dim=1)
 
 
 def pearson(
@@ -180,11 +189,34 @@ def logit_pair(
     return s, t
 
 
-def label_pair(mixed: MixedBatch) -> tuple[Int[Tensor, " k"], Int[Tensor, " k"]]:
-    """Both labels of each row; an error for unlabelled images."""
+def labelled_mean(
+    per_row: Callable[[Int[Tensor, " k"]], Float[Tensor, " k"]], mixed: MixedBatch, classes: int
+) -> Float[Tensor, ""]:
+    """(1 − m) · value(y_a) + m · value(y_b), mean over rows in so far as they are labelled.
+
+    Labels of −100 weigh nothing; others that are no class make the loss NaN, which waits for no device.
+    """
     if mixed.label_a is None or mixed.label_b is None:
         raise UserError("this loss needs labels, and the images have none: use kd, dist, at or sp")
-    return mixed.label_a.long(), mixed.label_b.long()
+    m, w = mixed.weight, mixed.sample_weight
+    (a, without_a), (b, without_b) = (
+        known_value(per_row, y, classes) for y in (mixed.label_a, mixed.label_b)
+    )
+    labelled = (
+        w * (1 - (1 - m) * without_a - m * without_b)
+    ).sum()  # w.sum() to the last bit where all rows are
+    rescaled = torch.where(labelled > 0, w.sum() / labelled, 0.0)
+    return rescaled * weighted_mean((1 - m) * a + m * b, w)
+
+
+def known_value(
+    per_row: Callable[[Int[Tensor, " k"]], Float[Tensor, " k"]], label: Integer[Tensor, " k"], classes: int
+) -> tuple[Float[Tensor, " k"], Bool[Tensor, " k"]]:
+    """The value of each row, 0 for a label of −100, NaN for one that is no class; and which labels are −100."""
+    label = label.long()  # uint8 has no −100
+    wrong, unlabelled = outside(label, classes), label == UNLABELLED
+    value = per_row(label.masked_fill(wrong | unlabelled, 0))
+    return value.masked_fill(unlabelled, 0.0).masked_fill(wrong, torch.nan), unlabelled
 
 
 @dataclass(frozen=True)

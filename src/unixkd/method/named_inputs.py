@@ -73,6 +73,10 @@ class NamedInputs:
         """The same samples on a device."""
         return NamedInputs({n: t.to(device, non_blocking=non_blocking) for n, t in self.tensors.items()})
 
+    def clone(self) -> NamedInputs:
+        """A copy of every tensor."""
+        return NamedInputs({name: tensor.clone() for name, tensor in self.tensors.items()})
+
     def of(self, prefix: str) -> NamedInputs:
         """A network's own inputs, without their prefix; those of all where it has none of its own.
 
@@ -87,7 +91,7 @@ class NamedInputs:
 Inputs: TypeAlias = Tensor | NamedInputs
 
 
-def as_inputs(inputs: Tensor | Mapping[str, Tensor]) -> tuple[Inputs, Tensor | None]:
+def as_inputs(inputs: object) -> tuple[Inputs, Tensor | None]:
     """What a loader gives, as the step takes it, and the labels that lie in it; an error for what is no tensor.
 
     >>> as_inputs({"pixel_values": torch.zeros(2, 3, 4, 4), "labels": torch.tensor([0, 1])})[1]
@@ -95,6 +99,8 @@ def as_inputs(inputs: Tensor | Mapping[str, Tensor]) -> tuple[Inputs, Tensor | N
     """
     if isinstance(inputs, Tensor):
         return inputs, None
+    if not isinstance(inputs, Mapping):
+        raise UserError(f"the inputs are a {type(inputs).__name__}: give a tensor [N, ...] or named tensors")
     tensors = dict(inputs)
     labels, label = (tensors.pop(name, None) for name in ("labels", "label"))
     for name, value in tensors.items():

@@ -37,7 +37,8 @@ class Network:
             return Outputs(self.logits(inputs), tap.take())
 
     def logits(self, inputs: Shaped[Tensor, "n ..."] | NamedInputs) -> Float[Tensor, "n classes"]:
-        """The forward alone."""
+        """The forward alone, on a copy of the inputs: a module may normalise in place, others need them after it."""
+        inputs = inputs.clone()
         if isinstance(inputs, Tensor):
             return logits_of(self.module(inputs), self.module)
         tensors = dict(inputs.of(self.prefix).tensors)
@@ -62,6 +63,11 @@ def logits_of(output: object, module: nn.Module) -> Float[Tensor, "n classes"]:
     """The logits in what a module returned: a tensor, or something that has them as `.logits` or `["logits"]`."""
     logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
     if isinstance(logits, Tensor) and logits.ndim == 2:
+        if logits.shape[1] == 1:
+            raise UserError(
+                f"{type(unwrap(module)).__name__} gives one logit [N, 1], of which softmax makes 1 whatever it is: "
+                "give a network of two classes two logits (0 and z, where it has one z)"
+            )
         return logits
     what = f"logits of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(output).__name__
     raise UserError(
@@ -117,6 +123,15 @@ def has_statistics(module: nn.Module) -> bool:
     return any(
         isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats for m in module.modules()
     )
+
+
+def set_eval(module: nn.Module) -> None:
+    """Eval mode; programs of torch.export, which have no modes, stay as they are."""
+    try:
+        module.eval()
+    except NotImplementedError:
+        for child in module.children():
+            set_eval(child)
 
 
 @contextlib.contextmanager
@@ -177,7 +192,7 @@ class FeatureTap(contextlib.ExitStack):
             raise UserError(
                 f"layer '{name}' gives a {type(output).__name__}, not a tensor: choose another layer"
             )
-        self.features[name] = output
+        self.features[name] = output.clone()  # the next layer may work in place
 
 
 def resolve_layer(module: nn.Module, name: str) -> str:

@@ -38,7 +38,7 @@ def evaluate_objective(
     return loss, {name: value.detach() for name, value in values.items()}
 
 
-def check_objective(method: Method, objective: Objective, teacher: nn.Module | None) -> None:
+def check_objective(method: Method, objective: Objective, *, has_teacher: bool) -> None:
     """Raise where method, losses and teacher do not fit together."""
     if not objective:
         raise UserError("the objective is empty: give at least one loss a weight")
@@ -48,7 +48,7 @@ def check_objective(method: Method, objective: Objective, teacher: nn.Module | N
     needing = [term.name for term in objective if term.loss.needs_teacher]
     if needing and not method.teacher:
         raise UserError(f"{method.name} trains without a teacher, but the loss {needing[0]} needs one")
-    if needing and teacher is None:
+    if needing and not has_teacher:
         raise UserError(f"method {method.name} with the loss {needing[0]} needs a teacher")
 
 

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
 from unixkd.errors import UserError
+from unixkd.method.labels import UNLABELLED, outside
 
 Scorer = Callable[[Float[Tensor, "n classes"]], Float[Tensor, " n"]]
 
@@ -22,13 +23,14 @@ Scorer = Callable[[Float[Tensor, "n classes"]], Float[Tensor, " n"]]
 def entropy(logits: Float[Tensor, "n classes"]) -> Float[Tensor, " n"]:
     """Entropy −Σ p log p of the predicted distribution in nats, in [0, log C].
 
-    Computed from log-softmax, so that a probability of 0 contributes 0.
+    A probability of 0 contributes 0, also where its logit is −inf.
 
     >>> entropy(torch.zeros(1, 4))          # log 4
     tensor([1.3863])
     """
     log_p = torch.log_softmax(full_precision(logits), dim=1)
-    return -(log_p.exp() * log_p).sum(dim=1)
+    # Clamped, as 0 · −inf would be NaN.
+    return -(log_p.exp() * log_p.clamp_min(torch.finfo(log_p.dtype).min)).sum(dim=1)
 
 
 def margin(logits: Float[Tensor, "n classes"]) -> Float[Tensor, " n"]:
@@ -54,7 +56,7 @@ def least_confidence(logits: Float[Tensor, "n classes"]) -> Float[Tensor, " n"]:
 
 @dataclass(frozen=True)
 class TrueLoss:
-    """Cross-entropy −log p of the true class in nats, ≥ 0: how wrong rather than how uncertain.
+    """Cross-entropy −log p of the true class in nats, ≥ 0: how wrong rather than how uncertain; 0 without a label.
 
     >>> TrueLoss()(torch.zeros(1, 4), torch.tensor([2]))          # log 4
     tensor([1.3863])
@@ -62,12 +64,18 @@ class TrueLoss:
 
     needs_labels: ClassVar[bool] = True
 
-    def __call__(self, logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-        return torch.nn.functional.cross_entropy(full_precision(logits), labels.long(), reduction="none")
+    def __call__(
+        self, logits: Float[Tensor, "n classes"], labels: Integer[Tensor, " n"]
+    ) -> Float[Tensor, " n"]:
+        logits = full_precision(logits)
+        labels = labels.long().masked_fill(
+            outside(labels, logits.shape[1]), UNLABELLED
+        )  # whoever has them checks them
+        return torch.nn.functional.cross_entropy(logits, labels, reduction="none")
 
 
 def score_logits(
-    scorer: Scorer | TrueLoss, logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"] | None
+    scorer: Scorer | TrueLoss, logits: Float[Tensor, "n classes"], labels: Tensor | None
 ) -> Float[Tensor, " n"]:
     """A batch's scores, with its labels where the scorer wants them."""
     if not isinstance(scorer, TrueLoss):

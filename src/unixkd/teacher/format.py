@@ -148,8 +148,8 @@ class TopLogits:
     That level r is such that the others weigh at temperature T together as much as they did:
     (C − k) · exp(r/T) = Σ exp(x_c/T) over the C − k others. So at this T the softened probability of each of the k
     classes and of the rest together is that of the full answer, but for rounding; how it divides among the rest is
-    lost. At another temperature the rest weighs too much (above T) or too little (below it), as the right r falls
-    with T, from the others' maximum to their mean.
+    lost, so a class of −inf among them gets its part. At another temperature the rest weighs too much (above T) or too
+    little (below it), as the right r falls with T, from the others' maximum to their mean.
 
     A row is, in words of 2 bytes: k logits, the largest first, and r, as fp16 or fp32; then the k classes as uint16,
     or as uint32 where there are more than 65,536 classes.
@@ -218,8 +218,7 @@ class TopLogits:
             torch.logsumexp(rest / self.temperature, dim=1) - math.log(self.classes - self.top_k)
         )
         level = torch.minimum(level, rest[:, 0])  # an error in the last digit may not change an order
-        # A logit of −inf would vanish in the rest, but the answer is a faulty one; NaN and inf are sorted first.
-        faulty = ~ordered[:, [0, -1]].isfinite().all(dim=1)
+        faulty = ~ordered[:, 0].isfinite()  # NaN and inf are sorted first; of −inf alone the first is −inf
         level = level.masked_fill(faulty, torch.nan)
         values = torch.cat([ordered[:, : self.top_k], level[:, None]], dim=1)
         return values.to(_TORCH[self.precision]), places[:, : self.top_k]

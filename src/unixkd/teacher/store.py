@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unixkd.errors import UserError
+from unixkd.method.batch import answered
 from unixkd.method.draws import mix64
 from unixkd.teacher.folder import open_folder
 from unixkd.teacher.format import Contents, Precision
@@ -142,8 +143,8 @@ class AnswerStore:
             logits: the teacher's `[N, classes]`, on any device
 
         Raises:
-            UserError: logits that are not finite or too large for fp16, another number of classes, an
-                image or view that is not the store's; nothing is written then
+            UserError: logits that are no answer (NaN, +inf, all −inf) or too large for fp16, another number of
+                classes, an image or view that is not the store's; nothing is written then
         """
         rows = self._rows(index, view)
         if logits.shape != (len(rows), self.contents.classes):
@@ -154,7 +155,7 @@ class AnswerStore:
         packed, numbers = self._packing.pack(logits.detach())
         # aminmax hands on a NaN, and is far faster than isfinite on every number
         if len(rows) and not torch.stack(numbers.aminmax()).isfinite().all():
-            raise _unstorable(index, logits, numbers, self.contents.precision)
+            self._check_storable(index, logits)
         if self.journal is not None:
             self.journal.append(rows)
         self._logits[rows] = packed
@@ -172,6 +173,17 @@ class AnswerStore:
         self.foreign[lent] = False
         self.lent += len(lent)
         return len(lent)
+
+    def _check_storable(self, index: Tensor, logits: Tensor) -> None:
+        """Raise for rows `[N, C]` that are no answer, or that the store's precision makes infinite."""
+        if (faulty := ~answered(logits).cpu()).any():
+            raise UserError(f"the teacher's logits are not finite for images {_first(index.cpu()[faulty])}")
+        large = (self.rounded(logits).isinf() & logits.isfinite()).any(dim=1).cpu()
+        if large.any():
+            raise UserError(
+                f"the teacher's logits are too large for {self.contents.precision} for images "
+                f"{_first(index.cpu()[large])}: store them as fp32 (--answers.precision fp32)"
+            )
 
     def rounded(self, logits: Float[Tensor, "n classes"]) -> Float[Tensor, "n classes"]:
         """What `read` will give where these logits are written; on their own device."""
@@ -221,18 +233,6 @@ class AnswerStore:
                 outside = numbers[(numbers < 0) | (numbers >= count)][0]
                 raise UserError(f"{self.path} holds {what}s 0 to {count - 1}, not {what} {outside}")
         return images * contents.views + views
-
-
-def _unstorable(index: Tensor, logits: Tensor, numbers: Tensor, precision: str) -> UserError:
-    """The error for logits `[N, classes]` of which some numbers to be stored `[N, ...]` are not finite."""
-    infinite = ~logits.isfinite().all(dim=1).cpu()
-    if infinite.any():
-        return UserError(f"the teacher's logits are not finite for images {_first(index.cpu()[infinite])}")
-    large = ~numbers.isfinite().all(dim=1)
-    return UserError(
-        f"the teacher's logits are too large for {precision} for images {_first(index.cpu()[large])}: "
-        "store them as fp32 (--answers.precision fp32)"
-    )
 
 
 def _first(images: Tensor) -> str:

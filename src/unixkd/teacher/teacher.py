@@ -10,7 +10,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from unixkd.errors import UserError
-from unixkd.method.batch import Answers, Batch, MixedBatch, Outputs
+from unixkd.method.batch import Answers, Batch, MixedBatch, Outputs, answered
 from unixkd.method.losses import FeatureLoss, Loss
 from unixkd.method.named_inputs import NamedInputs, concat
 from unixkd.method.network import Network
@@ -43,7 +43,8 @@ class Teacher:
         network: the frozen network
         store: its stored answers, filled as they are needed
         mixes_answers: mixed rows are not forwarded: their answer is the mix of the stored ones to both images
-        marks_faulty: answers that are not finite are marked for a caller who leaves them out, and are not stored
+        marks_faulty: rows that are no answer (NaN, +inf, all −inf) are marked for a caller who leaves them
+            out, and are not stored
     """
 
     network: Network
@@ -78,8 +79,7 @@ class Teacher:
             distinct, place = both.unique(return_inverse=True)
             answers = self.recall(batch, distinct)
         ranked, partner = answers.outputs.logits[place].chunk(2)
-        logits = ranked.lerp(partner, mixed.weight[:, None].to(ranked.dtype))
-        return replace(answers, outputs=Outputs(logits))
+        return replace(answers, outputs=Outputs(mixed_logits(ranked, partner, mixed.weight[:, None])))
 
     def recall(
         self,
@@ -144,8 +144,17 @@ class Teacher:
         view: Int[Tensor, " p"],
         logits: Float[Tensor, "p classes"],
     ) -> None:
-        """Store answers, but for those that are not finite where these are marked."""
+        """Store answers, but for rows that are none (`answered`) where these are marked."""
         if self.marks_faulty:
-            finite = logits.isfinite().all(dim=1)
+            finite = answered(logits)
             index, view, logits = index[finite.cpu()], view[finite.cpu()], logits[finite]
         store.write(index, view, logits)
+
+
+def mixed_logits(
+    ranked: Float[Tensor, "k classes"], partner: Float[Tensor, "k classes"], weight: Float[Tensor, "k 1"]
+) -> Float[Tensor, "k classes"]:
+    """(1 − m) · ranked + m · partner; −inf where one with a share is −inf."""
+    a, b = (logits == -torch.inf for logits in (ranked, partner))
+    logits = ranked.masked_fill(a, 0.0).lerp(partner.masked_fill(b, 0.0), weight.to(ranked.dtype))
+    return logits.masked_fill((a & (weight < 1)) | (b & (weight > 0)), -torch.inf)
