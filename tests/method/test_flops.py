@@ -11,6 +11,7 @@ import torchvision
 from torch import Tensor, nn
 
 from slow import TinyNet
+from unixkd.errors import UserError
 from unixkd.method.flops import forward_flops, sample_flops, structure
 
 PIXELS = 3 * 4 * 4
@@ -169,6 +170,13 @@ def test_programs_are_counted_as_the_network_that_they_were_made_of():
         scripts.append(torch.jit.freeze(scripts[0]))
     for program in (*scripts, torch.export.export(network, (image,)).module()):
         assert forward_flops(program, (3, 4, 4)) == right
+
+
+def test_a_program_for_batches_of_one_size_is_refused():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(PIXELS, 5)).eval()
+    program = torch.export.export(network, (torch.zeros(8, 3, 4, 4),)).module()
+    with pytest.raises(UserError, match="a program for inputs of one shape"):
+        forward_flops(program, (3, 4, 4))
 
 
 def test_a_network_that_grows_has_another_structure():

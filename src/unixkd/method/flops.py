@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
+from unixkd.errors import UserError
 from unixkd.method.network import evaluating
 from unixkd.method.resizing import Size
 
@@ -71,8 +72,24 @@ def sample_flops(model: nn.Module, forward: Callable[[], object]) -> int | None:
     """
     counter = FlopCounterMode(display=False, custom_mapping=dict(VECTOR_PRODUCTS))
     uncounted = UncountedProducts()
-    with evaluating(model), buffers_kept(model), torch.no_grad(), unfused(), uncompiled(), uncounted, counter:
-        forward()
+    try:
+        with (
+            evaluating(model),
+            buffers_kept(model),
+            torch.no_grad(),
+            unfused(),
+            uncompiled(),
+            uncounted,
+            counter,
+        ):
+            forward()
+    except AssertionError as error:
+        if "Guard failed" not in str(error):
+            raise
+        raise UserError(
+            f"the network is a program for inputs of one shape ({error}): export it with a first dimension of any "
+            "size, as `unixkd export` does"
+        ) from None
     flops = int(counter.get_total_flops())
     return None if uncounted.found else flops or None
 

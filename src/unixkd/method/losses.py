@@ -96,6 +96,8 @@ class DKD(SoftenedLoss):
 
     def __call__(self, student: Outputs, teacher: Outputs | None, mixed: MixedBatch) -> Float[Tensor, ""]:
         s, t = logit_pair(student, teacher)
+        if s.shape[1] == 2 and self.alpha == 0:
+            raise UserError("dkd with alpha 0 is 0 for two classes, which have one class beside the target")
         return labelled_mean(partial(self.per_row, s, t), mixed, s.shape[1])
 
     def per_row(
@@ -135,6 +137,10 @@ class DIST(SoftenedLoss):
 
     def __call__(self, student: Outputs, teacher: Outputs | None, mixed: MixedBatch) -> Float[Tensor, ""]:
         s, t = (torch.softmax(x / self.temperature, dim=1) for x in logit_pair(student, teacher))
+        if s.shape[1] == 2 and self.intra == 0:
+            raise UserError(
+                "dist with intra 0 has no gradient for two classes: any two rows of two correlate by ±1"
+            )
         w = mixed.sample_weight.to(s.dtype)
         ones = torch.ones_like(s[0])
         inter = weighted_mean(1 - pearson(s, t, ones), w)
