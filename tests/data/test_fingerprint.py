@@ -87,39 +87,37 @@ def config_of(pictures, **train):
     )
 
 
+def distill(pictures, tmp_path, *more):
+    """Plain KD on two views of the pictures, with stored answers."""
+    if not (tmp_path / "teacher").exists():
+        run(config_of(pictures, epochs=1), tmp_path / "teacher")
+    networks = ("--teacher", tmp_path / "teacher", "--student", "resnet8", "--method", "kd")
+    data = ("--data", f"folder:{pictures}", "--data.in_memory", "false", "--data.workers", 0)
+    train = ("--data.crop_padding", 1, "--train.batch_size", 4, "--epochs", 1)
+    return ("distill", *networks, *data, *train, "--answers.path", tmp_path / "answers", *more)
+
+
+@pytest.mark.parametrize("shown", ["--data.views", "--data.mixes"])
+@pytest.mark.parametrize("fill", ["lazy", "epoch"])
+def test_an_image_that_the_fingerprint_did_not_look_into_is_known_when_it_is_decoded(
+    shown, fill, pictures, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(source, "_HASHED", 1)
+    words = distill(pictures, tmp_path, shown, 2, "--answers.fill", fill)
+    assert call(*words, "--out", tmp_path / "first") == 0
+    assert call(*words, "--out", tmp_path / "second") == 0
+    before = load_data(on_disk(pictures)).fingerprint
+    write(pictures / "b" / "7.bmp", seed=99)
+    assert load_data(on_disk(pictures)).fingerprint == before
+    capsys.readouterr()
+    assert call(*words, "--out", tmp_path / "third") == 1
+    told = capsys.readouterr().err
+    assert "b/7.bmp" in told
+    assert "changed since the teacher's answers to it were stored" in told
+
+
 def test_stored_answers_are_refused_once_an_image_has_changed(pictures, tmp_path, capsys):
-    run(config_of(pictures, epochs=1), tmp_path / "teacher")
-    data = (
-        "--data",
-        f"folder:{pictures}",
-        "--data.in_memory",
-        "false",
-        "--data.workers",
-        0,
-        "--data.crop_padding",
-        1,
-    )
-    words = (
-        "--teacher",
-        tmp_path / "teacher",
-        "--student",
-        "resnet8",
-        "--method",
-        "kd",
-        *data,
-        "--data.views",
-        2,
-    )
-    words = (
-        "distill",
-        *words,
-        "--train.batch_size",
-        4,
-        "--epochs",
-        1,
-        "--answers.path",
-        tmp_path / "answers",
-    )
+    words = distill(pictures, tmp_path, "--data.views", 2)
     assert call(*words, "--out", tmp_path / "first") == 0
     assert call(*words, "--out", tmp_path / "second") == 0
     write(pictures / "b" / "7.bmp", seed=99)

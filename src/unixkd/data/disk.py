@@ -47,6 +47,8 @@ class LoadedSplit(Split):
         views: number of views of each image that are trained on, the first; None: all
         mixes: number of fixed mixes of each image that are trained on instead; None: its views
         onto: where batches are made; they cross to it as uint8
+        known: of a store of answers, the CRC-32 of each image's encoded bytes when the teacher answered `[N]`, uint32,
+            0 where it has not; it is filled, and an image that differs is refused
     """
 
     records: Any
@@ -59,6 +61,7 @@ class LoadedSplit(Split):
     views: int | None = None
     mixes: int | None = None
     onto: torch.device = _CPU
+    known: NDArray[np.uint32] | None = None
 
     def __len__(self) -> int:
         return len(self.records)
@@ -84,14 +87,17 @@ class LoadedSplit(Split):
     def read(self, sample: Any) -> Pixels:
         """The pixels `[size, size, C]`, uint8, of a sample; runs in a worker."""
 
-    def load_pixels(self, batches: Iterable[Sequence[Any]]) -> Iterator[Float[Tensor, "n c h w"]]:
+    def load(
+        self, batches: Iterable[Sequence[Any]], read: Callable[[Any], Pixels | tuple[Pixels, int]]
+    ) -> Iterator[tuple[Float[Tensor, "n c h w"], NDArray[np.int64] | None]]:
         """The pixels in [0, 1] of batches of samples as `read` takes them, on the device, in their order.
 
-        Batches are taken a few ahead, in this process; pixels cross to the device as uint8, a quarter of the bytes,
+        Where `read` gives a number beside the pixels, the numbers come too. Batches are taken a few ahead, in this
+        process; pixels cross to the device as uint8, a quarter of the bytes,
         from pinned memory where it is a GPU. Raises UserError from `read`, or where a worker died.
         """
         loader: DataLoader[Any] = DataLoader(
-            _Reader(self.read),
+            _Reader(read),
             batch_sampler=batches,  # type: ignore[arg-type]  # any iterable of lists will do
             num_workers=self.workers,
             collate_fn=_collate,
@@ -113,7 +119,8 @@ class LoadedSplit(Split):
             if isinstance(loaded, UserError):
                 del reading  # stops the workers now; held by the traceback they would outlive the error
                 raise loaded
-            yield to_pixels(loaded.to(self.onto, non_blocking=True))
+            pixels, numbers = loaded
+            yield to_pixels(pixels.to(self.onto, non_blocking=True)), numbers
 
 
 @dataclass(frozen=True)
@@ -157,6 +164,12 @@ class DiskSplit(LoadedSplit):
         position, code = sample
         return self.cut(self.records.read(position), code)
 
+    def read_checked(self, sample: tuple[int, int]) -> tuple[Pixels, int]:
+        """As `read`, with the CRC-32 of the encoded image; runs in a worker."""
+        position, code = sample
+        image, check = self.records.read_checked(position)
+        return self.cut(image, code), check
+
     def _mixed_batches(
         self, index: Int[Tensor, " m"], number: Int[Tensor, " m"], batch_size: int
     ) -> Iterator[Batch]:
@@ -180,9 +193,24 @@ class DiskSplit(LoadedSplit):
     ) -> Iterator[Batch]:
         samples = list(zip(index.tolist(), codes.tolist(), strict=True))
         batches = [samples[i : i + batch_size] for i in range(0, len(samples), batch_size)]
-        for positions, pixels in zip(index.split(batch_size), self.load_pixels(batches), strict=True):
+        loaded = self.load(batches, self.read if self.known is None else self.read_checked)
+        for positions, (pixels, checks) in zip(index.split(batch_size), loaded, strict=True):
+            if checks is not None:
+                self._compare(positions.numpy(), checks)
             labels = None if self.labels is None else self.labels[positions]
             yield Batch(pixels, labels, positions).to(self.onto)
+
+    def _compare(self, positions: NDArray[np.int64], checks: NDArray[np.int64]) -> None:
+        """Raise where an image is not the one that the teacher has answered; remember those that are new."""
+        assert self.known is not None
+        there = self.known[positions]
+        if len(changed := positions[(there != 0) & (there != checks)]):
+            more = f" and {len(changed) - 1} more of the batch" if len(changed) > 1 else ""
+            raise UserError(
+                f"{self.records.name(int(changed[0]))}{more}: changed since the teacher's answers to it were stored; "
+                "give another --answers.path"
+            )
+        self.known[positions] = checks
 
 
 def _leave_interrupts_alone(worker: int) -> None:
@@ -190,13 +218,13 @@ def _leave_interrupts_alone(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-class _Reader(Dataset[Pixels | UserError]):
+class _Reader(Dataset[Any]):
     """What runs in a worker; an error is returned, because a worker would bury it in a traceback."""
 
-    def __init__(self, read: Callable[[Any], Pixels]) -> None:
+    def __init__(self, read: Callable[[Any], Pixels | tuple[Pixels, int]]) -> None:
         self.read = read
 
-    def __getitem__(self, sample: Any) -> Pixels | UserError:
+    def __getitem__(self, sample: Any) -> Pixels | tuple[Pixels, int] | UserError:
         try:
             return self.read(sample)
         except UserError as error:
@@ -213,6 +241,13 @@ def _random_resized_crop(image: Image.Image, size: int, flip: bool, seed: int) -
         return to_array(v2.Compose(steps)(image))
 
 
-def _collate(samples: Sequence[Any]) -> UInt8[Tensor, "n h w c"] | UserError:
+def _collate(
+    samples: Sequence[Any],
+) -> tuple[UInt8[Tensor, "n h w c"], NDArray[np.int64] | None] | UserError:
     errors = [sample for sample in samples if isinstance(sample, UserError)]
-    return errors[0] if errors else torch.from_numpy(np.stack(samples))
+    if errors:
+        return errors[0]
+    if not isinstance(samples[0], tuple):
+        return torch.from_numpy(np.stack(samples)), None
+    pixels, numbers = zip(*samples, strict=True)
+    return torch.from_numpy(np.stack(pixels)), np.array(numbers)

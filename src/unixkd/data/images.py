@@ -35,6 +35,14 @@ def read_header(source: Path | bytes, where: str) -> Image.Image:
         return image
 
 
+def read_file(source: Path | bytes, where: str) -> bytes:
+    """The bytes of an encoded image; errors as `read_header`."""
+    if isinstance(source, bytes):
+        return source
+    with _explained(where):
+        return source.read_bytes()
+
+
 def read_image(source: Path | bytes, where: str) -> Image.Image:
     """Decode an image completely, to 8 bits, and turn it as its EXIF orientation says; errors as `read_header`."""
     with read_header(source, where) as image, _explained(where):

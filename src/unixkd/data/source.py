@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
+import zlib
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from unixkd.data.images import GREY_MODES, Pixels, read_header, read_image
+from unixkd.data.images import GREY_MODES, Pixels, read_file, read_header, read_image
 from unixkd.errors import UserError
 
 Labels = NDArray[np.int64]
@@ -119,6 +120,16 @@ class Encoded:
     def read(self, i: int) -> Image.Image:
         """Image i, decoded. Raises UserError where it is unreadable."""
         return read_image(*self._item(i))
+
+    def read_checked(self, i: int) -> tuple[Image.Image, int]:
+        """Image i, decoded, and the CRC-32 of its encoded bytes, never 0; errors as `read`."""
+        source, where = self._item(i)
+        encoded = read_file(source, where)
+        return read_image(encoded, where), zlib.crc32(encoded) or 1
+
+    def name(self, i: int) -> str:
+        """What image i is called in messages."""
+        return self._item(i)[1]
 
     def digest(self) -> bytes:
         """SHA-256 of each file's (or tar member's) name and size, or of up to 256 images' bytes."""

@@ -17,7 +17,7 @@ import numpy as np
 
 from unixkd.errors import UserError
 from unixkd.run_files import aside, sync
-from unixkd.teacher.format import CHECKS, LOGITS, SCHEMA, TOP_SCHEMA, Contents
+from unixkd.teacher.format import CHECKS, IMAGES, LOGITS, SCHEMA, TOP_SCHEMA, Contents
 
 _INDEX = "answers.json"
 _STALE_SECONDS = 3600  # no store takes so long to make: an older unfinished one was left by a kill
@@ -25,10 +25,11 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 _CANNOT_RESERVE = (errno.EOPNOTSUPP, errno.EINVAL)  # file systems that only ever allocate on writing
 
 
-def open_folder(
-    path: Path, contents: Contents, announce: Callable[[str], None]
-) -> tuple[np.memmap, np.memmap]:
-    """The mapped rows `[images × views, width]` and checksums `[images × views]` of a store; see `AnswerStore.open`."""
+def open_folder(path: Path, contents: Contents, announce: Callable[[str], None]) -> list[np.memmap]:
+    """The mapped rows `[images × views, width]` and checksums `[images × views]` of a store; see `AnswerStore.open`.
+
+    Where the images are files, the checksums of these too `[images]`.
+    """
     try:
         _remove_leftovers(path.resolve())
         if not path.exists() or (path.is_dir() and not any(path.iterdir())):
@@ -36,7 +37,11 @@ def open_folder(
         _check(path, contents)
         rows, packing = contents.images * contents.views, contents.packing
         logits = np.memmap(path / LOGITS, packing.dtype, mode="r+", shape=(rows, packing.width))
-        return logits, np.memmap(path / CHECKS, np.dtype("<u4"), mode="r+", shape=(rows,))
+        counts = {CHECKS: rows, **({IMAGES: contents.images} if contents.on_disk else {})}
+        return [logits] + [
+            np.memmap(path / name, np.dtype("<u4"), mode="r+", shape=(count,))
+            for name, count in counts.items()
+        ]
     except OSError as error:
         where = error.filename or path
         raise UserError(f"cannot keep answers at {where}: {error.strerror}; give another folder") from None

@@ -20,7 +20,7 @@ from unixkd.names import format_bytes
 SCHEMA, TOP_SCHEMA = 1, 2
 """Of stores of all logits and of the largest ones; raised whenever files of before would be read wrongly."""
 
-LOGITS, CHECKS = "logits.bin", "checks.bin"
+LOGITS, CHECKS, IMAGES = "logits.bin", "checks.bin", "images.bin"
 """The files of numbers."""
 
 
@@ -37,6 +37,7 @@ class Contents:
         top_k: how many of an answer's logits are kept, the largest (`TopLogits`); None: all
         temperature: softmax temperature at which the dropped classes keep their total probability; unused if all
             logits are stored
+        on_disk: the images are files, which may change: a checksum of each is kept
 
     Raises:
         UserError: a number is below 1, or the `top_k` logits take more room than all
@@ -54,6 +55,7 @@ class Contents:
     precision: Precision
     top_k: int | None = None
     temperature: float = 1.0
+    on_disk: bool = False
 
     def __post_init__(self) -> None:
         if min(self.images, self.views, self.classes) < 1:
@@ -86,15 +88,15 @@ class Contents:
     def sizes(self) -> dict[str, int]:
         """Bytes of each file of numbers."""
         rows, packing = self.images * self.views, self.packing
-        return {LOGITS: rows * packing.width * packing.dtype.itemsize, CHECKS: rows * 4}
+        sizes = {LOGITS: rows * packing.width * packing.dtype.itemsize, CHECKS: rows * 4}
+        return sizes | ({IMAGES: self.images * 4} if self.on_disk else {})
 
     @property
     def index(self) -> dict[str, Any]:
         """Of answers.json."""
-        if self.top_k is not None:
-            return {"schema": TOP_SCHEMA, **asdict(self)}
-        values = {name: value for name, value in asdict(self).items() if name not in ("top_k", "temperature")}
-        return {"schema": SCHEMA, **values}
+        schema, unused = (SCHEMA, {"top_k", "temperature"}) if self.top_k is None else (TOP_SCHEMA, set())
+        values = {name: value for name, value in asdict(self).items() if name not in unused | {"on_disk"}}
+        return {"schema": schema, **values}
 
     def __str__(self) -> str:
         kept = "" if self.top_k is None else f"{self.top_k:,} of "

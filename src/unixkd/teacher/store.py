@@ -1,10 +1,11 @@
 """The teacher's answers on disk: logits of (image, view), mapped into memory, shared by runs and processes.
 
-A store is a folder of three files:
+A store is a folder of three files, or four:
     answers.json  whose answers these are, to what, and how many
     logits.bin    [images, views, classes], little-endian fp16 or fp32; rows of `TopLogits` where only the largest
                   logits are kept
     checks.bin    [images, views], little-endian uint32: 0 = no answer, else a checksum of its row
+    images.bin    [images], little-endian uint32, where the images are files: the CRC-32 of each, 0 = not read yet
 Logits are written before their checksum, and every read compares the two. So there are no locks: an answer
 torn by a kill, a power cut or two writers at once is one that is not there, and is asked for again.
 """
@@ -44,6 +45,7 @@ class AnswerStore:
         contents: what it holds
         logits: mapped `[images × views, classes]`
         checks: mapped `[images × views]`
+        images: mapped `[images]`, where the images are files
 
     >>> import tempfile
     >>> folder = tempfile.TemporaryDirectory()
@@ -57,10 +59,19 @@ class AnswerStore:
     >>> store.close(); folder.cleanup()
     """
 
-    def __init__(self, path: Path, contents: Contents, logits: np.memmap, checks: np.memmap) -> None:
+    def __init__(
+        self,
+        path: Path,
+        contents: Contents,
+        logits: np.memmap,
+        checks: np.memmap,
+        images: np.memmap | None = None,
+    ) -> None:
         self.path = path
         self.contents = contents
-        self._maps = [logits, checks]
+        self._maps = [logits, checks] if images is None else [logits, checks, images]
+        self.images: NDArray[np.uint32] | None = None if images is None else np.asarray(images)
+        """CRC-32 of each image's file as the teacher has seen it, 0 where it has not: for `LoadedSplit.known`."""
         # Plain views: indexing a memmap makes memmaps, which is slow.
         self._logits: NDArray[Any] = np.asarray(logits)
         self._checks: NDArray[np.uint32] = np.asarray(checks)
@@ -86,6 +97,7 @@ class AnswerStore:
         precision: Precision = "fp16",
         top_k: int | None = None,
         temperature: float = 1.0,
+        on_disk: bool = False,
         announce: Callable[[str], None] = _LOG.info,
     ) -> AnswerStore:
         """The store at a path, which is made where there is none or an empty folder.
@@ -99,13 +111,14 @@ class AnswerStore:
             precision: fp16 (within 65,504, 11 bits) | fp32
             top_k: number of logits of an answer that are kept, the largest; None: all
             temperature: of the losses that will use them, where only the largest are kept (`TopLogits`)
+            on_disk: the images are files, of which checksums are kept (`images`)
             announce: takes a line with the size before a store is made
 
         Raises:
             UserError: no space for it, a folder of something else or of other answers, a damaged file, a `top_k`
                 that is out of range or saves nothing
         """
-        contents = Contents(dict(key), images, views, classes, precision, top_k, temperature)
+        contents = Contents(dict(key), images, views, classes, precision, top_k, temperature, on_disk)
         return cls(path, contents, *open_folder(path, contents, announce))
 
     def read(

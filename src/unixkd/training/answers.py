@@ -8,6 +8,7 @@ from pathlib import Path
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from unixkd.data.disk import DiskSplit
 from unixkd.data.split import Split
 from unixkd.errors import UserError
 from unixkd.method.losses import FeatureLoss
@@ -66,6 +67,7 @@ def open_store(run: Resolved, path: str, note: Callable[[str], None]) -> AnswerS
         precision=config.answers.precision,
         top_k=config.answers.top_k,
         temperature=config.loss.temperature,
+        on_disk=isinstance(split, DiskSplit),
         announce=note,
     )
 

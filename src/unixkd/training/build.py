@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from unixkd.data.disk import DiskSplit
 from unixkd.data.sampling import check_kept, own_batch_size
 from unixkd.distiller import Distiller
 from unixkd.method.epoch_choice import History
@@ -33,9 +34,12 @@ def build_stepper(run: Resolved, note: Callable[[str], None], world: World) -> S
     ledger = open_ledger(run)
     student = shard_or_wrap(run, world)
     distiller = world.leader_first(lambda: make_distiller(run, student, ledger, note, world))
+    split, teacher = run.data.train, distiller.teacher
+    if isinstance(split, DiskSplit) and teacher is not None and teacher.store is not None:
+        split = replace(split, known=teacher.store.images)
     return Stepper(
         make_engine(run, distiller, world),
-        run.data.train,
+        split,
         run.config.train,
         run.device,
         run.config.answers.fill == "epoch"

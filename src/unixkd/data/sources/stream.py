@@ -288,8 +288,8 @@ class StreamSplit(LoadedSplit):
             raise ValueError("a stream gives its images in its own order only")
         views, labels = self.epoch_views(epoch, order).split(batch_size), deque[Int[Tensor, " n"]]()
         with closing(self._samples(epoch, order, batch_size, labels)) as samples:
-            loading = self.load_pixels(samples)
-            for positions, view, pixels in zip(order.split(batch_size), views, loading, strict=True):
+            loading = self.load(samples, self.read)
+            for positions, view, (pixels, _) in zip(order.split(batch_size), views, loading, strict=True):
                 known = labels.popleft()
                 yield Batch(pixels, known if self.labelled else None, positions, view).to(self.onto)
 
