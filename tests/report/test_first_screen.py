@@ -55,6 +55,21 @@ def answers(folder: Path) -> dict[str, list[str]]:
     return {words(one.find("h2")): [words(line) for line in one.iter("p")] for one in found}
 
 
+def test_where_the_teachers_cost_is_not_known_no_share_is_given(tmp_path: Path) -> None:
+    cost = {**costs(0, 1000), "relative_to_kd": None}
+    cost["flops"] = {**cost["flops"], "teacher": None}
+    told = answers(finished(tmp_path / "run", "kd", 0, cost))
+    assert told[KD] == ["–", "the teacher's cost is not known: there is nothing to compare with"]
+    assert not any("%" in line for line in told[COST])
+
+
+def test_seconds_of_a_run_with_answers_of_others_do_not_stand_beside_its_cost(tmp_path: Path) -> None:
+    shared = {"backward_1x": 0.1, "backward_2x": 0.1}
+    for name, part in (("alone", {"backward_1x": 0.0, "backward_2x": 0.0}), ("lent", shared)):
+        told = answers(finished(tmp_path / name, "unix", 0, {**costs(1000, 750), "shared": part}))
+        assert any("of training, measured" in line for line in told[COST]) == (name == "alone")
+
+
 def test_the_three_answers_of_a_comparison(tmp_path: Path) -> None:
     """UNIX scores 1000 images and keeps 750: 1000 + 750 · 10 = 8.5 TFLOPs, 1000 + 750 · 11 = 9.25 with backward = 2."""
     for seed, (ours, theirs) in enumerate(((0.90, 0.91), (0.94, 0.97))):

@@ -167,7 +167,10 @@ def plain_kd(hero: Group, kd: Group | None) -> Answer:
     spent_1x = hero.mean_std(lambda run: run.kd_flops(1))
     spent_2x = hero.mean_std(lambda run: run.kd_flops(2))
     if spent_1x is None or spent_2x is None:
-        return question, NONE, ["no teacher was asked here: there is nothing to compare with"]
+        spent = [run.summary.cost.flops for run in hero.runs]
+        unknown = any(part.teacher is None and part.student_forward is not None for part in spent)
+        reason = "the teacher's cost is not known" if unknown else "no teacher was asked here"
+        return question, NONE, [f"{reason}: there is nothing to compare with"]
     took = kd and kd.train_seconds
     lines = [
         f"backward = 2 forwards; {flops(spent_1x.mean)} if it is 1",

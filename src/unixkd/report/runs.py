@@ -62,7 +62,10 @@ class Group:
 
     @property
     def train_seconds(self) -> MeanStd | None:
-        """Measured seconds of training, without evaluation."""
+        """Seconds of training; None where a run had answers that others asked for, which its cost includes."""
+        shared = (run.summary.cost.shared for run in self.runs)
+        if any(part is not None and part.backward_2x for part in shared):
+            return None
         return self.mean_std(lambda run: run.summary.time.train_seconds)
 
 
