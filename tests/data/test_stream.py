@@ -147,6 +147,7 @@ def test_the_evaluation_set_lies_on_the_disk_and_is_that_of_the_files(place):
     assert stream.train.image(3)[0, 0].tolist() == [12, 12, 12]
 
 
+@pytest.mark.slow
 def test_an_evaluation_set_is_fetched_once_and_again_when_it_has_changed(place, tmp_path):
     code = (
         "import datasets, sys; datasets.config.HF_DATASETS_CACHE = sys.argv[1]\n"

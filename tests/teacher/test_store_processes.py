@@ -86,7 +86,7 @@ def running(context: ForkServerContext, target: Callable[..., None], each: list[
             process.join()
 
 
-@pytest.mark.parametrize("top_k", [None, 16])
+@pytest.mark.parametrize("top_k", [None, pytest.param(16, marks=pytest.mark.slow)])
 def test_killed_writers_leave_nothing_that_is_wrong(top_k, forking, tmp_path):
     path, start = tmp_path / "answers", forking.Barrier(WRITERS + 1)
     rounds = [None, None, 40, 40]

@@ -42,6 +42,7 @@ assert growth() < 0.1 * LARGE
 @pytest.mark.skipif(
     not keep_freed_memory(False) or not Path("/proc/self/statm").exists(), reason="needs Linux with glibc"
 )
+@pytest.mark.slow
 def test_freed_memory_is_kept_and_then_given_back():
     done = subprocess.run([sys.executable, "-c", IN_A_NEW_PROCESS], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

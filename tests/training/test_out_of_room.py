@@ -125,6 +125,7 @@ def test_a_loader_process_that_dies_ends_the_run_with_an_error(tmp_path, monkeyp
     assert "--data.workers" in told
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_a_terminal_reaches_loader_processes_and_the_run_still_saves(tmp_path):
     """The whole group of processes gets the signal, as from a terminal."""
     place = pictures(tmp_path / "data", 40)
