@@ -97,14 +97,23 @@ def test_what_a_forward_changes_in_buffers_is_put_back():
         def forward(self, x: Tensor) -> Tensor:
             self.seen += 1
             self.low[0] = x.min()
+            self.high = x.max()
             return super().forward(x.flatten(1))
 
     network = Counts(PIXELS, 5)
     network.register_buffer("seen", torch.tensor(3))
     network.register_buffer("low", torch.tensor([float("nan"), 1.0]))
+    network.register_buffer("high", torch.tensor(9.0))
     forward_flops(network, (3, 4, 4))
     assert network.seen == 3
     assert network.low[0].isnan()
+    assert network.high == 9
+
+
+def test_a_network_without_memory_is_counted():
+    """As the skeleton of one whose weights are shared out among processes."""
+    network = TinyNet().to("meta")
+    assert forward_flops(network, (3, 8, 8)) == forward_flops(TinyNet(), (3, 8, 8))
 
 
 def quantised(network: nn.Module) -> nn.Module:

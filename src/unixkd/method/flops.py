@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
@@ -139,18 +139,20 @@ def may_multiply(operation: Any) -> bool:
 @contextlib.contextmanager
 def buffers_kept(model: nn.Module) -> Iterator[None]:
     """Inside, the model may change its buffers, as observers of quantisation do; afterwards they are as before."""
-    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    before = [
+        (module, name, buffer, buffer._version, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+        if not buffer.is_inference()  # which has no version
+    ]
     try:
         yield
     finally:
-        for buffer, value in before:
-            if not same(buffer, value):
+        for module, name, buffer, version, value in before:
+            if getattr(module, name) is not buffer:  # it was given another one
+                setattr(module, name, buffer)
+            if buffer._version != version:
                 buffer.copy_(value)
-
-
-def same(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are equal, NaN in the same places included."""
-    return torch.equal(one, other) or bool(((one == other) | ((one != one) & (other != other))).all())
 
 
 @contextlib.contextmanager
