@@ -15,7 +15,7 @@ from running import alone, call, distilled, everything, make_teacher, summary
 from unixkd.config import AnswersConfig, ModelConfig, RunConfig
 from unixkd.errors import UserError
 from unixkd.models.user_code import code_fingerprint
-from unixkd.run_files import checksum
+from unixkd.run_files import CHECKSUMS, checksum
 from unixkd.training.run import run
 
 NET = """
@@ -37,12 +37,14 @@ def change_weights(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     name = next(name for name, value in weights.items() if value.is_floating_point())
     save_file(weights | {name: weights[name] * 1.01}, folder / "model.safetensors")
+    (folder / CHECKSUMS).unlink()  # the change is meant
 
 
 def change_card(**values: object) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         card = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps(card | values))
+        (folder / CHECKSUMS).unlink()
 
     return change
 
