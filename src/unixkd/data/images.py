@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from unixkd.errors import UserError
+from unixkd.errors import UserError, first_line
 from unixkd.method.resizing import SMALL, shrinks_by_boxes
 
 Pixels = NDArray[np.uint8]
@@ -20,14 +21,20 @@ FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "JPEG2000", "GIF", "BMP", "TIFF", "PPM
 """What is read. Pillow knows more, but starts other programs on some of them (Ghostscript on EPS)."""
 _ENDINGS = "png apng jpg jpeg jpe jfif mpo webp avif jp2 j2k jpc jpf jpx gif bmp tif tiff ppm pgm pbm pnm pfm"
 SUFFIXES = frozenset(f".{ending}" for ending in _ENDINGS.split())
+MAX_BYTES = 1 << 28  # of an encoded image
 GREY_MODES = frozenset({"1", "L", "I;16", "I;16B", "I", "F"})
 _BITS, _PHOTOMETRIC, _MAX_SAMPLE, _SAMPLE_FORMAT, _WHITE_SAMPLE = 258, 262, 281, 339, 341  # tags of TIFF
 _WHITE_IS_ZERO, _SIGNED = 0, 2
+_BLOCK = 1 << 20  # pixels that become 8 bits at once, in memory as float64
+_LONGEST = 8  # times its shorter side an image is scaled as a whole; of longer ones only the middle is
 
 
 def read_header(source: Path | bytes, where: str) -> Image.Image:
-    """Open an image without decoding it; UserError that names `where` if unreadable or above Pillow's pixel limit."""
+    """Open an image without decoding it; UserError that names `where` if unreadable, or above Pillow's pixel limit."""
     with _explained(where):
+        size = len(source) if isinstance(source, bytes) else source.stat().st_size
+        if size > MAX_BYTES:
+            raise ValueError(f"{size:,} bytes, the limit is {MAX_BYTES:,}")
         image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
         if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
             image.close()
@@ -68,7 +75,9 @@ def _eight_bits(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
     if not 0 <= low <= high <= white:
         raise ValueError(f"pixels from {low:g} to {high:g}, but 0 is black and {white:g} white: scale them")
     shades = white if image.mode == "F" else white + 1  # in float64, exact for 32 bits
-    eight = np.minimum(values.astype(np.float64) * 256 / shades, 255).astype(np.uint8)
+    blocks = np.array_split(values.ravel(), values.size // _BLOCK + 1)
+    scaled = (np.minimum(block.astype(np.float64) * 256 / shades, 255).astype(np.uint8) for block in blocks)
+    eight = np.concatenate(list(scaled)).reshape(values.shape)
     return Image.fromarray(255 - eight if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else eight)
 
 
@@ -93,15 +102,15 @@ def _white(mode: str, tags: Mapping[int, Any], high: float) -> float:
 
 @contextmanager
 def _explained(where: str) -> Iterator[None]:
-    """Turn Pillow's errors into a `UserError`."""
+    """Turn whatever Pillow raises into a `UserError`; its parsers raise many kinds of errors on damaged files."""
     try:
         yield
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         limit = Image.MAX_IMAGE_PIXELS
         raise UserError(f"{where}: more than {limit} pixels, refused; scale it down or remove it") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
+    except Exception as error:
         unknown = isinstance(error, UnidentifiedImageError)
-        reason = f"none of the image formats {', '.join(FORMATS)}" if unknown else str(error)
+        reason = f"none of the image formats {', '.join(FORMATS)}" if unknown else first_line(error)
         raise UserError(f"{where}: cannot be read as an image ({reason}); replace or remove it") from error
 
 
@@ -145,7 +154,8 @@ def fit(image: Image.Image, size: int) -> Pixels:
     """The evaluation preprocessing: shorter side to `resize_side(size)`, then the centre crop.
 
     An image of exactly the wanted size stays as it is; a small square one whose side is a multiple of
-    the size is shrunk by exact box means; everything else is resized by antialiased bilinear filtering.
+    the size is shrunk by exact box means; everything else is resized by antialiased bilinear filtering, of images
+    longer than eight times their shorter side only the middle that is shown.
 
     Args:
         image: grey or RGB image of any size
@@ -160,10 +170,30 @@ def fit(image: Image.Image, size: int) -> Pixels:
     if width == height and shrinks_by_boxes(width, size):
         return box_mean(to_array(image)[None], size)[0]
     scale = resize_side(size) / min(width, height)
-    width, height = max(round(width * scale), size), max(round(height * scale), size)
-    left, top = (width - size) // 2, (height - size) // 2
-    resized = image.resize((width, height), Image.Resampling.BILINEAR)
+    scaled = max(round(width * scale), size), max(round(height * scale), size)
+    left, top = (scaled[0] - size) // 2, (scaled[1] - size) // 2
+    if max(width, height) > _LONGEST * min(width, height):
+        return to_array(_scaled_part(image, scaled, (left, top), size))
+    resized = image.resize(scaled, Image.Resampling.BILINEAR)
     return to_array(resized.crop((left, top, left + size, top + size)))
+
+
+def _scaled_part(
+    image: Image.Image, scaled: tuple[int, int], corner: tuple[int, int], size: int
+) -> Image.Image:
+    """The square at a corner of a scaled image, without the rest of it, which may be of any number of pixels.
+
+    Other than by scaling the whole image a pixel may be one of 256 steps away.
+    """
+    margin, whole, box = min(image.size), [], []
+    for side, side_scaled, start in zip(image.size, scaled, corner, strict=True):
+        first, last = start * side / side_scaled, (start + size) * side / side_scaled
+        cut = max(math.floor(first) - margin, 0)  # whole pixels, as Pillow counts in float32
+        whole.append((cut, min(math.ceil(last) + margin, side)))
+        box.append((first - cut, last - cut))
+    part = image.crop((whole[0][0], whole[1][0], whole[0][1], whole[1][1]))
+    edges = box[0][0], box[1][0], box[0][1], box[1][1]
+    return part.resize((size, size), Image.Resampling.BILINEAR, box=edges)
 
 
 def fit_all(pixels: Pixels, size: int) -> Pixels:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
+import reprlib
 import zlib
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -28,6 +30,7 @@ _HASHED, _HASHED_BYTES, _GOLDEN = 10_000, 10**9, (5**0.5 - 1) / 2
 _DECODED = 16  # images that are decoded at the start, of evenly spaced ones
 _DEFAULT_SIZE = 224
 _NUMERAL = re.compile(r"-?\d{1,18}")
+_MOST_CLASSES = 1 << 20  # or as many as there are images: each label up to the largest needs an image
 
 
 @runtime_checkable
@@ -207,6 +210,7 @@ def labelled_source(
     origin: str,
     numerals: bool = False,
     wanted: bool = True,
+    column: str | None = None,
 ) -> Source:
     """A source of encoded images, evaluated on the first of `TEST_NAMES` that has labels.
 
@@ -218,6 +222,7 @@ def labelled_source(
         origin: where the images come from, for messages
         numerals: see `class_numbers`
         wanted: whether training needs labels; otherwise some images may lack one, and then have -1
+        column: what the labels' column is called, for messages
 
     Raises:
         UserError: a label is faulty, or a class has no training images.
@@ -228,7 +233,8 @@ def labelled_source(
     if values is not None and hidden.any():
         filler = values[int(hidden.argmin())]
         values = [filler if value is None else value for value in values]
-    names, num_classes, labels = class_numbers(values, names, None, f"{origin}: train", numerals)
+    called = partial(_called, images, column)
+    names, num_classes, labels = class_numbers(values, names, None, f"{origin}: train", numerals, called)
     if labels is not None and num_classes is not None:
         check_filled(labels[~hidden], num_classes, names, f"{origin}: train")
         labels[hidden] = -1
@@ -240,12 +246,20 @@ def labelled_source(
         notes += lines
         named |= {split} if lines or values is not None else set()
         if values is not None:
-            names, num_classes, labels = class_numbers(values, names, num_classes, where, numerals)
+            called = partial(_called, images, column)
+            names, num_classes, labels = class_numbers(values, names, num_classes, where, numerals, called)
             test = Encoded.of(images, labels, where)
             break
     if others := sorted(set(splits) - named):
         notes += (f"{origin}: not used: {', '.join(others)}",)
     return Source(train, test, names, num_classes, notes=notes)
+
+
+def _called(images: Items, column: str | None, i: int) -> str:
+    """Where the label of image i is written, in brackets."""
+    if isinstance(images, NamedItems):
+        return f" ({images.name(i)})"
+    return f" (column {column})" if column else ""
 
 
 def given_labels(
@@ -298,6 +312,7 @@ def class_numbers(
     num_classes: int | None,
     where: str,
     numerals: bool = False,
+    called: Callable[[int], str] = lambda i: "",
 ) -> tuple[tuple[str, ...] | None, int | None, Labels | None]:
     """Class names, number of classes, and each label's class; words are classes in `class_order`.
 
@@ -307,6 +322,7 @@ def class_numbers(
         num_classes: known number of classes, or None
         where: what the labels belong to, for messages
         numerals: words that are all numbers are these numbers
+        called: what a sample is called beside its position, for messages
 
     Raises:
         UserError: a label is no class; the first such sample is named.
@@ -320,13 +336,13 @@ def class_numbers(
         return names, len(names) if names else num_classes, None
     words = {value for value in values if isinstance(value, str)}
     numbers = (
-        {word: int(word) for word in words if _NUMERAL.fullmatch(word)} if numerals and not names else {}
+        {word: int(word) for word in words if re.fullmatch(r"-?\d+", word)} if numerals and not names else {}
     )
     if names is None and num_classes is None and len(numbers) < len(words) == len(set(values)):
         names = class_order(words)
     if names is not None:
         numbers, num_classes = {name: i for i, name in enumerate(names)}, len(names)
-    labels = check_labels([numbers.get(value, value) for value in values], num_classes, where)
+    labels = check_labels([numbers.get(value, value) for value in values], num_classes, where, called)
     return names, int(labels.max()) + 1 if num_classes is None else num_classes, labels
 
 
@@ -373,13 +389,19 @@ def dark_note(records: Records) -> tuple[str, ...]:
     return (line,) if 0 < max(brightest) < 64 else ()
 
 
-def check_labels(labels: Sequence[Any] | NDArray[Any], num_classes: int | None, where: str) -> Labels:
+def check_labels(
+    labels: Sequence[Any] | NDArray[Any],
+    num_classes: int | None,
+    where: str,
+    called: Callable[[int], str] = lambda i: "",
+) -> Labels:
     """Labels as int64 once every one of them is an integer in range.
 
     Args:
         labels: class of each image `[N]`
-        num_classes: number of classes; None: any number from 0 on
+        num_classes: number of classes; None: any number from 0 on, up to 2^20 or as many as there are labels
         where: what the labels belong to, for messages
+        called: what a sample is called beside its position
 
     Raises:
         UserError: a label is negative, too large or not an integer; the first such sample is named.
@@ -389,8 +411,8 @@ def check_labels(labels: Sequence[Any] | NDArray[Any], num_classes: int | None, 
     unixkd.errors.UserError: train: sample 2 has label 3, but labels must be integers in 0..2
     """
     array = np.asarray(labels)
-    span = "integers from 0 on" if num_classes is None else f"integers in 0..{num_classes - 1}"
-    high = float("inf") if num_classes is None else num_classes
+    span = "integers from 0 on, without gaps" if num_classes is None else f"integers in 0..{num_classes - 1}"
+    high = max(len(array), _MOST_CLASSES) if num_classes is None else num_classes
     if array.dtype.kind in "iuf":
         wrong = ~((array >= 0) & (array < high) & (array == np.floor(array)))
     else:
@@ -398,8 +420,9 @@ def check_labels(labels: Sequence[Any] | NDArray[Any], num_classes: int | None, 
         wrong = np.array([not (isinstance(value, int) and 0 <= value < high) for value in array])
     if wrong.any():
         sample = int(np.argmax(wrong))
+        label = reprlib.repr(array[sample : sample + 1].tolist()[0])
         raise UserError(
-            f"{where}: sample {sample} has label {array.tolist()[sample]!r}, but labels must be {span}"
+            f"{where}: sample {sample} has label {label}{called(sample)}, but labels must be {span}"
         )
     return array.astype(np.int64)
 

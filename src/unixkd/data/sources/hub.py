@@ -101,7 +101,7 @@ def _source(splits: dict[str, Any], origin: str, config: DataConfig) -> Source:
         return Column(dataset, image, where), written_labels(dataset, label)
 
     others = splits if "train" in splits else {}  # the only split is trained on, whatever its name
-    return labelled_source(read, others, names, origin, wanted=config.labels)
+    return labelled_source(read, others, names, origin, wanted=config.labels, column=label)
 
 
 def undecoded(dataset: Any, image: str, *others: str) -> Any:

@@ -73,7 +73,7 @@ def load_stream(place: str, config: DataConfig) -> tuple[Source, Streamed]:
 
     labelled = {split for split, examples in splits.items() if label in (examples.features or {})}
     labelled = labelled if "train" in splits else set()
-    source = labelled_source(read, labelled, names, origin, wanted=config.labels)
+    source = labelled_source(read, labelled, names, origin, wanted=config.labels, column=label)
     if label is not None and config.labels and source.num_classes is None:
         raise UserError(
             f"{origin}: {label} is no class column, so that the classes are not known: give data.labels false, or "

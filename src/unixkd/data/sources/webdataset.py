@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unixkd.data.cache import cached_array, files_key
-from unixkd.data.images import SUFFIXES
+from unixkd.data.images import MAX_BYTES, SUFFIXES
 from unixkd.data.source import TEST_NAMES, Source, labelled_source
 from unixkd.errors import UserError
 
 _MAX_FILES = 1_000_000  # that a pattern may stand for
-_MAX_IMAGE, _MAX_LABEL_FILE, _MAX_LABEL, _MAX_NAME = 1 << 28, 1 << 20, 256, 1024  # bytes
+_MAX_LABEL_FILE, _MAX_LABEL, _MAX_NAME = 1 << 20, 256, 1024  # bytes
 _MAX_HEADER = 1 << 20  # bytes that tarfile may read at once
 _HEAD = 1 << 14  # bytes that are usually enough for an image's mode and size
 _LABEL_FIELDS = ("label", "labels", "cls", "class", "target")
@@ -211,8 +211,8 @@ def _row(
         problem = "several images" if images else "no image"
         raise UserError(f"{where}: {problem} ({', '.join(members)}), one is wanted")
     image = images[0]
-    if not 0 < image.size <= _MAX_IMAGE:
-        raise UserError(f"{where}: an image of {image.size:,} bytes, refused (limit {_MAX_IMAGE:,})")
+    if not 0 < image.size <= MAX_BYTES:
+        raise UserError(f"{where}: an image of {image.size:,} bytes, refused (limit {MAX_BYTES:,})")
     label = _label(opened, where, members, label_field)
     if len(label) > _MAX_LABEL:
         raise UserError(
@@ -270,7 +270,7 @@ class TarImages:
         return int(self.starts[-1])
 
     def __getitem__(self, position: int) -> bytes:
-        return self._read(position, _MAX_IMAGE)
+        return self._read(position, MAX_BYTES)
 
     def head(self, position: int) -> bytes:
         """The beginning of an image, usually enough to know its mode and size."""
