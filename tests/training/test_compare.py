@@ -8,11 +8,18 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from running import BATCH, IMAGES, call, distilled, everything, make_teacher, metrics, model_bytes, summary
 from unixkd.cli import compare as cli_compare
@@ -20,7 +27,8 @@ from unixkd.config import AnswersConfig, MethodConfig, TrainConfig, flatten, to_
 from unixkd.errors import UserError
 from unixkd.method.ledger import Ledger
 from unixkd.method.unix import kd, random, unix
-from unixkd.training import compare
+from unixkd.training import compare, stopping
+from unixkd.training.checkpoint import newest_state
 from unixkd.training.compare import (
     Job,
     default_workers,
@@ -360,9 +368,74 @@ def die(_: Job) -> None:
 
 @pytest.mark.slow
 def test_a_worker_that_dies_is_reported(teacher, tmp_path, monkeypatch):
-    monkeypatch.setattr(compare, "run_job", die)
+    monkeypatch.setattr(compare, "work", die)
     with pytest.raises(UserError, match="a worker process died"):
         run_jobs([job(teacher, tmp_path / "a"), job(teacher, tmp_path / "b")], lambda event: None, workers=2)
+
+
+class Gone:
+    """A main process that is no more."""
+
+    def join(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("at_work", [False, True])
+def test_a_worker_whose_main_process_is_gone_asks_its_run_to_save_and_ends(at_work, monkeypatch):
+    """Idle at once; with a run that does not get to it, after the grace; and what it started ends with it."""
+    ends: list[int] = []
+    monkeypatch.setattr(compare, "GRACE", 0.01)
+    monkeypatch.setattr(compare, "_at_work", lock := threading.Lock())
+    monkeypatch.setattr(os, "_exit", ends.append)
+    monkeypatch.setitem(stopping._state, "asked", False)
+    child = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(600,))
+    child.start()
+    if at_work:
+        lock.acquire()
+    compare.end_with(Gone())
+    assert stopping.asked()
+    assert ends == [stopping.EXIT_CODE]
+    child.join(60)
+    assert child.exitcode == -signal.SIGKILL
+
+
+def processes_with(mark: str) -> list[int]:
+    """Processes whose environment holds this text."""
+    found = []
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if mark.encode() in environment.read_bytes():
+                found.append(int(environment.parent.name))
+    return found
+
+
+def until(done: Callable[[], bool], seconds: float) -> bool:
+    """Whether it comes to this within the time."""
+    end = time.monotonic() + seconds
+    while not done() and time.monotonic() < end:
+        time.sleep(0.1)
+    return done()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes by /proc")
+def test_killing_the_main_process_ends_its_workers_and_frees_their_locks(options, tmp_path):
+    words = [*options, "--epochs", 100_000, "--jobs", 2, "--out", tmp_path]
+    command = [sys.executable, "-m", "unixkd", *map(str, words)]
+    main = subprocess.Popen(command, env=os.environ | {"MARK": str(tmp_path)}, stdout=subprocess.DEVNULL)
+    runs = [tmp_path / "runs" / name for name in NAMES[:2]]
+    try:
+        assert until(lambda: all((folder / "metrics.jsonl").exists() for folder in runs), 120)
+        main.kill()
+        main.wait()
+        assert until(lambda: not processes_with(str(tmp_path)), 30)
+    finally:
+        main.kill()
+        for process in processes_with(str(tmp_path)):
+            os.kill(process, signal.SIGKILL)
+    for folder in runs:
+        with FileLock(folder / ".lock", timeout=0):
+            assert newest_state(folder / "checkpoints") is not None  # saved before it ended
 
 
 class Stub(Executor):

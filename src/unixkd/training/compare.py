@@ -6,10 +6,12 @@ import itertools
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
+from multiprocessing.process import BaseProcess
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any
@@ -182,7 +184,7 @@ def run_side_by_side(
                 process.terminate()  # asks it to stop
         free = 0 if failures or stopping_all else workers - len(pending)
         for job in itertools.islice(waiting, free):
-            futures.append(pool.submit(run_job, job))
+            futures.append(pool.submit(work, job))
             pending.add(futures[-1])
         if not pending:
             break
@@ -223,15 +225,39 @@ def start_worker(events: SimpleQueue[Event]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches workers too; the main process tells them
     stopping.listen([signal.SIGTERM], say=False)
     torch.set_num_threads(1)
+    threading.Thread(target=end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
+
+
+GRACE = 5.0
+"""Seconds that a run has to save in, once the comparison's main process is gone."""
+_at_work = threading.Lock()
+
+
+def end_with(main: BaseProcess | None) -> None:
+    """Wait in a thread for the main process; once it is gone ask the run to save, and end with what it started.
+
+    A worker that went on would train for nobody and keep its run folder locked.
+    """
+    if main is None:
+        return
+    main.join()
+    stopping.ask()
+    _at_work.acquire(timeout=GRACE)
+    for process in multiprocessing.active_children():  # loader processes have the lock's file open too
+        process.kill()
+    os._exit(stopping.EXIT_CODE)
+
+
+def work(job: Job) -> dict[str, Any]:
+    """`run_job` in a worker process."""
+    with _at_work:
+        return run_job(job)
 
 
 def tell(event: Event) -> None:
-    """Hand an event to the main process; where that one is gone, stop."""
+    """Hand an event to the main process."""
     assert _events is not None
-    try:
-        _events.put(event)
-    except OSError:
-        raise Stopped("the comparison's main process is gone") from None
+    _events.put(event)
 
 
 def run_job(job: Job, display: Display = tell) -> dict[str, Any]:

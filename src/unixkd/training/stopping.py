@@ -25,6 +25,11 @@ def asked() -> bool:
     return _state["asked"]
 
 
+def ask() -> None:
+    """Have runs stop at their next step, as SIGTERM does."""
+    _state["asked"] = True
+
+
 @contextmanager
 def stoppable() -> Iterator[None]:
     """Within, SIGTERM and Ctrl-C ask runs to stop instead of ending the process; handlers are put back at the end.
