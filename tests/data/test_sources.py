@@ -329,7 +329,7 @@ def test_faulty_parquet_is_refused(tmp_path):
     refuse("no such file or folder")
     images = [png(value) for value in (1, 2, 3)]
     write_parquet(tmp_path / "neg.parquet", images, [0, -2, 1])
-    refuse("sample 1 has label -2, but labels must be integers from 0 on", "neg.parquet")
+    refuse(r"sample 1 has label -2 \(column label\), but labels must be integers from 0 on", "neg.parquet")
     write_parquet(tmp_path / "gap.parquet", images, [0, 0, 2])
     refuse(r"1 of 3 classes have no images \(1\)", "gap.parquet")
     write_parquet(tmp_path / "image.parquet", [png(1), b"junk", png(3)])
