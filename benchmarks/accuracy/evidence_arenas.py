@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from evidence_contenders import (
     AT_SCALE,
@@ -93,6 +94,7 @@ class Arena:
         train: other options of its schedule
         loss: weights of the losses
         confirm_holdout: share of the training images held out in the stage confirm; None: as in the search
+        precision: of both networks
     """
 
     name: str
@@ -112,6 +114,7 @@ class Arena:
     train: TrainConfig = field(default_factory=TrainConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     confirm_holdout: float | None = None
+    precision: Literal["bf16", "fp32"] = "bf16"
 
     @property
     def on_photos(self) -> bool:
@@ -224,8 +227,8 @@ def student_run(arena: Arena, stage: str, contender: Contender, seed: int, place
             arena.train,
             epochs=max(1, round(contender.epochs * arena.epochs)),
             seed=seed,
-            precision="bf16",
-            teacher_precision="bf16",
+            precision=arena.precision,
+            teacher_precision=arena.precision,
             threads=1,
             graph=False,  # a step may look for lent answers on the host
             eval_every=max(1, arena.epochs // 4),
@@ -254,11 +257,11 @@ def sample_run(arena: Arena, contender: Contender, place: Place, path: Path) -> 
 
 
 def quick(arena: Arena) -> Arena:
-    """The same in a few steps, to try the machinery."""
-    data = arena.data if arena.on_photos else replace(arena.data, holdout=0.01, limit=2048)
+    """The same in a few steps, to try the machinery; in fp32, as a CPU without bf16 takes minutes for them."""
+    data = arena.data if arena.on_photos else replace(arena.data, holdout=0.01, limit=512)
     images = 64 if arena.on_photos else 256
-    teacher = replace(arena.teacher, train=replace(arena.teacher.train, epochs=1))
-    return replace(arena, images=images, epochs=4, data=data, teacher=teacher)
+    teacher = replace(arena.teacher, train=replace(arena.teacher.train, epochs=1, precision="fp32"))
+    return replace(arena, images=images, epochs=4, data=data, teacher=teacher, precision="fp32")
 
 
 _OLD_TEACHER = TrainConfig(epochs=20, schedule="onecycle", precision="bf16", threads=1, eval_every=5)
