@@ -93,8 +93,8 @@ class LoadedSplit(Split):
         """The pixels in [0, 1] of batches of samples as `read` takes them, on the device, in their order.
 
         Where `read` gives a number beside the pixels, the numbers come too. Batches are taken a few ahead, in this
-        process; pixels cross to the device as uint8, a quarter of the bytes,
-        from pinned memory where it is a GPU. Raises UserError from `read`, or where a worker died.
+        process; pixels cross to the device as uint8, a quarter of the bytes, from pinned memory where it is a GPU.
+        Raises UserError from `read`, or where a worker died.
         """
         loader: DataLoader[Any] = DataLoader(
             _Reader(read),

@@ -50,9 +50,8 @@ def check_pixels(inputs: Inputs) -> None:
     for name, tensor in named.items():
         if tensor.device.type != "cpu" or not tensor.is_floating_point() or name.endswith("mask"):
             continue
-        if tensor.sum(
-            dtype=torch.float32
-        ).isfinite():  # far faster than every number's; it may overflow by itself
+        # The sum is far faster to look at than every number; it may overflow by itself.
+        if tensor.sum(dtype=torch.float32).isfinite():
             continue
         finite = tensor.isfinite().reshape(len(tensor), -1).all(dim=1)
         if rows := (~finite).nonzero().flatten().tolist():

@@ -72,9 +72,8 @@ def resized(images: Float[Tensor, "n c h w"], side: int) -> Float[Tensor, "n c s
     height, width = image_size(images)
     if height == width and shrinks_by_boxes(height, side):
         means = F.avg_pool2d(images.float() * 255, height // side)
-        return ((means + 0.501).floor() / 255).to(
-            images.dtype
-        )  # halves are rounded up, whatever float makes of them
+        # 0.501: halves are rounded up, whatever float makes of them.
+        return ((means + 0.501).floor() / 255).to(images.dtype)
     return F.interpolate(images, size=(side, side), mode="bilinear", antialias=True)
 
 

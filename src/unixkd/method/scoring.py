@@ -68,9 +68,8 @@ class TrueLoss:
         self, logits: Float[Tensor, "n classes"], labels: Integer[Tensor, " n"]
     ) -> Float[Tensor, " n"]:
         logits = full_precision(logits)
-        labels = labels.long().masked_fill(
-            outside(labels, logits.shape[1]), UNLABELLED
-        )  # whoever has them checks them
+        # A label that is no class raises where labels are checked, not here.
+        labels = labels.long().masked_fill(outside(labels, logits.shape[1]), UNLABELLED)
         return torch.nn.functional.cross_entropy(logits, labels, reduction="none")
 
 

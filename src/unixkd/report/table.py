@@ -91,15 +91,22 @@ def columns_of(groups: Sequence[Group]) -> list[Column]:
         Column("seconds", "train\nseconds", "measured training time without evaluation", _seconds),
         Column("n", "n", "number of runs", lambda group: str(len(group.runs))),
     ]
+    silent = _silent(groups)
+    if all(against_kd(group) is None for group in groups):
+        silent.add("difference")
+    return [column for column in columns if column.key not in silent]
+
+
+def _silent(groups: Sequence[Group]) -> set[str]:
+    """Keys of the columns in which no group has anything to say, but for the difference to plain KD."""
     runs = [run for group in groups for run in group.runs]
-    empty = {
-        "best": all(run.summary.accuracy.best is None for run in runs),
-        "difference": all(against_kd(group) is None for group in groups),
-        "shared": not any(map(_shared, runs)),
-        **{what: not any(group.setting[i] for group in groups) for i, what in enumerate(SETTING)},
-        "seconds": all(group.train_seconds is None for group in groups),
+    says = {
+        "best": any(run.summary.accuracy.best is not None for run in runs),
+        "shared": any(map(_shared, runs)),
+        **{what: any(group.setting[i] for group in groups) for i, what in enumerate(SETTING)},
+        "seconds": any(group.train_seconds is not None for group in groups),
     }
-    return [column for column in columns if not empty.get(column.key)]
+    return {key for key, something in says.items() if not something}
 
 
 def render_table(runs: Sequence[Run], width: int) -> Table:
