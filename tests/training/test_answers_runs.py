@@ -233,7 +233,10 @@ def test_the_size_is_told_before_the_store_is_made(teacher, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_two_processes_share_a_store(teacher, tmp_path):
-    """Two students in two worker processes fill it together; afterwards nobody asks any more."""
+    """Two students in two worker processes fill it together; afterwards nobody asks any more.
+
+    Every run of a comparison is charged as if it were alone; what the store spared it stands beside that.
+    """
     pair = ("compare", "--teacher", teacher, "--student", "resnet8", "--methods", "kd", "--seeds", "0,1")
     precisions = ("--train.precision", "fp32", "--train.teacher_precision", "fp32")
     command = (*pair, *SMALL, *precisions, "--epochs", EPOCHS, "--answers.path", tmp_path / "answers")
@@ -247,7 +250,9 @@ def test_two_processes_share_a_store(teacher, tmp_path):
         forwarded, cached, filled = asked(result)
         assert (forwarded, forwarded + cached) == (filled, EPOCHS * IMAGES)
     assert sum(asked(result)[2] for result in first) >= shown()  # both may ask about the same at once
-    assert [asked(result) for result in second] == [(0, EPOCHS * IMAGES, 0)] * 2
+    assert [asked(result) for result in second] == [(shown(), EPOCHS * IMAGES - shown(), shown())] * 2
+    spared = shown() * TEACHER / (EPOCHS * IMAGES * (TEACHER + 3 * STUDENT))
+    assert [result["cost"]["shared"]["backward_2x"] for result in second] == [pytest.approx(spared)] * 2
     for name in ("kd-seed0", "kd-seed1"):
         assert_close(tmp_path / "second" / "runs" / name, tmp_path / "first" / "runs" / name, CLOSE)
 
