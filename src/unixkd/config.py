@@ -7,16 +7,17 @@ method its own number of kept samples. Fractions are shares of the *configured* 
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
 import msgspec
-import yaml
 from msgspec import Meta
 
 from unixkd.errors import UserError
+from unixkd.reading import parse_yaml, read_text
 
 Precision = Literal["auto", "fp32", "bf16"]
 Positive = Annotated[int, Meta(ge=1)]
@@ -377,13 +378,26 @@ def without_gone(values: dict[str, Any]) -> dict[str, Any]:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The values of a run.yaml; a `UserError` where it is damaged."""
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+    values = parse_yaml(read_text(path, "YAML"), path)
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no configuration")
-    return without_gone(values)
+    values = without_gone(values)
+    check_types(values, path)
+    return values
+
+
+def check_types(values: Mapping[str, Any], where: object) -> None:
+    """Raise a `UserError` where an option of a run.yaml is of another type, or out of range.
+
+    >>> check_types({"train": {"epochs": "two"}}, "run.yaml")
+    Traceback (most recent call last):
+    unixkd.errors.UserError: run.yaml: train.epochs: Expected `int`, got `str`
+    """
+    try:
+        msgspec.convert({"student": values.get("model", {}), **values}, RunConfig)
+    except msgspec.ValidationError as error:
+        what, _, key = str(error).partition(" - at `$.")
+        raise UserError(f"{where}: {key.rstrip('`') + ': ' if key else ''}{what}") from None
 
 
 def to_plain(config: RunConfig) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from unixkd.config import MethodConfig, ModelConfig, RunConfig, flatten, to_plain
-from unixkd.errors import UsageError, unknown_name
+from unixkd.errors import UsageError, UserError, unknown_name
 
 METHODS_FILE = Path(__file__).parent / "method" / "unix.py"
 MODELS_FILE = Path(__file__).parent / "models" / "registry.py"
@@ -205,6 +205,14 @@ def spelled(value: object) -> str:
 
 ALWAYS_SPELLED = ("train.epochs", "train.seed")
 """Spelled out also where they are the defaults: what a run is known by."""
+
+
+def local_path(text: str) -> Path:
+    """A path as a user writes it; a UserError where `~` is no known home folder."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"'{text}': {error} write the path out") from None
 
 
 def run_words(config: Mapping[str, Any]) -> list[str]:

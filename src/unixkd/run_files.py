@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
@@ -17,11 +18,14 @@ from typing import Annotated, Any
 from msgspec import Meta
 
 from unixkd.errors import UserError
+from unixkd.reading import read_json
 
 SCHEMA = 1
 """Of summary.json; a change that an older reader would misunderstand raises it."""
 CHECKSUMS = "checksums.json"
 """SHA-256 of a folder's files by their names, written after them; folders of earlier versions have none."""
+CHECKPOINT = r"epoch-\d{5,}(-step-\d{7,})?"
+"""Names of a run's checkpoints. Under other names lies what is somebody's own."""
 EXPORTED = (
     *("README.md", "config.json", "model.safetensors", "model.pt2", "model.onnx", "model.onnx.data"),
     CHECKSUMS,
@@ -30,7 +34,10 @@ EXPORTED = (
 
 Share = Annotated[float, Meta(ge=0, le=1)]
 Count = Annotated[int, Meta(ge=0)]
-Counts = tuple[Count, ...]
+Counts = Annotated[tuple[Count, ...], Meta(max_length=1000)]
+"""Of the bins of a histogram, which are drawn one by one."""
+Times = Annotated[int, Meta(ge=0, le=100_000)]
+"""How often an image was kept, or epochs of a run: a chart has a place for each number up to the largest."""
 
 # Records: the objects in a run folder's JSON files. A field without a default has to be there and not be null.
 # `unixkd.report.records` checks types and ranges as it reads them, with msgspec.
@@ -298,8 +305,8 @@ class Picture:
 class TimesKept:
     """`images[i]` training images were kept `times_kept[i]` times."""
 
-    times_kept: Counts
-    images: Counts
+    times_kept: tuple[Times, ...]
+    images: tuple[Count, ...]
 
     def __post_init__(self) -> None:
         if len(self.times_kept) != len(self.images):
@@ -310,7 +317,7 @@ class TimesKept:
 class Selection:
     """selection.json: how often the images of a run were kept, and pictures from both ends."""
 
-    epochs: Count
+    epochs: Times
     histogram: TimesKept
     most_kept: tuple[Picture, ...] = ()
     least_kept: tuple[Picture, ...] = ()
@@ -326,12 +333,56 @@ def aside(path: Path) -> Iterator[Path]:
 
     Where it has to survive a power cut, call `sync` on what is written, and on the folder afterwards.
     """
+    with scratch(path) as temporary:
+        yield temporary
+        temporary.replace(path)
+
+
+@contextmanager
+def scratch(path: Path) -> Iterator[Path]:
+    """A path beside `path` for a file or folder that is removed at the end; `leftovers` finds those of killed ones."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         yield temporary
-        temporary.replace(path)
     finally:
-        remove(temporary)  # there is none any more where all went well
+        remove(temporary)
+
+
+def leftovers(folder: Path, names: str) -> list[Path]:
+    """What `aside` was making in a folder when its process was killed, under names that match a regular expression."""
+    ours = re.compile(rf"\.({names})[.-][0-9a-f]+\.tmp")
+    return [path for path in folder.glob(".*.tmp") if ours.fullmatch(path.name)]
+
+
+def append(path: Path, content: bytes) -> None:
+    """Add to the end of a file; an OSError where it is a link."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    with os.fdopen(os.open(path, flags, 0o666), "ab") as file:
+        file.write(content)
+
+
+def refuse_links(*places: Path) -> None:
+    """Raise a `UserError` where one is a link: nothing is written through it to where nobody asked for."""
+    for place in places:
+        if place.is_symlink():
+            raise UserError(
+                f"'{place}' is a link, and a run writes through none: remove it, or name the place that it points to"
+            )
+
+
+def holds_export(folder: Path) -> bool:
+    """Whether `unixkd export` wrote what lies in a folder under the names that it uses."""
+    card = folder / "README.md"
+    return (folder / CHECKSUMS).is_file() or (card.is_file() and b"library_name: unixkd" in card.read_bytes())
+
+
+@contextmanager
+def usual_mode(path: Path) -> Iterator[None]:
+    """Within, a library makes a file that nobody but its owner may read; at the end the user's umask holds for it."""
+    path.touch()
+    mode = path.stat().st_mode
+    yield
+    path.chmod(mode)
 
 
 @contextmanager
@@ -346,23 +397,12 @@ def writing(place: Path | str) -> Iterator[None]:
 def write(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     with aside(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The values of a JSON file; a `UserError` where it cannot be read, or holds something else than an object."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"'{path}' cannot be read: {error}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"'{path}' holds no JSON object")
-    return values
+        temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def remove(path: Path) -> None:
     """Remove a file or a folder, if it is there."""
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)

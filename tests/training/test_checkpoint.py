@@ -211,3 +211,33 @@ def test_nothing_is_pickled(tmp_path):
     path = save(tmp_path, 1)
     assert sorted(p.name for p in path.iterdir()) == ["manifest.json", "state.json", "state.safetensors"]
     assert json.loads((path / "state.json").read_text()) == {"epoch": 1}
+
+
+def test_the_users_own_beside_checkpoints_is_neither_read_nor_removed(tmp_path):
+    mine = [tmp_path / name for name in ("epoch-notes.txt", "epoch-best/a", "epoch-00000/notes", "epoch-99999")]
+    for path in mine:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+    saved = [save(tmp_path, epoch) for epoch in (1, 2, 3)]
+    assert checkpoints(tmp_path) == saved[1:]
+    assert load_checkpoint(tmp_path)[2] == []
+    assert [path.read_text() for path in mine] == ["mine"] * 4
+    assert (saved[-1] / "state.safetensors").stat().st_mode == (saved[-1] / "state.json").stat().st_mode
+
+
+@pytest.mark.parametrize("name", ["state.json", "state.safetensors"])
+def test_a_state_of_another_shape_under_right_checksums_is_passed_over(name, tmp_path):
+    save(tmp_path, 1)
+    newest = save(tmp_path, 2)
+    (newest / name).write_text("[1]")
+    manifest = {file: checksum(newest / file) for file in ("state.safetensors", "state.json")}
+    (newest / "manifest.json").write_text(json.dumps(manifest))
+    _, state, damaged = load_checkpoint(tmp_path)
+    assert (state["epoch"], len(damaged)) == (1, 1)
+
+
+def test_a_state_without_what_a_run_needs_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"holds no state of this run \(KeyError: 'epoch'\)"), of_a_run(tmp_path):
+        {}["epoch"]
+    with pytest.raises(RuntimeError, match="out of memory"), of_a_run(tmp_path):
+        raise torch.OutOfMemoryError("out of memory")

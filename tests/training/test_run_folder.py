@@ -226,3 +226,78 @@ def test_damaged_lines_of_epochs_that_are_saved_are_an_error(content, told, fold
     with pytest.raises(UserError, match=told):
         folder.keep_metrics(2)
     assert folder.metrics.read_bytes() == content
+
+
+MINE = (".notes.tmp", ".run.yaml.mine.tmp", "checkpoints/epoch-notes.txt", "checkpoints/epoch-00001-best/a")
+MINE += (
+    "checkpoints/epoch-00001/notes",
+    "checkpoints/asked-since-monday.bin",
+    "logs/notes",
+    "export/README.md",
+)
+
+
+def test_overwrite_and_resume_remove_nothing_that_a_run_did_not_write(folder):
+    for name in MINE:
+        (folder.path / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder.path / name).write_text("mine")
+    ours = (
+        "checkpoints/epoch-00001/state.json",
+        "checkpoints/asked-since-epoch-00001.1.bin",
+        "logs/wandb-id",
+    )
+    ours += (".summary.json.0f.tmp", "checkpoints/.epoch-00002.0f.tmp")
+    for name in ours:
+        (folder.path / name).write_text("ours")
+    folder.open(CONFIG, "resume")
+    folder.close()
+    assert [name for name in ours if (folder.path / name).exists()] == list(ours[:3])
+    folder.open(CONFIG, "overwrite")
+    assert [name for name in ours if (folder.path / name).exists()] == []
+    assert {(folder.path / name).read_text() for name in MINE} == {"mine"}
+    assert {"run.yaml", "metrics.jsonl", "checkpoints/epoch-00001", "logs/wandb-id"} <= set(folder.removed)
+    assert not {name for name in folder.removed if "notes" in name}
+
+
+@pytest.mark.parametrize("mode", ["new", "resume", "overwrite"])
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "metrics.jsonl"])
+def test_a_file_of_the_users_own_is_not_replaced(name, mode, tmp_path):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UserError, match=f"holds {name}, which no run wrote"):
+        RunFolder(tmp_path).open(CONFIG, mode)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "mine")]
+
+
+@pytest.mark.parametrize("text", ["a: 1\n", "train: {epochs: 3}\n"])
+def test_overwrite_refuses_a_run_yaml_that_is_no_runs(text, tmp_path):
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"run\.yaml is not that of a run"):
+        RunFolder(tmp_path).open(CONFIG, "overwrite")
+    assert (tmp_path / "run.yaml").read_text() == text
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "logs", "logs/wandb", "export", ".lock"])
+def test_a_folder_that_is_a_link_is_refused(name, tmp_path):
+    (tmp_path / "outside").mkdir()
+    link = tmp_path / "run" / name
+    link.parent.mkdir(parents=True)
+    link.symlink_to(tmp_path / "outside")
+    with pytest.raises(UserError, match=f"{name}' is a link"):
+        RunFolder(tmp_path / "run").open(CONFIG, "new")
+    assert list((tmp_path / "outside").iterdir()) == []
+
+
+def test_no_file_of_a_run_is_written_through_a_link(folder, tmp_path):
+    outside = tmp_path / "outside"
+    outside.write_text('{"epoch": 1}\n')
+    for name in ("plan.json", "summary.json", "run.yaml", "metrics.jsonl"):
+        (folder.path / name).unlink(missing_ok=True)
+        (folder.path / name).symlink_to(outside)
+    with pytest.raises(UserError, match="cannot write to the run folder"):
+        folder.append_metrics({"epoch": 2})
+    folder.keep_metrics(0)
+    folder.append_metrics({"epoch": 1, "a": 1})
+    folder.write_json("plan.json", {"a": 1})
+    folder.write_json("summary.json", {"a": 1})
+    assert outside.read_text() == '{"epoch": 1}\n'
+    assert folder.metrics.read_text() == '{"epoch": 1, "a": 1}\n'

@@ -18,6 +18,7 @@ from unixkd.method.ledger import Ledger
 from unixkd.models.loading import class_names_of
 from unixkd.names import label_of, parse_variants
 from unixkd.report import report
+from unixkd.report.page import check_page
 from unixkd.training.compare import (
     check_jobs,
     decide_once,
@@ -64,6 +65,7 @@ def run_comparison(
     """Run what is missing of a comparison and report on all of it."""
     for method in methods:
         build_method(method)  # a value out of range must not wait for the data
+    check_page(out / "report.html")  # before hours of runs, not after
     base = decide_once(base, out, say)
     planned = plan_jobs(base, methods, seeds, out)
     if match:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from jsonargparse import Namespace
@@ -12,7 +13,7 @@ from unixkd.config import DataConfig
 from unixkd.errors import UsageError, UserError
 from unixkd.export.export import Artefact, check_installed, export_student, prepare
 from unixkd.export.hub import check_repository, push, upload_plan
-from unixkd.export.model_card import Publication, read_facts, write_model_card
+from unixkd.export.model_card import Publication, public_name, read_facts, write_model_card
 from unixkd.export.verify import Sample, random_sample, real_sample
 from unixkd.models.card import ModelCard
 from unixkd.models.folder import load_model
@@ -24,11 +25,15 @@ def export(options: Namespace) -> None:
     folder = Path(options.run)
     out = Path(options.out or folder / "export")
     student, facts = load_model(folder, options.code), read_facts(folder)
+    student.card = replace(
+        student.card, name=public_name(student.card.name)
+    )  # it is written into every format
     size = options.size or student.card.size
     if size is None:
         raise UserError(f"{folder}: its config.json does not say how large its images are; give --size")
     sample = find_sample(options, folder, student.card, size)
-    prepare(folder, out, options.overwrite)
+    if removed := prepare(folder, out, options.overwrite):
+        say(f"removed the export that was in {out}: {', '.join(removed)}")
     made, failed = export_student(student, out, options.formats, sample, size, options.code)
     for artefact in made:
         say(artefact_line(artefact, sample))

@@ -16,6 +16,7 @@ from unixkd.cli.options import COMMANDS, GROUPS, check_names, check_shares, name
 from unixkd.config import without_gone
 from unixkd.errors import UsageError, UserError, unknown_name
 from unixkd.names import methods
+from unixkd.reading import parse_yaml, read_text
 from unixkd.training.distributed.launch import LeaderError, processes, rank
 from unixkd.training.stopping import EXIT_CODE
 
@@ -194,13 +195,12 @@ def read_config(path: str) -> dict[str, Any]:
     Raises:
         UsageError: it cannot be read, or holds something else than options
     """
-    import yaml
-
     try:
-        values = yaml.safe_load(Path(path).read_text())
+        values = parse_yaml(read_text(Path(path), "YAML", named=True), f"'{path}'")
         values = without_gone(values) if isinstance(values, dict) else values
-    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:  # UserError is a ValueError
-        raise UsageError(f"--config {path}: {' '.join(str(error).split())}") from None
+    except UserError as error:
+        text = str(error).removeprefix(f"'{path}' ")
+        raise UsageError(f"--config {path}: {text}") from None
     if not isinstance(values, dict):
         raise UsageError(f"--config {path} holds no options, but {str(values)[:40]!r}")
     for group in GROUPS:

@@ -12,12 +12,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unixkd.errors import UserError
 from unixkd.run_files import aside
 
 
 def cache_dir() -> Path:
-    """Where downloads and decoded data lie: $UNIXKD_CACHE, else ~/.cache/unixkd."""
-    return Path(os.environ.get("UNIXKD_CACHE") or Path.home() / ".cache" / "unixkd")
+    """Where downloads and decoded data lie: $UNIXKD_CACHE, else ~/.cache/unixkd; a UserError where there is no home."""
+    try:
+        return Path(os.environ.get("UNIXKD_CACHE") or Path.home() / ".cache" / "unixkd")
+    except RuntimeError:
+        raise UserError("this user has no home folder for data: let UNIXKD_CACHE name a folder") from None
 
 
 def files_key(files: Iterable[Path]) -> str:
@@ -31,8 +35,11 @@ def files_key(files: Iterable[Path]) -> str:
 
 def cached_array(name: str, make: Callable[[], NDArray[Any]], folder: str = "decoded") -> NDArray[Any]:
     """The array kept under a name, or `make()`, then kept; a cache that cannot be used is left alone."""
-    path = cache_dir() / folder / f"{name}.npy"
     array: NDArray[Any]
+    try:
+        path = cache_dir() / folder / f"{name}.npy"
+    except UserError:
+        return make()
     try:
         array = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError):

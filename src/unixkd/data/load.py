@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,7 +33,7 @@ from unixkd.data.sources.stream import Streamed, StreamSplit, load_stream
 from unixkd.data.sources.webdataset import load_shards
 from unixkd.data.split import MemorySplit
 from unixkd.errors import UserError, unknown_name
-from unixkd.names import DATA
+from unixkd.names import DATA, local_path
 
 _MEMORY_SIZE = 64  # side up to which images are kept in memory
 
@@ -45,8 +44,8 @@ _BY_NAME: dict[str, Callable[[DataConfig], Source]] = {
 }
 
 _BY_PREFIX: dict[str, Callable[[str, DataConfig], Source]] = {
-    "folder": lambda place, config: load_folder(Path(place).expanduser()),
-    "parquet": lambda place, config: load_parquet(Path(place).expanduser(), config),
+    "folder": lambda place, config: load_folder(local_path(place)),
+    "parquet": lambda place, config: load_parquet(local_path(place), config),
     "wds": lambda place, config: load_shards(place, config.label_column, config.labels),
     "hub": lambda place, config: load_hub(place, config),
 }
@@ -102,7 +101,7 @@ def open_source(config: DataConfig) -> Source:
         return _BY_NAME[config.name](config)
     if separator and prefix in _BY_PREFIX:
         return _BY_PREFIX[prefix](_place(config.name), config)
-    if Path(config.name).expanduser().exists():
+    if local_path(config.name).exists():
         raise unknown_name("data", config.name, [f"folder:{config.name}", f"parquet:{config.name}"])
     raise unknown_name("data", prefix, DATA)
 

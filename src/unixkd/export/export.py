@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import torch
@@ -18,7 +18,7 @@ from unixkd.errors import UserError, missing_extra
 from unixkd.export.verify import ATOL, RTOL, Agreement, Classifier, Sample, compare
 from unixkd.models.card import PixelModel
 from unixkd.models.folder import card_values, load_model, save_model
-from unixkd.run_files import EXPORTED, remove, writing
+from unixkd.run_files import EXPORTED, holds_export, leftovers, refuse_links, remove, scratch, writing
 
 TORCH_FILE, ONNX_FILE = "model.pt2", "model.onnx"
 PIXELS, LOGITS = "pixels", "logits"
@@ -39,21 +39,29 @@ class Artefact:
         return sum(file.stat().st_size for file in self.files)
 
 
-def prepare(run: Path, out: Path, overwrite: bool) -> None:
-    """Make the output folder of a run's export ready, empty of an earlier export where that is to be overwritten.
+def prepare(run: Path, out: Path, overwrite: bool) -> list[str]:
+    """Make the output folder of a run's export ready; the files of an earlier export that are removed from it.
 
     Raises:
-        UserError: it holds a run, or an export that is not to be overwritten, or cannot be written to
+        UserError: it holds a run, or an export that is not to be overwritten, or files of somebody's own where an
+            export's would be, or cannot be written to
     """
     if out.resolve() == run.resolve() or (out / "run.yaml").exists():
         raise UserError(f"{out} holds a run: give another --out")
-    earlier = [name for name in EXPORTED if (out / name).exists()]
+    if out.parent.resolve() == run.resolve():
+        refuse_links(out)
+    earlier = [name for name in EXPORTED if os.path.lexists(out / name)]
     if earlier and not overwrite:
         raise UserError(f"{out} already holds {earlier[0]}: give --overwrite or another --out")
+    if earlier and not holds_export(out):
+        raise UserError(
+            f"{out} holds {earlier[0]}, which no export wrote: move it away, or give another --out"
+        )
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-        for path in (*(out / name for name in earlier), *out.glob(".export-*.tmp")):
-            remove(path)  # .tmp: what a killed export has left
+        for path in (*(out / name for name in earlier), *leftovers(out, "export")):
+            remove(path)
+    return earlier
 
 
 def export_student(
@@ -77,8 +85,8 @@ def export_student(
     made: list[Artefact] = []
     failed: list[str] = []
     for name in dict.fromkeys(formats):
-        with writing(out), TemporaryDirectory(prefix=".export-", suffix=".tmp", dir=out) as temporary:
-            folder = Path(temporary)
+        with writing(out), scratch(out / "export") as folder:
+            folder.mkdir()
             try:
                 FORMATS[name].write(student, size, folder)
                 agreement = compare(student, FORMATS[name].open(folder, code), sample.batches)

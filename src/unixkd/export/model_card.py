@@ -20,7 +20,8 @@ from unixkd.export.verify import ATOL, RTOL
 from unixkd.models.card import PixelModel
 from unixkd.models.folder import read_card
 from unixkd.names import is_code, run_words
-from unixkd.run_files import check_unchanged, read_json, write, writing
+from unixkd.reading import read_json
+from unixkd.run_files import check_unchanged, write, writing
 
 
 @dataclass(frozen=True)
@@ -67,16 +68,17 @@ def write_model_card(
     return path
 
 
-def public_name(name: str) -> str:
-    """A network's name without the folders of this machine.
+_FOLDERS = re.compile(r"(^|:)(?:[A-Za-z]:|~[^/\\:]*)?(?!//)[/\\](?:[^:]*[/\\])?(?=[^/\\:])")
 
-    >>> public_name("/home/me/nets.py:Net"), public_name("transformers:/home/me/vit"), public_name("timm:resnet18")
-    ('nets.py:Net', 'transformers:vit', 'timm:resnet18')
+
+def public_name(name: str) -> str:
+    """A name without the folders of this machine.
+
+    >>> public_name("/home/me/nets.py:Net"), public_name("folder:~/photos/"), public_name("hub:me/photos")
+    ('nets.py:Net', 'folder:photos/', 'hub:me/photos')
     """
-    prefix, colon, place = name.rpartition(":")
-    if is_code(name):
-        return f"{Path(prefix).name}:{place}"
-    return f"{prefix}{colon}{Path(place).name}" if Path(place).is_absolute() else name
+    prefix, _, place = name.rpartition(":")
+    return f"{Path(prefix).name}:{place}" if is_code(name) else _FOLDERS.sub(r"\1", name)
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,9 @@ class Facts:
     def data(self) -> str | None:
         """The data's name; of a folder or file the last part of its path."""
         kind, _, place = str(self.config.get("data.name") or "").partition(":")
-        return (Path(place).name if kind in ("folder", "parquet", "wds") else place or kind) or None
+        return (
+            Path(place).name if kind in ("folder", "parquet", "wds") else public_name(place or kind)
+        ) or None
 
     @property
     def hub_data(self) -> str | None:
@@ -120,14 +124,14 @@ class Facts:
         if not name or self.config.get("method.name") == "student-alone":
             return None
         try:
-            return read_card(name).name
+            return public_name(read_card(name).name)
         except UserError:  # no run folder, or not here
             return Path(name).name
 
     @property
     def command(self) -> str:
-        """The command that makes the run again, with the options that are not their defaults."""
-        return shlex.join(run_words(self.config))
+        """The command that makes the run again, with the options that are not their defaults and no folders of here."""
+        return shlex.join(map(public_name, run_words(self.config)))
 
 
 def read_facts(folder: Path) -> Facts:

@@ -18,7 +18,8 @@ from unixkd.method.ledger import Ledger
 from unixkd.method.method import Method
 from unixkd.method.named_inputs import TEACHERS
 from unixkd.method.objective import Objective
-from unixkd.run_files import read_json, write
+from unixkd.reading import read_json
+from unixkd.run_files import write
 
 try:
     from transformers import Trainer, TrainerCallback

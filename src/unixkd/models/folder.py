@@ -19,7 +19,8 @@ from unixkd.models.card import ModelCard, PixelModel
 from unixkd.models.registry import check_name, create_model
 from unixkd.models.weights import load_weights
 from unixkd.names import is_code
-from unixkd.run_files import CHECKSUMS, aside, check_unchanged, read_json, seal, write
+from unixkd.reading import read_json
+from unixkd.run_files import CHECKSUMS, aside, check_unchanged, seal, usual_mode, write
 
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "config.json"
@@ -42,7 +43,7 @@ def save_model(model: PixelModel, folder: str | Path, weights: Mapping[str, Tens
         for name, value in (model.net.state_dict() if weights is None else weights).items()
     }
     (folder / CHECKSUMS).unlink(missing_ok=True)
-    with aside(folder / WEIGHTS_FILE) as path:
+    with aside(folder / WEIGHTS_FILE) as path, usual_mode(path):
         save_file(state, path)
     card = {"schema": SCHEMA, **card_values(model.card)}
     write(folder / CARD_FILE, json.dumps(card, indent=2, ensure_ascii=False) + "\n")

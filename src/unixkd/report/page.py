@@ -29,7 +29,7 @@ from unixkd.report.wording import (
     protocol_notes,
     why_no_baseline,
 )
-from unixkd.run_files import Cost, Planned
+from unixkd.run_files import Cost, Planned, write
 
 
 def write_page(
@@ -51,12 +51,24 @@ def write_page(
     Raises:
         UserError: matplotlib is not installed, or the file cannot be written
     """
+    check_page(path)
     text = page(runs, title, notes, commands)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8", newline="\n")
+        if path.parent in (Path("/dev"), Path("/dev/fd")):  # /dev/stdout is not to be replaced
+            path.write_text(text, encoding="utf-8", newline="\n")
+        else:
+            write(path, text)
     except OSError as error:
         raise UserError(f"the report cannot be written to {path}: {error.strerror}") from error
+
+
+def check_page(path: Path) -> None:
+    """Raise where a file that is no report would be replaced; a link is replaced, what it points to stays."""
+    if path.is_symlink() or not path.is_file():
+        return
+    if (content := path.read_bytes()) and b'class="eyebrow"' not in content:
+        raise UserError(f"{path} is no report: it is not replaced, give another name with --html")
 
 
 def page(runs: Sequence[Run], title: str, notes: Sequence[str] = (), commands: Sequence[Command] = ()) -> str:

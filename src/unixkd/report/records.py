@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
-import yaml
 
-from unixkd.errors import UserError, first_line
+from unixkd.config import check_types
+from unixkd.errors import UserError
+from unixkd.reading import parse_json, parse_yaml, read_text
 from unixkd.run_files import SCHEMA, Epoch, Planned, RelativeCost, Selection, Summary, is_unchanged
 
 R = TypeVar("R")
@@ -102,7 +102,7 @@ def read_run(folder: Path) -> Run:
         UserError: a file cannot be parsed or a value is missing or impossible
     """
     where = folder / "summary.json"
-    values = parse_json(read_text(where), where)
+    values = parse(read_text(where), where)
     if (schema := values.get("schema")) != SCHEMA:
         raise UserError(f"{where}: schema {schema!r}, this version reads schema {SCHEMA}: update unixkd")
     summary = convert(values, Summary, where)
@@ -149,7 +149,7 @@ def convert(values: dict[str, Any], kind: type[R], where: object) -> R:
 
 
 def _read(file: Path, kind: type[R]) -> R | None:
-    return convert(parse_json(read_text(file), file), kind, file) if file.is_file() else None
+    return convert(parse(read_text(file), file), kind, file) if file.is_file() else None
 
 
 def _history(file: Path) -> tuple[Epoch, ...]:
@@ -162,7 +162,7 @@ def _history(file: Path) -> tuple[Epoch, ...]:
             continue
         where = f"{file} line {number}"
         try:
-            values = parse_json(line, where)
+            values = parse(line, where)
         except UserError:
             if number == len(lines):
                 break  # a killed run may have been writing its last line
@@ -175,31 +175,21 @@ def _history(file: Path) -> tuple[Epoch, ...]:
 def _config(file: Path) -> tuple[str, dict[str, Any]]:
     if not file.is_file():
         return "", {}
-    text = read_text(file)
-    try:
-        config = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{file} is no readable YAML: {first_line(error)}") from error
-    return text, config if isinstance(config, dict) else {}
+    text = read_text(file, "YAML")
+    config = parse_yaml(text, file, "is no readable YAML")
+    if not isinstance(config, dict):
+        return text, {}
+    check_types(config, file)
+    return text, config
 
 
-def read_text(file: Path) -> str:
-    """A file's text."""
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} cannot be read: {error}") from error
-
-
-def parse_json(text: str, where: object) -> dict[str, Any]:
+def parse(text: str, where: object) -> dict[str, Any]:
     """The object that a JSON text holds, without what is null or, as in a run that diverged, not finite."""
+    hooks = {"parse_float": _finite, "parse_constant": _finite, "object_hook": _known}
     try:
-        values = json.loads(text, parse_float=_finite, parse_constant=_finite, object_hook=_known)
-    except ValueError as error:
-        raise UserError(f"{where} is no readable JSON ({error}); repair it or remove the run") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{where} holds no JSON object; repair it or remove the run")
-    return values
+        return parse_json(text, where, "is no readable JSON", **hooks)
+    except UserError as error:
+        raise UserError(f"{error}; repair it or remove the run") from None
 
 
 def _known(values: dict[str, Any]) -> dict[str, Any]:

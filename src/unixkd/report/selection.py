@@ -14,6 +14,9 @@ from unixkd.report.table import PageTable
 from unixkd.report.wording import hero_of, percent
 from unixkd.run_files import Epoch, Histogram, Picture
 
+MAX_BARS = 500
+"""Of a chart; more are drawn as one shape."""
+
 
 def what_was_kept(groups: Sequence[Group], styles: dict[str, Style]) -> dict[str, Any] | None:
     """Hard share, mean score and histograms of kept and dropped images; None if nothing was dropped."""
@@ -80,7 +83,13 @@ def how_often(groups: Sequence[Group], styles: dict[str, Style]) -> dict[str, An
 
 def _times_kept(group: Group, style: Style, shares: Sequence[float], mean: str, name: str) -> Markup:
     def plot(axes: Any) -> None:
-        axes.bar(range(len(shares)), [100 * share for share in shares], width=0.86, color=style.colour)
+        heights = [100 * share for share in shares]
+        if len(heights) <= MAX_BARS:
+            axes.bar(range(len(heights)), heights, width=0.86, color=style.colour)
+        else:  # one shape, as thousands take minutes
+            axes.stairs(
+                heights, [times - 0.5 for times in range(len(heights) + 1)], fill=True, color=style.colour
+            )
         axes.grid(visible=False, axis="x")
         frame(axes, "images, %", "times kept")
 

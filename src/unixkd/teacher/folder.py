@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from unixkd.errors import UserError
-from unixkd.run_files import aside, sync
+from unixkd.reading import read_json
+from unixkd.run_files import aside, leftovers, refuse_links, sync
 from unixkd.teacher.format import CHECKS, IMAGES, LOGITS, SCHEMA, TOP_SCHEMA, Contents
 
 _INDEX = "answers.json"
@@ -36,8 +37,9 @@ def open_folder(path: Path, contents: Contents, announce: Callable[[str], None])
             _create(path.resolve(), contents, announce)
         _check(path, contents)
         rows, packing = contents.images * contents.views, contents.packing
-        logits = np.memmap(path / LOGITS, packing.dtype, mode="r+", shape=(rows, packing.width))
         counts = {CHECKS: rows, **({IMAGES: contents.images} if contents.on_disk else {})}
+        refuse_links(*(path / name for name in (LOGITS, *counts)))
+        logits = np.memmap(path / LOGITS, packing.dtype, mode="r+", shape=(rows, packing.width))
         return [logits] + [
             np.memmap(path / name, np.dtype("<u4"), mode="r+", shape=(count,))
             for name, count in counts.items()
@@ -87,9 +89,8 @@ def _reserve(file: Path, size: int) -> None:
 def _remove_leftovers(place: Path) -> None:
     """Remove what a process that was killed while it made the store has left beside it."""
     with contextlib.suppress(OSError):  # no parent yet, or another process removes the same
-        for old in place.parent.iterdir():
-            ours = old.name.startswith(f".{place.name}.") and old.name.endswith(".tmp")
-            if ours and time.time() - old.stat().st_mtime > _STALE_SECONDS:
+        for old in leftovers(place.parent, re.escape(place.name)):
+            if time.time() - old.stat().st_mtime > _STALE_SECONDS:
                 shutil.rmtree(old)
 
 
@@ -127,10 +128,10 @@ def _read_index(path: Path) -> dict[str, Any]:
     if not path.is_dir() or not file.is_file():
         raise UserError(f"{path} is no store of teacher answers, it has no {_INDEX}: give another folder")
     try:
-        saved = json.loads(file.read_text())
+        saved = read_json(file)
         if isinstance(saved["schema"], int) and isinstance(saved["key"], dict):
             return saved
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (UserError, KeyError):
         pass
     raise UserError(f"{file} is damaged or of something else: give another folder, or remove {path}")
 

@@ -6,12 +6,14 @@ resumed run would find what it had not paid for. Files of row numbers, only ever
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unixkd.errors import UserError
+from unixkd.run_files import CHECKPOINT, append
 
 PREFIX, SUFFIX = "asked-since-", ".bin"
 
@@ -50,8 +52,7 @@ class Journal:
         """Note rows of a store, before they are written there; a killed process loses none of them."""
         if self.current is not None and len(rows):
             self.folder.mkdir(parents=True, exist_ok=True)
-            with self.current.open("ab") as file:
-                file.write(rows.astype("<i8").tobytes())
+            append(self.current, rows.astype("<i8").tobytes())
 
     def rows_since(self, checkpoint: str) -> NDArray[np.int64]:
         """The rows noted after a checkpoint, those after later ones included. Raises UserError if unreadable."""
@@ -72,7 +73,13 @@ class Journal:
 
     def files(self) -> list[Path]:
         """The journals, oldest first."""
-        return sorted(self.folder.glob(f"{PREFIX}*{SUFFIX}"), key=tag)
+        return journals(self.folder)
+
+
+def journals(folder: Path) -> list[Path]:
+    """The journals in a folder, oldest first; what else lies there is somebody's own."""
+    ours = rf"{PREFIX}({CHECKPOINT})(\.\d+)?{re.escape(SUFFIX)}"
+    return sorted((path for path in folder.glob(f"{PREFIX}*") if re.fullmatch(ours, path.name)), key=tag)
 
 
 def tag(path: Path) -> str:

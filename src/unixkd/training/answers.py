@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -14,6 +13,7 @@ from unixkd.errors import UserError
 from unixkd.method.losses import FeatureLoss
 from unixkd.method.resizing import shrinks_by_boxes
 from unixkd.models.card import PixelModel
+from unixkd.names import local_path
 from unixkd.teacher.folder import read_key
 from unixkd.teacher.store import AnswerStore
 from unixkd.teacher.teacher import Teacher
@@ -44,7 +44,7 @@ def open_store(run: Resolved, path: str, note: Callable[[str], None]) -> AnswerS
             "random resized crops have no fixed number of views, so their answers cannot be stored: give "
             "--data.views, how many of each image to train on"
         )
-    data, folder = run.data, Path(path).expanduser()
+    data, folder = run.data, local_path(path)
     if data.fingerprint != data.fingerprint_before == read_key(folder).get("data"):
         raise UserError(
             f"{folder}: version 0.1.0 stored these answers, which did not look into the images: they may have changed "

@@ -7,8 +7,10 @@ into place; older ones are removed only then. A kill at any moment leaves the pr
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from unixkd.errors import UserError
-from unixkd.run_files import aside, checksum, sync
+from unixkd.errors import UserError, first_line
+from unixkd.reading import read_json
+from unixkd.run_files import CHECKPOINT, aside, checksum, sync, usual_mode
 from unixkd.training.distributed.sharding import shard_like
 
 FILES = ("state.safetensors", "state.json")
+MANIFEST = "manifest.json"
 KEPT_AND_NEW = 3
 
 
@@ -46,16 +50,17 @@ def save_checkpoint(folder: Path, name: str, tensors: dict[str, Tensor], state: 
     try:
         with aside(final) as temporary:
             temporary.mkdir(parents=True)
-            save_file(copies, temporary / FILES[0])
+            with usual_mode(temporary / FILES[0]):
+                save_file(copies, temporary / FILES[0])
             (temporary / FILES[1]).write_text(json.dumps(state))
             manifest = {name: checksum(temporary / name) for name in FILES}
-            (temporary / "manifest.json").write_text(json.dumps(manifest))
+            (temporary / MANIFEST).write_text(json.dumps(manifest))
             for path in (*temporary.iterdir(), temporary):
                 sync(path)
-            shutil.rmtree(final, ignore_errors=True)
+            discard(final)
         sync(folder)
         for old in checkpoints(folder)[:-2]:
-            shutil.rmtree(old)
+            discard(old)
     except (OSError, SafetensorError) as error:
         kept = checkpoints(folder)
         raise UserError(
@@ -68,7 +73,7 @@ def save_checkpoint(folder: Path, name: str, tensors: dict[str, Tensor], state: 
 def check_space(folder: Path, size: int) -> None:
     """Raise where the disk has no room for a run's checkpoints of `size` bytes: two kept and one being written."""
     there = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    used = sum(path.stat().st_size for path in folder.glob("epoch-*/*"))
+    used = sum(path.stat().st_size for saved in checkpoints(folder) for path in saved.iterdir())
     need, free = KEPT_AND_NEW * size - used, shutil.disk_usage(there).free
     if need > free:
         raise UserError(
@@ -89,10 +94,14 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], li
     for path in reversed(checkpoints(folder)):
         problem = find_damage(path)
         if problem is None:
-            loaded = load_file(path / FILES[0]), json.loads((path / FILES[1]).read_text())
-            for later in checkpoints(folder)[::-1][: len(damaged)]:
-                shutil.rmtree(later)
-            return *loaded, damaged
+            try:
+                loaded = load_file(path / FILES[0]), read_json(path / FILES[1])
+            except (SafetensorError, OSError, UserError) as error:  # under right checksums
+                problem = f"unreadable ({first_line(error)})"
+            else:
+                for later in checkpoints(folder)[::-1][: len(damaged)]:
+                    discard(later)
+                return *loaded, damaged
         damaged.append(f"{path}: {problem}")
     detail = "; ".join(damaged) if damaged else "none was saved"
     raise UserError(f"no valid checkpoint in {folder}: {detail}")
@@ -101,18 +110,32 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], li
 def newest_state(folder: Path) -> dict[str, Any] | None:
     """The state in the newest checkpoint that is whole, without its tensors; None where there is none."""
     whole = (path for path in reversed(checkpoints(folder)) if find_damage(path, FILES[1:]) is None)
-    return next((json.loads((path / FILES[1]).read_text()) for path in whole), None)
+    return next((read_json(path / FILES[1]) for path in whole), None)
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Finished checkpoints, oldest first."""
-    return sorted(folder.glob("epoch-*"))
+    """Finished checkpoints, oldest first; what else lies there is somebody's own."""
+    named = (path for path in folder.glob("epoch-*") if re.fullmatch(CHECKPOINT, path.name))
+    return sorted(path for path in named if path.is_dir() and not path.is_symlink() and _is_ours(path))
+
+
+def _is_ours(folder: Path) -> bool:
+    names = {path.name for path in folder.iterdir()}
+    return not names or not names.isdisjoint((*FILES, MANIFEST))
+
+
+def discard(checkpoint: Path) -> None:
+    """Remove a checkpoint; files of somebody's own in it stay, and so does its folder then."""
+    for name in (*FILES, MANIFEST):
+        (checkpoint / name).unlink(missing_ok=True)
+    with suppress(OSError):  # not empty, or not there
+        checkpoint.rmdir()
 
 
 def find_damage(checkpoint: Path, files: Sequence[str] = FILES) -> str | None:
     """What is wrong with a checkpoint's files, or None."""
     try:
-        manifest = json.loads((checkpoint / "manifest.json").read_text())
+        manifest = read_json(checkpoint / MANIFEST)
         wrong = [name for name in files if manifest[name] != checksum(checkpoint / name)]
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"unreadable ({error})"

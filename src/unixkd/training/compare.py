@@ -26,6 +26,7 @@ from unixkd.method.method import Method
 from unixkd.models.loading import class_names_of
 from unixkd.names import file_name, label_of
 from unixkd.planning.expected import Workload, expected_cost
+from unixkd.run_files import refuse_links
 from unixkd.training import stopping
 from unixkd.training.build import make_distiller, open_ledger
 from unixkd.training.checkpoint import newest_state
@@ -33,7 +34,7 @@ from unixkd.training.display import Display, Event, Finished, Note
 from unixkd.training.distributed.world import ALONE
 from unixkd.training.precision import OPTIONS, has_native_bf16, remembered, with_auto
 from unixkd.training.resolved import build_on, pick_device, read_method, resolve
-from unixkd.training.resume import check_inputs
+from unixkd.training.resume import check_inputs, of_a_run
 from unixkd.training.run import run
 from unixkd.training.run_folder import RunFolder
 from unixkd.training.stopping import Stopped, stoppable
@@ -115,6 +116,7 @@ def check_jobs(jobs: Sequence[Job], note: Callable[[str], None]) -> None:
     Each method is built once as its runs will be, on the data that all share, up to its first step.
     """
     for job in jobs:
+        refuse_links(job.folder.parent, job.folder)
         if (folder := RunFolder(job.folder)).holds_run():
             folder.check_same(job.config)
     configs = {job.config.label or job.config.method.name: job.config for job in jobs if not is_finished(job)}
@@ -130,7 +132,9 @@ def check_jobs(jobs: Sequence[Job], note: Callable[[str], None]) -> None:
     for label, config in configs.items():
         built = build_on(config, torch.device("cpu"), data, *methods[label])
         while begun:
-            check_inputs(*begun.popitem(), built)
+            begun_folder, state = begun.popitem()
+            with of_a_run(begun_folder):
+                check_inputs(begun_folder, state, built)
         distiller = make_distiller(built, built.student, open_ledger(built), note, ALONE)
         if distiller.teacher is not None and distiller.teacher.store is not None:
             distiller.teacher.store.close()

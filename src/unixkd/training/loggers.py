@@ -12,6 +12,7 @@ from typing import Any
 
 from unixkd.config import LogConfig, flatten
 from unixkd.errors import missing_extra
+from unixkd.run_files import write
 
 Record = dict[str, Any]
 
@@ -76,7 +77,7 @@ class WandB:
                 console="off", silent=True, finish_timeout=WANDB_SECONDS, finish_timeout_raises=True
             ),
         )
-        identity.write_text(self.run.id)
+        write(identity, self.run.id)
         if self.run.url:
             note(f"Weights & Biases: {self.run.url}")
         for record in [] if begun else past:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from unixkd.config import RunConfig, TrainConfig, read_yaml
 from unixkd.errors import unknown_name
 from unixkd.method.network import Network
+from unixkd.names import local_path
 from unixkd.planning.timing import interleaved
 from unixkd.teacher.folder import read_key
 
@@ -36,7 +37,7 @@ def remembered(config: RunConfig, folder: Path | None) -> RunConfig:
     """The configuration with "auto" precisions as the stored answers, or an earlier run in `folder`, have them."""
     decided: dict[str, str] = {}
     if config.answers.path is not None:
-        key = read_key(Path(config.answers.path).expanduser())
+        key = read_key(local_path(config.answers.path))
         decided = {"teacher_precision": key[TEACHER_PRECISION]} if TEACHER_PRECISION in key else {}
     if folder is not None and (folder / "run.yaml").exists():
         saved = read_yaml(folder / "run.yaml").get("train", {})

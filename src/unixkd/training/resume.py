@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unixkd.errors import UserError
+from unixkd.errors import UserError, first_line
 from unixkd.method.ledger import Ledger
 from unixkd.run_files import sync
 from unixkd.teacher.journal import Journal
@@ -18,6 +19,7 @@ from unixkd.teacher.store import AnswerStore
 from unixkd.training import checkpoint
 from unixkd.training.checkpoint import checkpoint_name, checkpoints, pack_optimizer, unpack_optimizer
 from unixkd.training.distributed.sharding import gathered, load_whole
+from unixkd.training.memory import ran_out
 from unixkd.training.resolved import Resolved
 from unixkd.training.state import Run
 
@@ -144,6 +146,30 @@ def restore(run: Run) -> None:
     tensors, state, damaged = run.world.once(lambda: checkpoint.load_checkpoint(run.folder.checkpoints))
     for problem in damaged:
         run.note(f"passed over a damaged checkpoint: {problem}")
+    with of_a_run(run.folder.path):
+        restore_state(run, tensors, state)
+    steps = f" and {run.done} steps of the next" if run.done else ""
+    run.note(f"resumed after epoch {run.epoch}{steps}")
+
+
+@contextmanager
+def of_a_run(folder: Path) -> Iterator[None]:
+    """Within, values of a checkpoint are read; what is missing or of another shape becomes a `UserError`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
+        if ran_out(error):
+            raise
+        raise UserError(
+            f"cannot resume {folder}: its newest checkpoint is whole, but holds no state of this run "
+            f"({type(error).__name__}: {first_line(error)}); remove it, and the one before is used"
+        ) from error
+
+
+def restore_state(run: Run, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+    """Put a run where a checkpoint's tensors and state say."""
     check_inputs(run.folder.path, state, run.resolved)
     if (processes := state.get("processes", 1)) != run.world.size:
         raise UserError(
@@ -156,8 +182,6 @@ def restore(run: Run) -> None:
     run.engine.distiller.steps = state.get("steps", run.epoch * run.stepper.steps_per_epoch)
     for record in run.world.once(lambda: run.folder.keep_metrics(run.epoch)):
         run.remember(record)
-    steps = f" and {run.done} steps of the next" if run.done else ""
-    run.note(f"resumed after epoch {run.epoch}{steps}")
 
 
 def check_inputs(folder: Path, state: Mapping[str, Any], now: Resolved) -> None:

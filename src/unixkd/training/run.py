@@ -144,6 +144,8 @@ def prepare_process(config: RunConfig, world: World) -> torch.device:
 def open_folder(run: Run, mode: Mode) -> bool:
     """Make the run's folder ready; True where there is a checkpoint to go on from."""
     resumed = run.folder.open(run.config, mode)
+    if run.folder.removed:
+        run.note(f"removed the run that was in {run.folder.path}: {', '.join(run.folder.removed)}")
     if (planned := plan_of_run(run)) is not None:
         with run.folder.writing():
             run.folder.write_json("plan.json", asdict(planned))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import json
-import shutil
+import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,8 +19,22 @@ from PIL import Image
 
 from unixkd.config import RunConfig, flatten, read_yaml, to_plain
 from unixkd.errors import UserError
-from unixkd.run_files import CHECKSUMS, EXPORTED, check_unchanged, remove, write
+from unixkd.reading import parse_json
+from unixkd.run_files import (
+    CHECKPOINT,
+    CHECKSUMS,
+    EXPORTED,
+    append,
+    check_unchanged,
+    holds_export,
+    leftovers,
+    refuse_links,
+    remove,
+    write,
+)
+from unixkd.teacher.journal import journals
 from unixkd.training import precision
+from unixkd.training.checkpoint import checkpoints, discard
 from unixkd.training.used import unread_options
 
 Mode = Literal["new", "resume", "overwrite"]
@@ -35,6 +50,10 @@ FILES = (
     CHECKSUMS,
     *(f"export/{name}" for name in EXPORTED),  # of the student that is overwritten
 )
+LOGS = ("events.out.tfevents.*", "wandb-id", "wandb/*run-*", "wandb/debug*.log")
+"""What the loggers write, in `logs`."""
+ALWAYS = {"epochs", "batch_size", "lr", "seed"}
+"""Options of `train` in the run.yaml of every run, which holds all of them; a file of options has those that differ."""
 NUM_THUMBNAILS = 16
 LOCK_SECONDS = 10
 """How long a folder is waited for: the loader processes of a killed run hold on to it for a moment."""
@@ -48,16 +67,19 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
         self.logs = path / "logs"
+        self.removed: list[str] = []  # what `open` has removed of an earlier run
         self._lock = FileLock(path.absolute() / ".lock", timeout=LOCK_SECONDS, is_singleton=True)
 
     def open(self, config: RunConfig, mode: Mode) -> bool:
         """Make the folder ready and keep other processes out until `close`; True: there is a checkpoint to go on from.
 
         Raises:
-            UserError: it holds a run already (mode new), or one with another configuration (mode resume), or another
-                process is at work in it
+            UserError: it holds a run already (mode new), or one with another configuration (mode resume), or files
+                of somebody's own where a run's would be, or links, or another process is at work in it
         """
         self.check_free(mode)
+        folders = (self.checkpoints, self.logs, self.logs / "wandb", self.path / "export")
+        refuse_links(*folders, self.path / ".lock")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             with suppress(NotImplementedError):  # a file system without locks
@@ -66,7 +88,7 @@ class RunFolder:
             if mode == "resume" and self.holds_run():
                 self.check_same(config)
                 self.tidy()
-                return any(self.checkpoints.glob("epoch-*"))
+                return bool(checkpoints(self.checkpoints))
             self.begin(config)
         except Timeout:
             raise UserError(
@@ -78,22 +100,56 @@ class RunFolder:
 
     def holds_run(self) -> bool:
         """Whether a run was begun here."""
-        return (self.path / "run.yaml").exists() or any(self.checkpoints.glob("epoch-*"))
+        return (self.path / "run.yaml").exists() or bool(checkpoints(self.checkpoints))
 
     def check_free(self, mode: Mode) -> None:
-        """Raise where a new run would meet one that is there."""
-        if mode == "new" and self.holds_run():
-            raise UserError(f"{self.path} already holds a run: give --resume, --overwrite or another --out")
+        """Raise where a new run would meet one that is there, or replace what no run wrote."""
+        if self.holds_run():
+            if mode == "new":
+                raise UserError(
+                    f"{self.path} already holds a run: give --resume, --overwrite or another --out"
+                )
+            if mode == "overwrite":
+                self.check_removable()
+        elif foreign := [
+            name for name in SEALED if (self.path / name).is_file() or (self.path / name).is_symlink()
+        ]:
+            raise UserError(
+                f"{self.path} holds {', '.join(foreign)}, which no run wrote, as it has no run.yaml: move what is "
+                "yours away, or give another --out"
+            )
+
+    def check_removable(self) -> None:
+        """Raise where the run.yaml is no run's: what lies beside it may be anybody's."""
+        path = self.path / "run.yaml"
+        train = read_yaml(path).get("train") if path.exists() else dict.fromkeys(ALWAYS)
+        if not isinstance(train, dict) or not train.keys() >= ALWAYS:
+            raise UserError(
+                f"{path} is not that of a run: nothing is removed, move it away or give another --out"
+            )
 
     def begin(self, config: RunConfig) -> None:
         """Remove an earlier run, what says that there is one last, and write the configuration."""
         if self.holds_run():
-            for folder in (self.checkpoints, self.logs):
-                shutil.rmtree(folder, ignore_errors=True)
-            for name in reversed(FILES):
-                (self.path / name).unlink(missing_ok=True)
+            self.remove_run()
         self.tidy()
         write(self.path / "run.yaml", yaml.safe_dump(to_plain(config), sort_keys=False))
+
+    def remove_run(self) -> None:
+        """Remove what a run wrote, and nothing else; `removed` lists it."""
+        saved = checkpoints(self.checkpoints)
+        logs = [path for pattern in LOGS for path in self.logs.glob(pattern)]
+        exported = holds_export(self.path / "export")
+        files = [self.path / name for name in reversed(FILES) if exported or not name.startswith("export/")]
+        there = [path for path in (*journals(self.checkpoints), *logs, *files) if os.path.lexists(path)]
+        self.removed = [path.relative_to(self.path).as_posix() for path in (*saved, *there)]
+        for path in saved:
+            discard(path)
+        for path in there:
+            remove(path)
+        for folder in (self.checkpoints, self.logs / "wandb", self.logs):
+            with suppress(OSError):  # not empty, or not there
+                folder.rmdir()
 
     def close(self) -> None:
         """Let other processes in."""
@@ -101,7 +157,8 @@ class RunFolder:
 
     def tidy(self) -> None:
         """Remove what a killed process has left half written."""
-        for path in (*self.path.glob(".*.tmp"), *self.checkpoints.glob(".*.tmp")):
+        files = "|".join(map(re.escape, (*SEALED, CHECKSUMS)))
+        for path in (*leftovers(self.path, files), *leftovers(self.checkpoints, CHECKPOINT)):
             remove(path)
 
     def check_same(self, config: RunConfig) -> None:
@@ -129,9 +186,8 @@ class RunFolder:
 
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Add an epoch's line to metrics.jsonl."""
-        with self.writing(), self.metrics.open("a") as file:
-            file.write(json.dumps(record) + "\n")
-            file.flush()
+        with self.writing():
+            append(self.metrics, f"{json.dumps(record)}\n".encode())
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -153,14 +209,16 @@ class RunFolder:
         """
         check_unchanged(self.metrics)
         try:
-            content = self.metrics.read_bytes() if self.metrics.exists() else b""
-            lines = content.decode(errors="replace").split("\n")[:-1][:epochs]  # the rest may be torn
-            records = [json.loads(line) for line in lines]
-        except (OSError, ValueError) as error:
-            raise UserError(f"{self.metrics} is damaged: {error}") from None
-        for epoch, record in enumerate(records, 1):
-            if not isinstance(record, dict) or record.get("epoch") != epoch:
-                raise UserError(f"{self.metrics} is damaged: line {epoch} is not that of epoch {epoch}")
+            content = self.metrics.read_bytes() if self.metrics.is_file() else b""
+        except OSError as error:
+            raise UserError(f"{self.metrics} cannot be read: {error}") from None
+        lines = content.decode(errors="replace").split("\n")[:-1][:epochs]  # the rest may be torn
+        records = []
+        for epoch, line in enumerate(lines, 1):
+            wrong = f"{self.metrics} is damaged: line {epoch} is not that of epoch {epoch}"
+            records.append(parse_json(line, f"{wrong}: it"))
+            if records[-1].get("epoch") != epoch:
+                raise UserError(wrong)
         if len(lines) < epochs:
             raise UserError(f"{self.metrics} has {len(lines)} lines, but the checkpoint has {epochs} epochs")
         self.put(self.metrics.name, "".join(f"{line}\n" for line in lines))

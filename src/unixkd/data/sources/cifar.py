@@ -14,6 +14,7 @@ from unixkd.data.cache import cache_dir, cached_array, files_key
 from unixkd.data.images import Pixels, read_image, to_array, to_channels
 from unixkd.data.source import Decoded, ImageFormat, Source, check_filled, check_labels
 from unixkd.errors import UserError, missing_extra
+from unixkd.names import local_path
 
 _CLASSES = {"cifar10": 10, "cifar100": 100}
 _FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
@@ -33,7 +34,7 @@ def load_cifar(name: str, root: str | None) -> Source:
     Raises:
         UserError: the folder is missing or holds something else, a file is corrupt, or the download failed.
     """
-    folder = Path(root).expanduser() if root else cache_dir()
+    folder = local_path(root) if root else cache_dir()
     if root and not folder.is_dir():
         raise UserError(f"data.root {folder} is no folder; make it to download {name} into it")
     for place in (folder, folder / "data"):
@@ -130,5 +131,5 @@ def _class_names(metadata: dict[bytes, bytes] | None, column: str) -> list[str] 
     try:
         features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
         return [str(name) for name in features[column]["names"]]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return None

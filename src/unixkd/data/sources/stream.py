@@ -38,6 +38,7 @@ from unixkd.data.sources.hub import (
 )
 from unixkd.errors import UserError
 from unixkd.method.batch import Batch
+from unixkd.names import local_path
 
 _HEAD = 64  # images at the beginning that stand for all
 _FILES = 10  # that are read side by side at most
@@ -52,7 +53,7 @@ def load_stream(place: str, config: DataConfig) -> tuple[Source, Streamed]:
         place: a data set of the Hub, or a Parquet file or a folder of them
         config: `stream_images`, `stream_buffer`, the columns and `split_seed`, which decides the order
     """
-    origin, path = f"stream:{place}", Path(place).expanduser()
+    origin, path = f"stream:{place}", local_path(place)
     files = parquet_files(path) if path.exists() else None
     how: dict[str, Any] = {"path": place} if files is None else {"path": "parquet", "data_files": files}
     splits = load_splits(origin, streaming=True, **how)

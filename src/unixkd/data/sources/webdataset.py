@@ -21,6 +21,7 @@ from unixkd.data.cache import cached_array, files_key
 from unixkd.data.images import MAX_BYTES, SUFFIXES
 from unixkd.data.source import TEST_NAMES, Source, labelled_source
 from unixkd.errors import UserError
+from unixkd.names import local_path
 
 _MAX_FILES = 1_000_000  # that a pattern may stand for
 _MAX_LABEL_FILE, _MAX_LABEL, _MAX_NAME = 1 << 20, 256, 1024  # bytes
@@ -77,7 +78,7 @@ def _choices(inside: str) -> Sequence[str]:
 
 def _shards(pattern: str) -> dict[str, list[Path]]:
     """Tar files of each split."""
-    place = Path(pattern).expanduser()
+    place = local_path(pattern)
     if re.match(r"(pipe:|\w+://)", pattern):
         raise UserError(f"wds:{pattern}: shards are local files: fetch them first, or give stream:ID")
     if place.is_dir():
