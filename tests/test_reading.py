@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from unixkd.cli.main import read_config
+from unixkd.cli.main import parse, read_config
 from unixkd.config import read_yaml
 from unixkd.errors import UsageError, UserError
 from unixkd.reading import MAX_BYTES, parse_json, parse_yaml, read_json
@@ -49,6 +49,8 @@ def test_hostile_yaml_is_one_line_wherever_it_is_read(text, told, tmp_path):
     assert str(path) in str(caught.value)
     with pytest.raises(UsageError, match=told):
         read_config(str(path))
+    with pytest.raises(UsageError, match=told):
+        parse("train", ["--model", "resnet8", "--train", str(path)])
 
 
 def test_aliases_as_people_use_them_and_what_looks_like_a_date_are_read():

@@ -24,5 +24,5 @@ def test_without_a_home_folder_arrays_are_made_and_downloads_ask_for_a_place(mon
 
 
 def test_a_home_folder_that_nobody_has_is_named():
-    with pytest.raises(UserError, match="'~nobody-has-this-name/x': .*write the path out"):
+    with pytest.raises(UserError, match=r"'~nobody-has-this-name/x': .*write the path out"):
         local_path("~nobody-has-this-name/x")

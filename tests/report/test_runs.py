@@ -178,6 +178,17 @@ def test_killed_runs_are_tolerated_and_unfinished_ones_counted(tmp_path: Path) -
             '"most_kept": [{"index": 0, "times": 1, "png": "R0lGODlh"}]}',
             "'most_kept\\[0\\]': this is no base64 PNG",
         ),
+        (
+            "selection.json",
+            '{"epochs": 2, "histogram": {"times_kept": [1000000000000], "images": [1]}}',
+            "'histogram.times_kept\\[0\\]': Expected `int` <= 100000",
+        ),
+        (
+            "metrics.jsonl",
+            f'{{"epoch": 1, "selection": {{"histogram": {{"kept": {[1] * 1001}}}}}}}\n',
+            "Expected `array` of length <= 1000",
+        ),
+        ("run.yaml", "train: {epochs: two}", "run.yaml: train.epochs: Expected `int`, got `str`"),
         ("plan.json", '{"images": {}}', "'images': Object missing required field `scored`"),
     ],
 )

@@ -12,6 +12,7 @@ from torch import nn
 
 from slow import TinyNet, images_of, labels_of
 from unixkd.errors import UserError
+from unixkd.run_files import checksum
 from unixkd.training.checkpoint import (
     checkpoint_name,
     checkpoints,
@@ -21,6 +22,7 @@ from unixkd.training.checkpoint import (
     save_checkpoint,
     unpack_optimizer,
 )
+from unixkd.training.resume import of_a_run
 
 OPTIMIZERS = {
     "sgd": lambda parameters: torch.optim.SGD(parameters, 0.1),
@@ -214,7 +216,9 @@ def test_nothing_is_pickled(tmp_path):
 
 
 def test_the_users_own_beside_checkpoints_is_neither_read_nor_removed(tmp_path):
-    mine = [tmp_path / name for name in ("epoch-notes.txt", "epoch-best/a", "epoch-00000/notes", "epoch-99999")]
+    mine = [
+        tmp_path / name for name in ("epoch-notes.txt", "epoch-best/a", "epoch-00000/notes", "epoch-99999")
+    ]
     for path in mine:
         path.parent.mkdir(exist_ok=True)
         path.write_text("mine")
@@ -237,7 +241,10 @@ def test_a_state_of_another_shape_under_right_checksums_is_passed_over(name, tmp
 
 
 def test_a_state_without_what_a_run_needs_is_one_line(tmp_path):
-    with pytest.raises(UserError, match=r"holds no state of this run \(KeyError: 'epoch'\)"), of_a_run(tmp_path):
+    with (
+        pytest.raises(UserError, match=r"holds no state of this run \(KeyError: 'epoch'\)"),
+        of_a_run(tmp_path),
+    ):
         {}["epoch"]
     with pytest.raises(RuntimeError, match="out of memory"), of_a_run(tmp_path):
         raise torch.OutOfMemoryError("out of memory")

@@ -148,6 +148,12 @@ def parse(name: str, arguments: Sequence[str]) -> Namespace:
     files, recipe, words = expand(arguments)
     try:
         configs = [read_config(path) for path in files]
+        for word, following in zip(
+            words, [*words[1:], ""], strict=True
+        ):  # --train FILE: the parser reads it itself
+            name, equals, value = word.partition("=")
+            if name.removeprefix("--") in GROUPS and Path(value if equals else following).is_file():
+                read_config(value if equals else following)
         recipe = recipe or next((v["recipe"] for v in reversed(configs) if v.get("recipe")), None)
         if recipe is not None and settings is not None:
             known = {action.dest for action in parser._actions}
