@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import datetime
+import decimal
 import io
+import os
 import struct
 import zlib
 
@@ -18,7 +22,8 @@ from unixkd.data import load_data, load_images
 from unixkd.data.images import fit, read_image, resize_side
 from unixkd.errors import UserError
 
-pytest.importorskip("pyarrow")
+pyarrow = pytest.importorskip("pyarrow")
+parquet = pytest.importorskip("pyarrow.parquet")
 
 
 @pytest.fixture(autouse=True)
@@ -151,7 +156,7 @@ def test_a_huge_label_in_shards_names_the_sample(label, tmp_path):
         file = write_tar(
             tmp_path / f"{extension}.tar", [*members, ("b.png", png()), (f"b.{extension}", text.encode())]
         )
-        told = rf"train: sample 1 has label {label} \({file}: b\.png\), but labels must be integers from 0 on"
+        told = rf"train: sample 1 has label {label}, but labels .* from 0 on, without gaps \({file}: b\.png\)"
         with pytest.raises(UserError, match=told):
             load_data(DataConfig(f"wds:{file}", size=8))
 
@@ -160,7 +165,7 @@ def test_a_huge_label_in_shards_names_the_sample(label, tmp_path):
 def test_a_huge_label_in_a_column_names_the_sample_and_the_column(label, tmp_path):
     write_parquet(tmp_path / "train.parquet", [png()] * 3, [0, 1, label])
     with pytest.raises(
-        UserError, match=rf"train: sample 2 has label {label} \(column label\), but labels must be"
+        UserError, match=rf"train: sample 2 has label {label}, but labels must be .* \(column label\)"
     ):
         load_data(DataConfig(f"parquet:{tmp_path / 'train.parquet'}", size=8))
 
@@ -169,3 +174,265 @@ def test_a_label_beyond_the_classes_that_images_could_fill_is_still_named_by_its
     write_parquet(tmp_path / "train.parquet", [png()] * 3, [0, 1, 5])
     with pytest.raises(UserError, match=r"3 of 6 classes have no images \(2, 3, 4\)"):
         load_data(DataConfig(f"parquet:{tmp_path / 'train.parquet'}", size=8))
+
+
+# reads stay in the data set's folder
+
+
+@pytest.fixture
+def elsewhere(tmp_path):
+    """An image outside of the data."""
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private" / "0.png").write_bytes(png())
+    return tmp_path / "private" / "0.png"
+
+
+IMAGE = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+
+
+def paths_in_parquet(folder, paths, name="train"):
+    folder.mkdir(exist_ok=True)
+    images = pyarrow.array([{"bytes": None, "path": str(path)} for path in paths], IMAGE)
+    parquet.write_table(
+        pyarrow.table({"image": images, "label": [0] * len(paths)}), folder / f"{name}.parquet"
+    )
+    return f"{folder}"
+
+
+@pytest.mark.parametrize("form", ["absolute", "up", "through a link", "none", "null", "pipe"])
+@pytest.mark.parametrize("kind", ["parquet", "hub"])
+def test_a_path_in_a_column_leads_nowhere_but_into_the_data(kind, form, elsewhere, tmp_path):
+    (folder := tmp_path / "d").mkdir()
+    os.mkfifo(folder / "pipe")
+    if kind == "parquet":
+        (folder / "link").symlink_to(elsewhere.parent)
+    path = {
+        "absolute": elsewhere,
+        "up": "../private/0.png",
+        "through a link": "link/0.png",
+        "none": "nothing.png",
+        "null": "a\0b.png",
+        "pipe": "pipe",
+    }[form]
+    place = paths_in_parquet(folder, [path])
+    with pytest.raises(UserError, match=r"image 0: the path .* is that of no file in .*/d; no other is read"):
+        load_data(DataConfig(f"{kind}:{place}", size=8))
+
+
+def test_a_path_in_a_column_may_be_that_of_a_file_in_the_data(tmp_path):
+    (folder := tmp_path / "d").mkdir()
+    (folder / "deep").mkdir()
+    (folder / "deep" / "0.png").write_bytes(png())
+    place = paths_in_parquet(folder, ["deep/0.png", folder / "deep" / "0.png"])
+    assert load_data(DataConfig(f"parquet:{place}", size=8)).train.images.unique().tolist() == [9]
+
+
+def test_a_stream_follows_no_path_in_either_part(elsewhere, tmp_path):
+    place = paths_in_parquet(tmp_path / "d", [elsewhere])
+    with pytest.raises(UserError, match="image 0: holds no image bytes"):
+        load_data(DataConfig(f"stream:{place}", labels=False))
+    paths_in_parquet(tmp_path / "d", [elsewhere], "test")
+    images = pyarrow.array([{"bytes": png(), "path": None}], IMAGE)
+    parquet.write_table(pyarrow.table({"image": images, "label": [0]}), tmp_path / "d" / "train.parquet")
+    with pytest.raises(UserError, match=r"test: image 0: the path .* is that of no file in a stream"):
+        load_data(DataConfig(f"stream:{place}"))
+
+
+@pytest.mark.parametrize("link", ["train/a/1.png", "train/a", "train", "val", "val/a/1.png"])
+def test_a_link_out_of_a_folder_is_refused_by_name(link, elsewhere, tmp_path):
+    for place in ("train/a", "val/a", "private/a"):
+        (tmp_path / "d" / place).mkdir(parents=True)
+        (tmp_path / "d" / place / "0.png").write_bytes(png())
+    (tmp_path / "d" / "private").rename(tmp_path / "outside")
+    target = elsewhere if link.endswith("png") else tmp_path / "outside" / ("a" if link.endswith("a") else "")
+    if not link.endswith("png"):
+        (tmp_path / "d" / link).rename(tmp_path / "old")
+    (tmp_path / "d" / link).symlink_to(target)
+    told = (
+        f"{tmp_path / 'd' / link}: leads out of {tmp_path / 'd'}, to {target.resolve()}, and is not followed"
+    )
+    with pytest.raises(UserError, match=told):
+        load_data(DataConfig(f"folder:{tmp_path / 'd'}", size=8))
+    assert len(load_data(DataConfig(f"folder:{tmp_path / 'outside'}", size=8)).train) == 1
+
+
+def test_links_within_the_data_and_to_the_data_are_followed(tmp_path):
+    (tmp_path / "d" / "all").mkdir(parents=True)
+    for i in range(2):
+        (tmp_path / "d" / "all" / f"{i}.png").write_bytes(png(shade=i))
+    (tmp_path / "d" / "train" / "a").mkdir(parents=True)
+    (tmp_path / "d" / "train" / "a" / "0.png").symlink_to("../../all/0.png")
+    (tmp_path / "d" / "train" / "b").symlink_to("../all")
+    (tmp_path / "link").symlink_to("d")
+    for folder in ("d", "link"):
+        data = load_data(DataConfig(f"folder:{tmp_path / folder}", size=8))
+        assert data.train.labels.tolist() == [0, 1, 1]
+        assert load_images([tmp_path / folder / "train" / "a" / "0.png"], 8, 3)[1]
+
+
+def test_predict_reads_a_link_that_is_named_and_none_out_of_a_folder(elsewhere, tmp_path):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "0.png").symlink_to(elsewhere)
+    assert load_images([tmp_path / "d" / "0.png"], 8, 3)[0].shape[0] == 1
+    with pytest.raises(UserError, match=r"0\.png: leads out of"):
+        load_images([tmp_path / "d"], 8, 3)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "stream", "hub", "wds", "pattern"])
+def test_shards_that_lead_out_of_their_folder_are_refused(kind, tmp_path):
+    (tmp_path / "outside").mkdir()
+    (folder := tmp_path / "d").mkdir()
+    write_parquet(tmp_path / "outside" / "0.parquet", [png()], [0])
+    write_tar(tmp_path / "outside" / "0.tar", [("a.png", png()), ("a.cls", b"0")])
+    name = "0.tar" if kind in ("wds", "pattern") else "0.parquet"
+    (folder / name).symlink_to(tmp_path / "outside" / name)
+    place = {"wds": f"wds:{folder}", "pattern": f"wds:{folder}/*.tar"}.get(kind, f"{kind}:{folder}")
+    with pytest.raises(UserError, match=f"{folder / name}: leads out of {folder}, to"):
+        load_data(DataConfig(place, size=8, labels=False))
+    if kind in ("parquet", "wds"):
+        assert len(load_data(DataConfig(f"{kind}:{folder / name}", size=8)).train) == 1  # named
+
+
+def test_a_snapshot_in_the_cache_of_the_hub_is_links_and_is_read(tmp_path):
+    store = tmp_path / "hub" / "datasets--a--b"
+    (store / "blobs").mkdir(parents=True)
+    (store / "snapshots" / "1" / "cat").mkdir(parents=True)
+    (store / "blobs" / "abc").write_bytes(png())
+    (store / "snapshots" / "1" / "cat" / "0.png").symlink_to("../../../blobs/abc")
+    data = load_data(DataConfig(f"folder:{store / 'snapshots' / '1'}", size=8))
+    assert (len(data.train), data.class_names) == (1, ("cat",))
+
+
+def test_an_image_of_the_hub_lies_in_its_own_part_of_the_cache(tmp_path, monkeypatch, elsewhere):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    own = tmp_path / "hub" / "datasets--a--b" / "snapshots" / "1" / "0.png"
+    other = tmp_path / "hub" / "datasets--a--c" / "0.png"
+    for file in (own, other):
+        file.parent.mkdir(parents=True)
+        file.write_bytes(png())
+    for path, fine in ((own, True), (other, False), (elsewhere, False)):
+        table = datasets.Dataset.from_dict({"image": [{"bytes": None, "path": str(path)}], "label": [0]})
+        monkeypatch.setattr(datasets, "load_dataset", lambda *names, table=table: {"train": table})
+        if fine:
+            assert len(load_data(DataConfig("hub:a/b", size=8)).train) == 1
+        else:
+            with pytest.raises(UserError, match=r"image 0: the path .* is that of no file in"):
+                load_data(DataConfig("hub:a/b", size=8))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names are bytes")
+@pytest.mark.parametrize("name", [b"\xff\xfe.png", b"a\nb.png", b"\x1b[31m.png"])
+def test_names_that_are_no_text_are_names(name, tmp_path):
+    (tmp_path / "d").mkdir()
+    for i, file in enumerate((os.fsdecode(name), "0.png")):
+        (tmp_path / "d" / file).write_bytes(png(shade=i))
+    data = load_data(DataConfig(f"folder:{tmp_path / 'd'}", size=8, in_memory=False, workers=0))
+    assert len(data.train) == 2
+    tar = os.fsdecode(name).replace(".png", ".tar")
+    write_tar(tmp_path / tar, [("a.png", png())])
+    assert len(load_data(DataConfig(f"wds:{tmp_path / tar}", size=8)).train) == 1
+
+
+# no other program
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n%%EOF\n"
+
+
+@pytest.fixture
+def interpreter(tmp_path, monkeypatch):
+    """What a `gs` on the PATH leaves behind when it is called."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path / 'called'}\n")
+    (tmp_path / "bin" / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)  # where Pillow looked for it before
+    return tmp_path / "called"
+
+
+def test_the_interpreter_would_be_called_by_pillow_itself(interpreter):
+    with contextlib.suppress(OSError):  # it makes no image
+        Image.open(io.BytesIO(EPS)).load()
+    assert interpreter.exists()
+
+
+@pytest.mark.parametrize(
+    "kind", ["folder", "no suffix", "parquet", "hub", "images of hub", "stream", "wds", "predict"]
+)
+def test_postscript_under_an_image_s_name_calls_no_interpreter(kind, interpreter, tmp_path):
+    (folder := tmp_path / "d").mkdir()
+    name = "evil" if kind == "no suffix" else "evil.png"
+    if kind == "wds":
+        write_tar(folder / "0.tar", [("evil.png", EPS), ("evil.cls", b"0")])
+    elif kind in ("parquet", "hub", "stream"):
+        write_parquet(folder / "train.parquet", [EPS], [0])
+    else:
+        (folder / "a").mkdir()
+        (folder / "a" / name).write_bytes(EPS)
+    source = {"no suffix": "folder", "images of hub": "hub"}.get(kind, kind)
+    config = DataConfig(f"{source}:{folder}", labels=kind not in ("stream", "images of hub"))
+    read = (lambda: load_images([folder], 8, 3)) if kind == "predict" else (lambda: load_data(config))
+    with pytest.raises(UserError, match=r"none of the image formats PNG|no images in any"):
+        read()
+    assert not interpreter.exists()
+
+
+# columns that are no labels
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ([datetime.date(2020, 1, 1)] * 2, r"a value of type date \(2020-01-01\)"),
+        ([datetime.datetime(2020, 1, 1)] * 2, r"a value of type datetime"),
+        ([0.0, 0.5], r"a fraction \(0\.5\) for sample 1"),
+        ([b"a", b"b"], r"a value of type bytes \(b'a'\)"),
+        ([{"a": 1}] * 2, r"a value of type dict \(\{'a': 1\}\)"),
+        ([[[1]], [[1]]], r"a list of labels \(\[\[1\]\]\)"),
+        ([decimal.Decimal(0), decimal.Decimal(1)], r"a value of type Decimal \(0\)"),
+        ([datetime.time(1)] * 2, r"a value of type time"),
+    ],
+)
+def test_a_column_that_holds_no_classes_is_named_with_what_it_holds(values, told, tmp_path):
+    file = column_of(tmp_path, values)
+    with pytest.raises(
+        UserError, match=rf"train: {told}.* \(column label\) where one class is wanted: name another"
+    ):
+        load_data(DataConfig(f"parquet:{file}", size=8))
+    data = load_data(DataConfig(f"parquet:{file}", size=8, labels=False))
+    if values != [0.0, 0.5]:
+        assert data.train.labels is None
+        assert "unlabelled (column label)" in data.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("values", "classes"),
+    [
+        (["x", "y"], [0, 1]),
+        ([True, False], [1, 0]),
+        ([1.0, 0.0], [1, 0]),
+    ],
+)
+@pytest.mark.parametrize("encoded", [True, False])
+def test_columns_that_hold_classes_in_another_way(values, classes, encoded, tmp_path):
+    column = pyarrow.array(values)
+    file = column_of(tmp_path, column.dictionary_encode() if encoded else column)
+    assert load_data(DataConfig(f"parquet:{file}", size=8)).train.labels.tolist() == classes
+
+
+def test_a_column_of_nothing_but_nulls_is_named(tmp_path):
+    data = load_data(DataConfig(f"parquet:{column_of(tmp_path, pyarrow.nulls(2))}", size=8))
+    assert data.notes[0].endswith("none of the 2 labels is a class (None): unlabelled (column label)")
+
+
+def test_a_column_that_holds_no_images_is_named(tmp_path):
+    parquet.write_table(pyarrow.table({"image": [1, 2], "label": [0, 1]}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"column image holds no images \(Unsupported cast"):
+        load_data(DataConfig(f"parquet:{tmp_path / 'a.parquet'}", size=8))
+
+
+def column_of(folder, values):
+    images = [{"bytes": png(), "path": None}] * 2
+    parquet.write_table(pyarrow.table({"image": images, "label": values}), folder / "a.parquet")
+    return folder / "a.parquet"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
+import os
 import re
 import reprlib
 import zlib
@@ -145,7 +147,7 @@ class Encoded:
             item, name = self._item(int(i))
             if isinstance(item, Path):
                 name = item.relative_to(self.origin).as_posix() if item.is_relative_to(self.origin) else name
-                whole.update(f"{name}\0{item.stat().st_size}\n".encode())
+                whole.update(os.fsencode(f"{name}\0{item.stat().st_size}\n"))
             else:
                 whole.update(hashlib.sha256(item).digest())
         return whole.digest()
@@ -228,12 +230,13 @@ def labelled_source(
         UserError: a label is faulty, or a class has no training images.
     """
     images, written = read("train", origin)
-    values, notes = given_labels(written, f"{origin}: train", numerals, wanted, may_lack=not wanted)
+    called = partial(_called, images, column)
+    values, notes = given_labels(written, f"{origin}: train", called, numerals, wanted, may_lack=not wanted)
+    notes = tuple(f"{note}{called(0)}" for note in notes)
     hidden = np.array([value is None for value in values or ()], dtype=bool)
     if values is not None and hidden.any():
         filler = values[int(hidden.argmin())]
         values = [filler if value is None else value for value in values]
-    called = partial(_called, images, column)
     names, num_classes, labels = class_numbers(values, names, None, f"{origin}: train", numerals, called)
     if labels is not None and num_classes is not None:
         check_filled(labels[~hidden], num_classes, names, f"{origin}: train")
@@ -242,11 +245,11 @@ def labelled_source(
     for split in (name for name in TEST_NAMES if name in splits):
         where = f"{origin}: {split}"
         images, written = read(split, where)
-        values, lines = given_labels(written, where, numerals, wanted)
+        called = partial(_called, images, column)
+        values, lines = given_labels(written, where, called, numerals, wanted)
         notes += lines
         named |= {split} if lines or values is not None else set()
         if values is not None:
-            called = partial(_called, images, column)
             names, num_classes, labels = class_numbers(values, names, num_classes, where, numerals, called)
             test = Encoded.of(images, labels, where)
             break
@@ -263,25 +266,32 @@ def _called(images: Items, column: str | None, i: int) -> str:
 
 
 def given_labels(
-    written: Sequence[Any] | None, where: str, numerals: bool, wanted: bool, may_lack: bool = False
+    written: Sequence[Any] | None,
+    where: str,
+    called: Callable[[int], str],
+    numerals: bool,
+    wanted: bool,
+    may_lack: bool = False,
 ) -> tuple[Sequence[Any] | None, tuple[str, ...]]:
-    """Labels with None for each that is hidden (-1, as the Hub marks it, null, NaN) or a list, and a line if all are.
+    """Labels with None for each that is hidden (-1, as the Hub marks it, null, NaN) or of a kind that no class is of
+    (a list, a date, a fraction), and a line if all are.
 
-    Raises UserError for lists where labels are wanted, and where some images have no label and that may not be.
+    Raises UserError for such kinds where labels are wanted, and where some images have no label and that may not be.
     """
     if not written:
         return None, ()
     marks = (None, -1, "-1") if numerals else (None, -1)
-    lists = [value for value in written if isinstance(value, list | dict)]
+    odd = [_odd_kind(value) for value in written]
     values = [
-        None if value in marks or value != value or isinstance(value, list | dict) else value
-        for value in written
+        None if kind or value in marks or value != value else value
+        for value, kind in zip(written, odd, strict=True)
     ]
     missing, other = values.count(None), "train without labels (--data.labels false)"
-    if lists and wanted:
+    if wanted and any(odd):
+        i = next(i for i, kind in enumerate(odd) if kind)
         raise UserError(
-            f"{where}: a list of labels ({str(lists[0])[:40]}) where one class is wanted: name another column "
-            f"(--data.label_column), or {other}"
+            f"{where}: {odd[i]} ({str(written[i])[:40]}) for sample {i}{called(i)} where one class is wanted: "
+            f"name another column (--data.label_column), or {other}"
         )
     if missing == len(values):
         return None, (
@@ -290,10 +300,21 @@ def given_labels(
     if missing and not may_lack:
         i = values.index(None)
         raise UserError(
-            f"{where}: sample {i} has label {written[i]!r}, as {missing:,} of {len(values):,} images have none: "
-            f"leave these images out{f', or {other}' if wanted else ''}"
+            f"{where}: sample {i} has label {written[i]!r}, as {missing:,} of {len(values):,} images have none"
+            f"{called(i)}: leave these images out{f', or {other}' if wanted else ''}"
         )
     return values, ()
+
+
+def _odd_kind(value: Any) -> str:
+    """What a value is that can be no class, else empty; a whole number may be written as a float.
+
+    >>> _odd_kind([1]), _odd_kind(0.5), _odd_kind(b"cat"), _odd_kind(1.0)
+    ('a list of labels', 'a fraction', 'a value of type bytes', '')
+    """
+    if value is None or isinstance(value, int | str | float):
+        return "a fraction" if isinstance(value, float) and math.isfinite(value) and value % 1 else ""
+    return "a list of labels" if isinstance(value, list) else f"a value of type {type(value).__name__}"
 
 
 def class_order(names: Iterable[str]) -> tuple[str, ...]:
@@ -420,9 +441,9 @@ def check_labels(
         wrong = np.array([not (isinstance(value, int) and 0 <= value < high) for value in array])
     if wrong.any():
         sample = int(np.argmax(wrong))
-        label = reprlib.repr(array[sample : sample + 1].tolist()[0])
+        label = reprlib.repr(np.asarray(labels[sample : sample + 1]).tolist()[0])  # `array` may be of floats
         raise UserError(
-            f"{where}: sample {sample} has label {label}{called(sample)}, but labels must be {span}"
+            f"{where}: sample {sample} has label {label}, but labels must be {span}{called(sample)}"
         )
     return array.astype(np.int64)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from unixkd.config import DataConfig
+from unixkd.data.files import inside
 from unixkd.data.source import TEST_NAMES, Source, labelled_source
 from unixkd.errors import UserError, first_line, missing_extra, unknown_name
 
@@ -16,10 +19,14 @@ _LABEL_NAMES = ("label", "labels", "fine_label", "class", "target")
 
 
 class Column:
-    """The encoded images of one column of a `datasets.Dataset`."""
+    """The encoded images of one column of a `datasets.Dataset`; paths among them lie below one of the places."""
 
-    def __init__(self, dataset: Any, column: str, origin: str) -> None:
-        self.dataset, self.column, self.origin = undecoded(dataset, column), column, origin
+    def __init__(self, dataset: Any, column: str, origin: str, places: Sequence[Path]) -> None:
+        try:
+            self.dataset = undecoded(dataset, column)
+        except Exception as error:  # whatever the library raises where the column holds no images
+            raise UserError(f"{origin}: column {column} holds no images ({reason_of(error)})") from error
+        self.column, self.origin, self.places = column, origin, places
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -28,9 +35,19 @@ class Column:
         value = self.dataset[position][self.column] or {}
         if value.get("bytes") is not None:
             return bytes(value["bytes"])
+        where = f"{self.origin}: image {position}"
         if value.get("path"):
-            return Path(value["path"])
-        raise UserError(f"{self.origin}: image {position} is empty")
+            return self._file(str(value["path"]), where)
+        raise UserError(f"{where} is empty")
+
+    def _file(self, path: str, where: str) -> Path:
+        """The file of a path that the data give: whoever made them could have any file read."""
+        for place in self.places:
+            with contextlib.suppress(UserError, ValueError):  # or is no name of a file
+                if (file := inside(place / path, place)).is_file():
+                    return file
+        shown = " or ".join(map(str, self.places)) or "a stream"
+        raise UserError(f"{where}: the path {path!r} is that of no file in {shown}; no other is read")
 
 
 def load_parquet(path: Path, config: DataConfig) -> Source:
@@ -39,12 +56,13 @@ def load_parquet(path: Path, config: DataConfig) -> Source:
     Files whose names begin with test, val, valid or validation are the test set, all others are for training.
     """
     splits = load_splits(str(path), "parquet", data_files=parquet_files(path))
-    return _source(splits, str(path), config)
+    return _source(splits, str(path), config, _places(path))
 
 
 def parquet_files(path: Path) -> dict[str, list[str]]:
     """The files of each split. Raises UserError where there are none."""
-    files = [path] if path.is_file() else sorted([*path.glob("*.parquet"), *path.glob("data/*.parquet")])
+    found = sorted([*path.glob("*.parquet"), *path.glob("data/*.parquet")])
+    files = [path] if path.is_file() else [inside(file, path) for file in found]
     if not files:
         reason = "no *.parquet in this folder" if path.is_dir() else "no such file or folder"
         raise UserError(f"{path}: {reason}")
@@ -58,7 +76,21 @@ def parquet_files(path: Path) -> dict[str, list[str]]:
 def load_hub(identifier: str, config: DataConfig) -> Source:
     """A data set of the Hub (or a local folder that `datasets` can load) as a source."""
     origin = f"hub:{identifier}"
-    return _source(load_splits(origin, identifier), origin, config)
+    path = Path(identifier).expanduser()
+    for folder, folders, files in os.walk(path):
+        for name in (*folders, *files):
+            inside(Path(folder, name), path)
+    return _source(load_splits(origin, identifier), origin, config, _places(path))
+
+
+def _places(path: Path) -> tuple[Path, ...]:
+    """Where the images lie of a data set at a path, or of this name on the Hub: below it, or in the Hub's cache."""
+    if path.exists():
+        return (path if path.is_dir() else path.parent,)
+    from huggingface_hub.constants import HF_HUB_CACHE  # datasets itself needs it
+
+    cached = Path(HF_HUB_CACHE, f"datasets--{str(path).replace('/', '--')}")
+    return cached, Path(datasets_library().config.EXTRACTED_DATASETS_PATH)
 
 
 def datasets_library() -> ModuleType:
@@ -90,7 +122,7 @@ def training_split(splits: dict[str, Any]) -> Any | None:
     return splits.get("train") or (next(iter(splits.values())) if len(splits) == 1 else None)
 
 
-def _source(splits: dict[str, Any], origin: str, config: DataConfig) -> Source:
+def _source(splits: dict[str, Any], origin: str, config: DataConfig, files_in: Sequence[Path]) -> Source:
     train = training_split(splits)
     if train is None or not len(train):
         raise UserError(f"{origin}: no training images; its splits are {', '.join(splits) or 'none'}")
@@ -98,7 +130,7 @@ def _source(splits: dict[str, Any], origin: str, config: DataConfig) -> Source:
 
     def read(split: str, where: str) -> tuple[Column, Sequence[Any] | None]:
         dataset = train if split == "train" else splits[split]
-        return Column(dataset, image, where), written_labels(dataset, label)
+        return Column(dataset, image, where, files_in), written_labels(dataset, label)
 
     others = splits if "train" in splits else {}  # the only split is trained on, whatever its name
     return labelled_source(read, others, names, origin, wanted=config.labels, column=label)

@@ -70,7 +70,7 @@ def load_stream(place: str, config: DataConfig) -> tuple[Source, Streamed]:
         if split == "train":
             return list(head), None  # its labels come with the images, in training
         fetched = _fetch(undecoded(splits[split], *columns), where, _version(place, files))
-        return Column(fetched, image, where), written_labels(fetched, label)
+        return Column(fetched, image, where, ()), written_labels(fetched, label)
 
     labelled = {split for split, examples in splits.items() if label in (examples.features or {})}
     labelled = labelled if "train" in splits else set()
