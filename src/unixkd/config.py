@@ -85,7 +85,8 @@ class ModelConfig:
 
     Args:
         name: a CIFAR-family name (wrn_16_2, vgg8, ...) | timm:NAME | torchvision:NAME | transformers:PATH_OR_ID |
-            FILE.py:NAME, a class of your own | a run folder | a checkpoint folder of RepDistiller or mdistiller
+            FILE.py:NAME, a class of your own | a run folder | a checkpoint folder of RepDistiller or mdistiller | a
+            weights file, with its network before it unless the file or its folder names it (wrn_40_2:best.pth)
         weights: local weights file to load (.safetensors, or .pth read with weights_only)
         pretrained: take the published weights (timm:, torchvision:), those of the folder or ID (transformers:)
         mean: per-channel mean the network expects (default: the weights' own, else the data's)

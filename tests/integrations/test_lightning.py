@@ -21,6 +21,7 @@ from unixkd.errors import UserError
 from unixkd.integrations.lightning import DistillationModule, LedgerCallback
 from unixkd.method.ledger import ImageCounts
 from unixkd.method.unix import kd, stale, unix
+from unixkd.models import load_weights
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
@@ -83,6 +84,9 @@ def test_a_checkpoint_holds_the_student_alone_and_goes_on_exactly(tmp_path):
     assert set(saved["state_dict"]) == {f"student.{name}" for name in student.state_dict()}
     assert saved["distiller"]["steps"] == 4
     assert len(list(first.parameters())) == len(list(student.parameters()))
+    loaded = net(6)
+    load_weights(loaded, tmp_path / "first.ckpt")  # as a teacher, say
+    assert_same(loaded, first.student)
 
     resumed = DistillationModule(net(5), teacher, optimizer=sgd)
     fit(resumed, loader(images()), tmp_path / "first.ckpt", max_epochs=2)

@@ -129,6 +129,7 @@ def checkpoint(path: Path, name: str, **more: object) -> nn.Module:
         ("S:resnet14_T:resnet32x4_cifar100_kd_r:0.1_a:0.9_b:0.0_1", "resnet14"),
         ("mobile_half_vanilla", "MobileNetV2"),
         ("ShuffleV1", "ShuffleV1"),
+        ("teacher_vgg8", "vgg8"),
     ],
 )
 def test_a_checkpoint_folder_is_named_after_its_network(tmp_path, folder, name):
@@ -192,9 +193,7 @@ def test_a_number_written_under_numpy_1_is_read(tmp_path):
     assert same(net, build(file).net)
 
 
-@pytest.mark.parametrize(
-    "what", [np.arange(3), np.array([Path("x")], object), Path("x"), np.datetime64("2020-01-01")]
-)
+@pytest.mark.parametrize("what", [np.array([Path("x")], object), np.datetime64("2020-01-01"), print])
 def test_more_than_that_is_refused(tmp_path, what):
     checkpoint(tmp_path / "resnet8_vanilla" / "resnet8_last.pth", "resnet8", extra=what)
     with pytest.raises(UserError, match="holds more than weights"):
@@ -217,6 +216,35 @@ def test_an_unknown_architecture_says_how_to_name_it(tmp_path, folder):
     checkpoint(tmp_path / folder / "ckpt_epoch_1.pth", "resnet8")
     with pytest.raises(UserError, match=r"give --teacher ARCHITECTURE --teacher.weights .*ckpt_epoch_1.pth"):
         build(tmp_path / folder)
+
+
+@pytest.mark.parametrize("file", ["best.pth", "resnet8_best.pth", "last.pth"])
+def test_a_folder_of_the_reference_code_and_a_file_in_it(tmp_path, file):
+    net = checkpoint(tmp_path / "teacher_resnet8" / "ckpt" / file, "resnet8")
+    for path in (tmp_path / "teacher_resnet8", tmp_path / "teacher_resnet8" / "ckpt" / file):
+        model = build(path)
+        assert same(net, model.net)
+        assert (model.card.name, model.weights_file) == ("resnet8", file)
+
+
+def test_a_bare_file_gets_its_network_from_the_option_or_from_itself(tmp_path):
+    net = checkpoint(tmp_path / "mine" / "net.pth", "resnet8")
+    assert same(net, build(f"resnet8:{tmp_path}/mine/net.pth").net)
+    assert own_num_classes(ModelConfig(f"resnet8:{tmp_path}/mine/net.pth"), 3) == 10
+    with pytest.raises(UserError, match=r"which network is it\?"):
+        build(tmp_path / "mine" / "net.pth")
+    with pytest.raises(UserError, match=r"there is no weights file '.*gone.pth'"):
+        build(tmp_path / "gone.pth")
+    with pytest.raises(UserError, match=r"no weights file at 'gone.pth'"):
+        build("resnet8:gone.pth")
+    with pytest.raises(UsageError, match="unknown model 'resnet9'"):
+        build(f"resnet9:{tmp_path}/mine/net.pth")
+    net = checkpoint(tmp_path / "mine" / "named.pth", "resnet8", arch="resnet8")
+    assert same(net, build(tmp_path / "mine" / "named.pth").net)
+    (tmp_path / "mine.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')")
+    with pytest.raises(UserError):  # a file of options could name code so
+        build(f"{tmp_path}/mine.py:Net:{tmp_path}/mine/net.pth")
+    assert not (tmp_path / "executed").exists()
 
 
 def test_what_is_ambiguous_or_contradictory_is_refused(tmp_path):

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import logging
+from collections import Counter, OrderedDict, defaultdict
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -100,6 +104,138 @@ def test_a_pickle_is_refused_and_not_executed(tmp_path):
 def test_a_pickled_network_is_refused(tmp_path):
     torch.save(nn.Linear(1, 1), tmp_path / "w.pth")
     with pytest.raises(UserError, match=r"w.pth.*save its state_dict\(\) alone"):
+        load_weights(create_model("resnet8"), tmp_path / "w.pth")
+
+
+def under(prefix: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {prefix + name: value for name, value in state.items()}
+
+
+@pytest.mark.parametrize("key", ["net", "model_state_dict", "ema", "anything"])
+@pytest.mark.parametrize(
+    "prefix",
+    ["model.", "student.", "net.", "module._orig_mod.", "_orig_mod.module.", "ema_model.", "my.own."],
+)
+def test_any_key_and_any_uniform_prefix(key, prefix, tmp_path, caplog):
+    source, net = scrambled(), create_model("resnet8", 10)
+    torch.save(
+        {"epoch": 1, "loss": torch.ones(1), key: under(prefix, source.state_dict())}, tmp_path / "w.pth"
+    )
+    load_weights(net, tmp_path / "w.pth")
+    assert same(source, net)
+    assert not caplog.text
+
+
+def test_a_network_whose_own_names_begin_alike_loads_as_it_is(tmp_path):
+    source, net = (nn.Sequential(OrderedDict(module=scrambled())) for _ in range(2))
+    for state in (source.state_dict(), under("module.", source.state_dict())):
+        torch.save(state, tmp_path / "w.pth")
+        load_weights(net, tmp_path / "w.pth")
+        assert same(source, net)
+
+
+@pytest.mark.parametrize(
+    ("kept", "average"),
+    [("state_dict", "state_dict_ema"), ("model", "model_ema"), ("net", "ema"), ("anything", "swa")],
+)
+def test_the_network_in_training_is_taken_and_not_its_average_and_that_is_said(
+    kept, average, tmp_path, caplog
+):
+    source, other, net = scrambled(), scrambled(), create_model("resnet8", 10)
+    torch.save({average: other.state_dict(), kept: under("module.", source.state_dict())}, tmp_path / "w.pth")
+    load_weights(net, tmp_path / "w.pth")
+    assert same(source, net)
+    assert f"the weights named {kept}.module.* are taken, not {average}" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "counters",
+    [
+        {"n_averaged": torch.tensor(5)},
+        {"module.total_ops": torch.zeros(1), "module.layer1.0.total_params": torch.zeros(1)},
+    ],
+)
+def test_counters_of_averages_and_profilers_are_passed_over_and_said(counters, tmp_path, caplog):
+    source, net = scrambled(), create_model("resnet8", 10)
+    torch.save(under("module.", source.state_dict()) | counters, tmp_path / "w.pth")
+    load_weights(net, tmp_path / "w.pth")
+    assert same(source, net)
+    assert all(f"'{name}'" in caplog.text for name in counters)
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_teacher_and_student_in_one_file(together, tmp_path, caplog):
+    def save(teacher: nn.Module, student: nn.Module) -> None:
+        states = {"teacher": teacher.state_dict(), "student": student.state_dict()}
+        joined = {f"{part}.{name}": v for part, state in states.items() for name, v in state.items()}
+        torch.save({"state_dict": joined} if together else states, tmp_path / "w.pth")
+
+    source, net = scrambled(), create_model("resnet8", 10)
+    save(scrambled("resnet14"), source)  # the network tells which
+    load_weights(net, tmp_path / "w.pth")
+    assert same(source, net)
+    save(scrambled(), source)
+    with pytest.raises(
+        UserError, match=r"several networks that fit, '.*student', '.*teacher'|'teacher', 'st"
+    ):
+        load_weights(net, tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"acc": np.array([1.0, 2.0]), "names": np.array(["a", "b"]), "mask": np.array([True])},
+        {"history": defaultdict(list, {"loss": [1.0]}), "counts": Counter("aab")},
+        {"path": Path("a"), "args": argparse.Namespace(out=Path("b"), betas=(0.9, 0.99))},
+        {"time": datetime.datetime(2026, 1, 2), "took": datetime.timedelta(seconds=3)},
+    ],
+)
+def test_harmless_things_beside_the_weights(extra, tmp_path):
+    source, net = scrambled(), create_model("resnet8", 10)
+    torch.save({"model": source.state_dict(), **extra}, tmp_path / "w.pth")
+    load_weights(net, tmp_path / "w.pth")
+    assert same(source, net)
+
+
+@pytest.mark.parametrize("kind", ["half", "numpy", "big-endian", "parameter"])
+def test_weights_of_other_types(kind, tmp_path):
+    source, net = scrambled().half().float(), create_model("resnet8", 10)
+    change = {
+        "half": lambda v: v.half() if v.is_floating_point() else v,
+        "numpy": lambda v: v.numpy(),
+        "big-endian": lambda v: v.numpy().astype(v.numpy().dtype.newbyteorder(">")),
+        "parameter": lambda v: nn.Parameter(v, requires_grad=v.is_floating_point()),
+    }[kind]
+    torch.save({name: change(value) for name, value in source.state_dict().items()}, tmp_path / "w.pth")
+    load_weights(net, tmp_path / "w.pth")
+    assert same(source, net)
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ({"epoch": 3, "opt": {"lr": 0.1}}, r"holds no weights: .*found 'epoch', 'opt'"),
+        (
+            {"epoch": 3, "model": create_model("vgg8").state_dict()},
+            r"has no 'conv1.weight'.*has 'epoch', 'model'",
+        ),
+        (
+            under("a.", create_model("resnet14").state_dict()),
+            r"'layer1.1.conv1.weight' is not in .*, a\.\* is 'conv",
+        ),
+    ],
+)
+def test_what_is_refused_lists_what_was_found(content, found, tmp_path):
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=found):
+        load_weights(create_model("resnet8"), tmp_path / "w.pth")
+
+
+def test_a_file_that_holds_itself_ends(tmp_path):
+    content = {}
+    content |= dict.fromkeys(map(str, range(200)), content)
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(UserError, match="holds no weights"):
         load_weights(create_model("resnet8"), tmp_path / "w.pth")
 
 

@@ -16,8 +16,8 @@ from unixkd.models import huggingface, published
 from unixkd.models.card import Expectations, ModelCard, PixelModel
 from unixkd.models.folder import CARD_FILE, WEIGHTS_FILE, is_run_folder, make_network, read_card
 from unixkd.models.registry import check_name, create_model, model_names
-from unixkd.models.repdistiller import as_weights, is_checkpoint
-from unixkd.models.weights import copy_weights, load_weights, read_weights
+from unixkd.models.repdistiller import as_weights, is_checkpoint, split
+from unixkd.models.weights import SUFFIXES, copy_weights, load_weights, read_weights
 from unixkd.names import is_code
 
 _log = logging.getLogger("unixkd")
@@ -55,6 +55,7 @@ def build_model(
         UsageError: for an unknown name
         UserError: for weights that cannot be had or do not fit the data
     """
+    config = split(config)
     _check_source(config, role)
     is_folder = _may_be_path(config.name) and is_run_folder(config.name)
     config = config if is_folder else as_weights(config)
@@ -117,6 +118,8 @@ def _check_no_path(name: str) -> None:
             f"'{name}' is no run folder: it does not hold {WEIGHTS_FILE} and {CARD_FILE}, nor a checkpoint as "
             "RepDistiller and mdistiller name them"
         )
+    if name.endswith(SUFFIXES):
+        raise UserError(f"there is no weights file '{name}'")
     if "/" in name or "\\" in name:
         raise UserError(f"there is no run folder '{name}'")
 
@@ -219,8 +222,8 @@ def own_num_classes(config: ModelConfig, in_channels: int) -> int:
         raise UserError(
             f"'{config.name}': the data has no classes and the network no weights to tell them by"
         )
-    state = read_weights(config.weights)
     two, three = (create_model(config.name, classes, in_channels).state_dict() for classes in (2, 3))
+    state = read_weights(config.weights, two).tensors
     head = [name for name in two if two[name].shape != three[name].shape]  # what depends on the class count
     if not head or head[0] not in state:
         raise UserError(f"'{config.weights}' holds weights of another architecture than {config.name}")

@@ -1,25 +1,30 @@
-"""Checkpoint folders of RepDistiller and mdistiller: which network, and which of their files."""
+"""Files of weights and checkpoint folders of other projects: which network, and which of a folder's files."""
 
 from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from unixkd.config import ModelConfig
 from unixkd.errors import UserError
+from unixkd.models import published
 from unixkd.models.registry import model_names
+from unixkd.models.weights import SUFFIXES, read_content
+from unixkd.names import is_code
 
 _log = logging.getLogger("unixkd")
 _OTHER_NAMES = {"mobile_half": "MobileNetV2"}  # their name of a network -> ours
 _NUMBERED = re.compile(r"(?:ckpt_epoch_|student_)(\d+)(?:\.pth)?")
-_LAST = re.compile(r".+_last\.pth|student_latest")
-_BEST = re.compile(r".+_best\.pth|student_best")
+_LAST = re.compile(r"(?:.+_)?last\.pth|student_latest")
+_BEST = re.compile(r"(?:.+_)?best\.pth|student_best")
+_WITHIN = "ckpt"  # where the reference code of UNIX keeps the files of teacher_ARCHITECTURE
 
 
 def is_checkpoint(path: str | Path) -> bool:
-    """Whether a path is a file they write, or a folder that holds one.
+    """Whether a path is a file of weights, or a folder that holds one under a name that RepDistiller and others give.
 
     mdistiller's `latest`, `best` and `epoch_N` hold the teacher too; `student_latest` and so on are taken.
     """
@@ -29,12 +34,13 @@ def is_checkpoint(path: str | Path) -> bool:
 def as_weights(config: ModelConfig) -> ModelConfig:
     """The configuration with a checkpoint's architecture as its name and the file as its weights; others as they are.
 
-    Which file was taken is logged; it is a warning where there is only the best epoch's, as the test set has chosen
-    that. Raises UserError where the architecture or the file is not clear.
+    `ARCHITECTURE:FILE` is split. Which file was taken is logged; it is a warning where there is only the best
+    epoch's, as the test set has chosen that. Raises UserError where the architecture or the file is not clear.
 
     >>> as_weights(ModelConfig("resnet8")).weights is None
     True
     """
+    config = split(config)
     if not config.name or config.name in model_names() or not is_checkpoint(config.name):
         return config
     file = _last_checkpoint(Path(config.name))
@@ -48,6 +54,19 @@ def as_weights(config: ModelConfig) -> ModelConfig:
     return replace(config, name=name, weights=str(file))
 
 
+def split(config: ModelConfig) -> ModelConfig:
+    """The configuration with the file of `ARCHITECTURE:FILE` as its weights; others, and own code, as they are.
+
+    >>> split(ModelConfig("timm:resnet18:best.pth")).weights
+    'best.pth'
+    """
+    name, _, file = config.name.rpartition(":")
+    is_split = re.fullmatch(r"[\w.:-]+", name) and not is_code(name) and f"{name}:" not in published.PREFIXES
+    if not is_split or not file.endswith(SUFFIXES) or config.weights is not None:
+        return config
+    return replace(config, name=name, weights=file)
+
+
 def _rank(name: str) -> tuple[int, int] | None:
     """How late a checkpoint's weights are by its name: the last epoch's, a numbered one's, the best one's."""
     if _LAST.fullmatch(name):
@@ -58,8 +77,11 @@ def _rank(name: str) -> tuple[int, int] | None:
 
 
 def _checkpoints(path: Path) -> dict[Path, tuple[int, int]]:
-    """The ranks of the file itself, or of a folder's files, if they are named as checkpoints."""
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    """The rank of the file itself, or the ranks of a folder's files that are named as checkpoints."""
+    if path.is_file() and path.name.endswith(SUFFIXES):
+        return {path: _rank(path.name) or (0, 0)}
+    folders = [path, path / _WITHIN] if path.is_dir() else []
+    files = [file for folder in folders if folder.is_dir() for file in sorted(folder.iterdir())] or [path]
     return {file: rank for file in files if file.is_file() and (rank := _rank(file.name))}
 
 
@@ -74,11 +96,12 @@ def _last_checkpoint(path: Path) -> Path:
 
 
 def _architecture(file: Path) -> str:
-    """The network that the folder or the file is named after."""
-    folder = file.absolute().parent.name
-    # RepDistiller calls a student's folder S:STUDENT_T:TEACHER_…
-    texts = (folder.removeprefix("S:"), file.name)
-    names = sorted({name for text in texts if (name := _longest_name(text))})
+    """The network that the folder or the file is named after, else the one that the file itself names."""
+    place = file.absolute().parent
+    folder = (place.parent if place.name == _WITHIN else place).name
+    # RepDistiller calls a student's folder S:STUDENT_T:TEACHER_…, the reference code a teacher's teacher_ARCHITECTURE
+    texts = (re.sub("^(S:|teacher_|student_)", "", folder), file.name)
+    names = sorted({name for text in texts if (name := _longest_name(text))}) or _named_inside(file)
     if len(names) == 1:
         return names[0]
     problem = f"does not begin with one of {', '.join(model_names())}"
@@ -88,6 +111,13 @@ def _architecture(file: Path) -> str:
         f"'{file}': which network is it? '{folder}' {problem}; give --teacher ARCHITECTURE --teacher.weights {file} "
         "(and so for student and model)"
     )
+
+
+def _named_inside(file: Path) -> list[str]:
+    """The network of the family that a checkpoint names as its `arch`."""
+    content = read_content(file)
+    name = content.get("arch") if isinstance(content, Mapping) else None
+    return [name] if name in model_names() else []
 
 
 def _longest_name(text: str) -> str | None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 import logging
+import pathlib
 import pickle
+import re
 import struct
-from collections.abc import Callable, Mapping
+import types
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,27 +22,53 @@ from unixkd.errors import UserError, first_line
 from unixkd.run_files import check_unchanged
 
 _log = logging.getLogger("unixkd")
-_WRAPPER_KEYS = ("model", "state_dict")
+SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".tar", ".safetensors")
+"""Of weights files, as people name them."""
+OTHER = 3
+State = Mapping[str, Tensor]
+_KEYS = ("", "model", "state_dict", "net", "network", "model_state_dict")  # the first that fits is taken
+_COUNTERS = {
+    "n_averaged",
+    "total_ops",
+    "total_params",
+}  # of torch's averages and of profilers, in a state dict
 # What torch.load raises, for instance, where it reads something else than it expects.
 _DAMAGED = (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, struct.error)
-# Beside the weights RepDistiller keeps its options, a plain namespace, and its descendants the best accuracy as a
-# number of NumPy, under the name that NumPy 1 or 2 has for it. Reading them runs nothing.
-_NUMBER: Any = np.float64(0).__reduce__()[0]  # what NumPy's numbers are made by when they are read
-_HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
-    argparse.Namespace,
-    (_NUMBER, "numpy.core.multiarray.scalar"),
-    (_NUMBER, "numpy._core.multiarray.scalar"),
-    np.dtype,
-    *(type(np.dtype(name)) for name in ("float16", "float32", "float64", "int32", "int64")),
+
+
+def _plain_dict(*_factory: object) -> dict[object, object]:
+    """In place of a `defaultdict`, which torch's reader cannot fill."""
+    return {}
+
+
+# What trainers keep beside the weights: options, times, histories, paths, figures of NumPy. Making these runs nothing.
+# A path of another system cannot be made here, a pure one can; what makes NumPy's arrays has two names.
+_PATHS = {"PosixPath": pathlib.PurePosixPath, "WindowsPath": pathlib.PureWindowsPath}
+_NUMPY = {"scalar": np.float64(0).__reduce__()[0], "_reconstruct": np.zeros(0).__reduce__()[0]}
+_HARMLESS: list[Any] = [
+    *(argparse.Namespace, types.SimpleNamespace, list, tuple, dict, str, int, float, bool),
+    *(datetime.datetime, datetime.date, datetime.timedelta, np.ndarray, np.dtype),
+    *{type(np.dtype(code)) for code in "?bhilqBHILQefdU"},
+    (_plain_dict, "collections.defaultdict"),
+    *(
+        (made, f"{module}.{name}")
+        for name, made in _PATHS.items()
+        for module in ("pathlib", "pathlib._local")
+    ),
+    *(
+        (made, f"numpy.{core}.multiarray.{name}")
+        for name, made in _NUMPY.items()
+        for core in ("core", "_core")
+    ),
 ]
-_PREFIXES = ("module.", "_orig_mod.")  # DataParallel and DDP; torch.compile
 
 
 def load_weights(net: nn.Module, path: str | Path, *, strict_head: bool = True) -> None:
     """Load a weights file into a network, or raise and leave the network as it was.
 
-    Files may hold the tensors themselves or a dict with them under `model` or `state_dict`, with or
-    without the prefix of DataParallel, DDP or torch.compile.
+    Files may hold the tensors themselves or dictionaries with them (`model`, `state_dict`, `net`, ...), under the
+    network's own names with or without a prefix (`module.`, `student.`, ...). Where several fit, that of the network in
+    training is taken, not its average (`state_dict_ema`), which is logged.
 
     Args:
         net: the network to fill
@@ -47,35 +77,60 @@ def load_weights(net: nn.Module, path: str | Path, *, strict_head: bool = True) 
             and log a warning
 
     Raises:
-        UserError: missing, damaged or foreign file; weights of another architecture or class count
+        UserError: missing, damaged or foreign file; weights of another architecture or class count; several networks
     """
-    copy_weights(read_weights(path), net, source=str(path), strict_head=strict_head)
+    found = read_weights(path, net.state_dict())
+    if found.passed_over:
+        _log.warning("'%s': %s", path, found.passed_over)
+    copy_weights(found.tensors, net, source=str(path), strict_head=strict_head)
 
 
-def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The named tensors of a weights file, on the CPU. Raises UserError where it is missing, damaged or none."""
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"no weights file at '{path}'")
-    check_unchanged(path)
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    if isinstance(content, Mapping):
-        wrapped = (content[key] for key in _WRAPPER_KEYS if isinstance(content.get(key), Mapping))
-        content = next(wrapped, content)
-    if not _is_state(content):
+class Found(NamedTuple):
+    """Weights by the names of a network, where they lay in the file, and what was passed over, in words."""
+
+    tensors: State
+    place: str = ""
+    passed_over: str = ""
+
+
+def read_weights(path: str | Path, like: State) -> Found:
+    """The weights of a file that are a network's with the state `like`, or of another class count; on the CPU.
+
+    Raises:
+        UserError: the file is missing or damaged, holds none, or several that fit alike
+    """
+    content = read_content(path)
+    found = sorted(
+        _candidates(content, like), key=lambda one: (_misfit(one.tensors, like), *_rank(one.place))
+    )
+    keys = _listed(content) if isinstance(content, Mapping) and content else type(content).__name__
+    if not found:
+        raise UserError(f"'{path}' holds no weights: expected named tensors, found {keys}")
+    taken, misfit = found[0], _misfit(found[0].tensors, like)
+    if misfit == OTHER:
+        inside = f", {taken.place}* is {_listed(taken.tensors)}" if taken.place else ""
         raise UserError(
-            f"'{path}' holds no weights: expected named tensors, at the top, under 'model' or 'state_dict'"
+            f"'{path}' holds weights of another architecture: {_first_mismatch(taken.tensors, like)}"
+            f"; it has {keys}{inside}"
         )
-    return _strip_prefixes(dict(content))
+    fitting = [one for one in found if _misfit(one.tensors, like) == misfit]
+    if len(fitting) > 1 and _rank(fitting[1].place) == _rank(taken.place):
+        names = _listed(one.place.rstrip(".") for one in fitting)
+        raise UserError(
+            f"'{path}' holds several networks that fit, {names}: save the state_dict of one alone and give that file"
+        )
+    passed = [one.place.rstrip(".") for one in fitting[1:]] + [taken.passed_over] * bool(taken.passed_over)
+    words = f"the weights named {taken.place}* are taken, not {' and '.join(passed)}"
+    return taken._replace(passed_over=words if passed else "")
 
 
-def copy_weights(state: Mapping[str, Tensor], net: nn.Module, *, source: str, strict_head: bool) -> None:
+def copy_weights(state: State, net: nn.Module, *, source: str, strict_head: bool) -> None:
     """Copy named tensors into a network as `load_weights` does; `source` is where they come from, for messages."""
     wanted = net.state_dict()
-    reshaped = [name for name in wanted if name in state and state[name].shape != wanted[name].shape]
+    reshaped = _reshaped(state, wanted)
     mismatch = _first_mismatch(state, wanted)
     if mismatch:
-        counts = _class_counts(state, wanted, reshaped)
+        counts = _class_counts(state, wanted)
         if counts is None:
             raise UserError(f"'{source}' holds weights of another architecture: {mismatch}")
         if strict_head:
@@ -87,6 +142,73 @@ def copy_weights(state: Mapping[str, Tensor], net: nn.Module, *, source: str, st
             *(source, counts[0], ", ".join(reshaped), counts[1]),
         )
     net.load_state_dict({**wanted, **{name: value for name, value in state.items() if name not in reshaped}})
+
+
+def read_content(path: str | Path) -> object:
+    """All that a weights file holds, on the CPU. Raises UserError where it is missing, damaged or not plain."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no weights file at '{path}'")
+    check_unchanged(path)
+    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+
+
+def _candidates(content: object, like: State) -> Iterator[Found]:
+    """The tensors of each dictionary in the file that has some, under each prefix that its names may have."""
+    anchor = next(iter(like), "")
+    waiting = [("", content)]
+    for keys, value in waiting:  # which grows, up to a limit that a hostile file would pass
+        if not isinstance(value, Mapping):
+            continue
+        named = {key: inner for key, inner in value.items() if isinstance(key, str)}
+        waiting += [
+            (f"{keys}{key}.", v) for key, v in named.items() if keys.count(".") < 3 and len(waiting) < 10_000
+        ]
+        state = {key: tensor for key, inner in named.items() if (tensor := _as_tensor(inner)) is not None}
+        prefixes = {name.removesuffix(anchor) for name in state if f".{name}".endswith(f".{anchor}")}
+        for prefix in sorted(prefixes) or [""] * bool(state):
+            under = {name.removeprefix(prefix): v for name, v in state.items() if name.startswith(prefix)}
+            counters = {name for name in under if name not in like and name.rpartition(".")[2] in _COUNTERS}
+            beside = [
+                name for name in state if not name.startswith(prefix) or name.removeprefix(prefix) in counters
+            ]
+            tensors = {name: v for name, v in under.items() if name not in counters}
+            yield Found(tensors, keys + prefix, _listed(beside))
+
+
+def _as_tensor(value: object) -> Tensor | None:
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        return torch.from_numpy(value.astype(value.dtype.newbyteorder("=")))
+    return value if isinstance(value, Tensor) else None
+
+
+def _listed(names: Iterable[object]) -> str:
+    """The first of some names, and how many there are."""
+    texts = [repr(str(name)[:60]) for name in names]
+    return ", ".join(texts[:4]) + (f", … ({len(texts)})" if len(texts) > 4 else "")
+
+
+def _rank(place: str) -> tuple[bool, int]:
+    """Which of several places is meant: no average, and of `_KEYS` the first."""
+    key, words = place.partition(".")[0], re.split(r"[._]", place.lower())
+    return not {"ema", "averaged", "swa"}.isdisjoint(words), _KEYS.index(key) if key in _KEYS else len(_KEYS)
+
+
+def _misfit(state: State, like: State) -> int:
+    """0: it is such a network's; 1: but for the class count; 2: but for shapes; OTHER: another's."""
+    if _first_mismatch(state, like) is None:
+        return 0
+    if _class_counts(state, like) is not None:
+        return 1
+    return (
+        2
+        if _first_mismatch({**state, **{n: like[n] for n in _reshaped(state, like)}}, like) is None
+        else OTHER
+    )
+
+
+def _reshaped(state: State, wanted: State) -> list[str]:
+    return [name for name in wanted if name in state and state[name].shape != wanted[name].shape]
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -104,27 +226,16 @@ def _read_torch(path: Path) -> object:
         with torch.serialization.safe_globals(_HARMLESS):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        what = re.search(r"GLOBAL (\S+) was not", str(error))
         raise UserError(
-            f"'{path}' is damaged or holds more than weights, which could execute code when read: "
-            "refused; if you trust it, save its state_dict() alone with torch.save and give that file"
+            f"'{path}' is damaged or holds more than weights{f' ({what[1]})' if what else ''}, which could execute "
+            "code when read: refused; if you trust it, save its state_dict() alone with torch.save and give that file"
         ) from error
     except _DAMAGED as error:
         raise UserError(f"'{path}' is damaged or no weights file: {first_line(error)}") from error
 
 
-def _is_state(content: object) -> TypeGuard[Mapping[str, Tensor]]:
-    if not isinstance(content, Mapping) or not content:
-        return False
-    return all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items())
-
-
-def _strip_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    while prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in state)), None):
-        state = {name.removeprefix(prefix): value for name, value in state.items()}
-    return state
-
-
-def _first_mismatch(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str | None:
+def _first_mismatch(state: State, wanted: State) -> str | None:
     for name, value in wanted.items():
         if name in state and state[name].shape != value.shape:
             return f"'{name}' is {tuple(state[name].shape)} there and {tuple(value.shape)} here"
@@ -135,10 +246,9 @@ def _first_mismatch(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -
     return None if unexpected is None else f"'{unexpected}' is not in this network"
 
 
-def _class_counts(
-    state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], reshaped: list[str]
-) -> tuple[int, int] | None:
+def _class_counts(state: State, wanted: State) -> tuple[int, int] | None:
     """Class counts (file, network) where nothing differs but the first dimension of the classifier."""
+    reshaped = _reshaped(state, wanted)
     if _first_mismatch({**state, **{name: wanted[name] for name in reshaped}}, wanted):
         return None
     pairs = [(state[name].shape, wanted[name].shape) for name in reshaped]
