@@ -326,7 +326,7 @@ def test_a_changed_file_is_run_anew(mine):
             r"signature \(num_classes, in_channels, width\), but is called as",
         ),
         ("mine.py:no_module", UserError, r"gives a int, not a torch\.nn\.Module"),
-        ("mine.py:fails", UserError, rf"^mine\.py:{FAILS}: RuntimeError: no such thing$"),
+        ("mine.py:fails", UserError, rf"^mine\.py:{FAILS}: RuntimeError: no such thing \(mine\.py:fails\)$"),
     ],
 )
 def test_what_is_wrong_with_a_class_is_said(mine, name, error, message):

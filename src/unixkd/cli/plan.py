@@ -29,6 +29,7 @@ from unixkd.planning.catalogue import parse_target
 from unixkd.planning.expected import Workload
 from unixkd.planning.methods import MethodPlan, Plan, make_plan
 from unixkd.planning.timing import Pair
+from unixkd.training.checks import check_network
 from unixkd.training.resolved import default_device
 
 
@@ -71,7 +72,8 @@ def planned_networks(options: Namespace, shape: Shape) -> tuple[PixelModel, Pixe
     def build(config: ModelConfig) -> PixelModel:
         config = replace(config, pretrained=False)
         model = build_model(config, num_classes=shape.classes, in_channels=channels, mean=means, std=means)
-        return model.to(device).to(memory_format=torch.channels_last)
+        check_network(model, (channels, shape.size, shape.size), device, trained=False)
+        return model.to(memory_format=torch.channels_last)
 
     return build(options.teacher), build(options.student).train()
 

@@ -78,7 +78,7 @@ class PixelModel(nn.Module):
 
     Raises:
         UserError: in forward, where images have another number of channels than the card says, or the network gives
-            something else than logits `[N, num_classes]` (themselves, or as `.logits` of what it gives)
+            something else than logits `[N, num_classes]` (themselves, or as `.logits` or `["logits"]` of what it gives)
 
     >>> from unixkd.models.registry import create_model
     >>> card = ModelCard("resnet8", 10, 1, (0.3,), (0.2,))
@@ -105,7 +105,10 @@ class PixelModel(nn.Module):
         if card.size is not None and images.shape[2:] != (card.size, card.size):
             images = resized(images, card.size)
         output = self.net((images - self.mean) / self.std)
-        logits = getattr(output, "logits", output)  # networks of transformers wrap them
+        # networks of transformers wrap them
+        logits = (
+            output.get("logits", output) if isinstance(output, Mapping) else getattr(output, "logits", output)
+        )
         if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] != card.num_classes:
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise UserError(f"{card.name} gives {got}, not logits ({len(images)}, {card.num_classes})")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from unixkd.config import ModelConfig
 from unixkd.errors import UsageError, UserError
@@ -70,7 +71,8 @@ def build_model(
         card = replace(data, size=published.fixed_size(net))
         if config.weights is not None:
             load_weights(net, config.weights, strict_head=role != "student")
-            card = _with_published_preprocessing(card, own_num_classes(config, in_channels))
+            if config.name.startswith(published.PREFIXES):
+                card = _with_published_preprocessing(card, own_num_classes(config, in_channels))
     card = replace(
         card,
         mean=card.mean if config.mean is None else tuple(config.mean),
@@ -224,7 +226,10 @@ def own_num_classes(config: ModelConfig, in_channels: int) -> int:
         )
     two, three = (create_model(config.name, classes, in_channels).state_dict() for classes in (2, 3))
     state = read_weights(config.weights, two).tensors
-    head = [name for name in two if two[name].shape != three[name].shape]  # what depends on the class count
-    if not head or head[0] not in state:
-        raise UserError(f"'{config.weights}' holds weights of another architecture than {config.name}")
+    fixed = [name for name in two if not is_lazy(two[name])]
+    head = [name for name in fixed if two[name].shape != three[name].shape]  # what depends on the class count
+    if not head:
+        raise UserError(
+            f"'{config.weights}': how many classes it has cannot be read from weights of {config.name}"
+        )
     return int(state[head[0]].shape[0])

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from unixkd.errors import UserError, first_line, unknown_name
-from unixkd.names import check_code, split_code
+from unixkd.names import check_code, is_code, split_code
 
 
 def create(name: str, num_classes: int, in_channels: int) -> nn.Module:
@@ -145,9 +145,17 @@ def _locating_errors(name: str, file: Path) -> Iterator[None]:
     except UserError:
         raise
     except SyntaxError as error:
-        raise UserError(f"{error.filename}:{error.lineno}: {error.msg}") from error
-    except Exception as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == file.resolve()]
-        where = f"{file}:{lines[-1]}" if lines else name
-        raise UserError(f"{where}: {type(error).__name__}: {first_line(error)}") from error
+        raise UserError(f"{error.filename or file}:{error.lineno or 1}: {error.msg} ({name})") from error
+    except (Exception, SystemExit) as error:
+        raise UserError(located(name, error)) from error
+
+
+def located(name: str, error: BaseException) -> str:
+    """An error in one line, for a network of the user's own with the line of its file that raised it."""
+    what = f"{type(error).__name__}: {first_line(error)}"
+    if not is_code(name):
+        return f"{name}: {what}"
+    file, _ = split_code(name)
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == file.resolve()]
+    return f"{file}:{lines[-1]}: {what} ({name})" if lines else f"{name}: {what}"

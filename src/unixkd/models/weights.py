@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from unixkd.errors import UserError, first_line
 from unixkd.run_files import check_unchanged
@@ -24,16 +25,15 @@ from unixkd.run_files import check_unchanged
 _log = logging.getLogger("unixkd")
 SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".tar", ".safetensors")
 """Of weights files, as people name them."""
-OTHER = 3
 State = Mapping[str, Tensor]
 _KEYS = ("", "model", "state_dict", "net", "network", "model_state_dict")  # the first that fits is taken
-_COUNTERS = {
-    "n_averaged",
-    "total_ops",
-    "total_params",
-}  # of torch's averages and of profilers, in a state dict
+# torch's averages and profilers leave these in a state dict.
+_COUNTERS = {"n_averaged", "total_ops", "total_params"}
 # What torch.load raises, for instance, where it reads something else than it expects.
-_DAMAGED = (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, struct.error)
+_DAMAGED = (
+    *(RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, MemoryError),
+    struct.error,
+)
 
 
 def _plain_dict(*_factory: object) -> dict[object, object]:
@@ -43,23 +43,19 @@ def _plain_dict(*_factory: object) -> dict[object, object]:
 
 # What trainers keep beside the weights: options, times, histories, paths, figures of NumPy. Making these runs nothing.
 # A path of another system cannot be made here, a pure one can; what makes NumPy's arrays has two names.
-_PATHS = {"PosixPath": pathlib.PurePosixPath, "WindowsPath": pathlib.PureWindowsPath}
-_NUMPY = {"scalar": np.float64(0).__reduce__()[0], "_reconstruct": np.zeros(0).__reduce__()[0]}
+_NUMBER, _ARRAY = (value.__reduce__()[0] for value in (np.float64(0), np.zeros(0)))
+_NAMED: dict[str, Any] = {
+    "collections.defaultdict": _plain_dict,
+    **dict.fromkeys(("pathlib.PosixPath", "pathlib._local.PosixPath"), pathlib.PurePosixPath),
+    **dict.fromkeys(("pathlib.WindowsPath", "pathlib._local.WindowsPath"), pathlib.PureWindowsPath),
+    **dict.fromkeys(("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"), _NUMBER),
+    **dict.fromkeys(("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct"), _ARRAY),
+}
 _HARMLESS: list[Any] = [
     *(argparse.Namespace, types.SimpleNamespace, list, tuple, dict, str, int, float, bool),
     *(datetime.datetime, datetime.date, datetime.timedelta, np.ndarray, np.dtype),
     *{type(np.dtype(code)) for code in "?bhilqBHILQefdU"},
-    (_plain_dict, "collections.defaultdict"),
-    *(
-        (made, f"{module}.{name}")
-        for name, made in _PATHS.items()
-        for module in ("pathlib", "pathlib._local")
-    ),
-    *(
-        (made, f"numpy.{core}.multiarray.{name}")
-        for name, made in _NUMPY.items()
-        for core in ("core", "_core")
-    ),
+    *((made, name) for name, made in _NAMED.items()),
 ]
 
 
@@ -100,28 +96,29 @@ def read_weights(path: str | Path, like: State) -> Found:
         UserError: the file is missing or damaged, holds none, or several that fit alike
     """
     content = read_content(path)
-    found = sorted(
-        _candidates(content, like), key=lambda one: (_misfit(one.tensors, like), *_rank(one.place))
-    )
+    graded = [
+        (_misfit(found.tensors, like), _rank(found.place), found) for found in _candidates(content, like)
+    ]
+    graded.sort(key=lambda each: each[:2])
     keys = _listed(content) if isinstance(content, Mapping) and content else type(content).__name__
-    if not found:
+    if not graded:
         raise UserError(f"'{path}' holds no weights: expected named tensors, found {keys}")
-    taken, misfit = found[0], _misfit(found[0].tensors, like)
-    if misfit == OTHER:
+    misfit, rank, taken = graded[0]
+    if misfit == 3:
         inside = f", {taken.place}* is {_listed(taken.tensors)}" if taken.place else ""
-        raise UserError(
-            f"'{path}' holds weights of another architecture: {_first_mismatch(taken.tensors, like)}"
-            f"; it has {keys}{inside}"
-        )
-    fitting = [one for one in found if _misfit(one.tensors, like) == misfit]
-    if len(fitting) > 1 and _rank(fitting[1].place) == _rank(taken.place):
-        names = _listed(one.place.rstrip(".") for one in fitting)
+        words = f"{_first_mismatch(taken.tensors, like)}; it has {keys}{inside}"
+        raise UserError(f"'{path}' holds weights of another architecture: {words}")
+    others = [
+        (other_rank, other.place.rstrip(".")) for grade, other_rank, other in graded[1:] if grade == misfit
+    ]
+    if misfit < 2 and others and others[0][0] == rank:
+        names = _listed([taken.place.rstrip("."), *(place for _, place in others)])
         raise UserError(
             f"'{path}' holds several networks that fit, {names}: save the state_dict of one alone and give that file"
         )
-    passed = [one.place.rstrip(".") for one in fitting[1:]] + [taken.passed_over] * bool(taken.passed_over)
-    words = f"the weights named {taken.place}* are taken, not {' and '.join(passed)}"
-    return taken._replace(passed_over=words if passed else "")
+    passed = " and ".join(filter(None, [*(place for _, place in others), taken.passed_over]))
+    words = f"the weights named {taken.place}* are taken, not {passed}" if passed else ""
+    return taken._replace(passed_over=words)
 
 
 def copy_weights(state: State, net: nn.Module, *, source: str, strict_head: bool) -> None:
@@ -168,12 +165,9 @@ def _candidates(content: object, like: State) -> Iterator[Found]:
         prefixes = {name.removesuffix(anchor) for name in state if f".{name}".endswith(f".{anchor}")}
         for prefix in sorted(prefixes) or [""] * bool(state):
             under = {name.removeprefix(prefix): v for name, v in state.items() if name.startswith(prefix)}
-            counters = {name for name in under if name not in like and name.rpartition(".")[2] in _COUNTERS}
-            beside = [
-                name for name in state if not name.startswith(prefix) or name.removeprefix(prefix) in counters
-            ]
-            tensors = {name: v for name, v in under.items() if name not in counters}
-            yield Found(tensors, keys + prefix, _listed(beside))
+            kept = {n: v for n, v in under.items() if n in like or n.rpartition(".")[2] not in _COUNTERS}
+            beside = [n for n in state if not n.startswith(prefix) or n.removeprefix(prefix) not in kept]
+            yield Found(kept, keys + prefix, _listed(beside))
 
 
 def _as_tensor(value: object) -> Tensor | None:
@@ -195,20 +189,18 @@ def _rank(place: str) -> tuple[bool, int]:
 
 
 def _misfit(state: State, like: State) -> int:
-    """0: it is such a network's; 1: but for the class count; 2: but for shapes; OTHER: another's."""
+    """0: it is such a network's; 1: but for the class count; 2: but for shapes; 3: it is another's."""
     if _first_mismatch(state, like) is None:
         return 0
     if _class_counts(state, like) is not None:
         return 1
-    return (
-        2
-        if _first_mismatch({**state, **{n: like[n] for n in _reshaped(state, like)}}, like) is None
-        else OTHER
-    )
+    shaped = {**state, **{name: like[name] for name in _reshaped(state, like)}}
+    return 2 if _first_mismatch(shaped, like) is None else 3
 
 
 def _reshaped(state: State, wanted: State) -> list[str]:
-    return [name for name in wanted if name in state and state[name].shape != wanted[name].shape]
+    known = [name for name, value in wanted.items() if name in state and not is_lazy(value)]
+    return [name for name in known if state[name].shape != wanted[name].shape]
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -237,11 +229,11 @@ def _read_torch(path: Path) -> object:
 
 def _first_mismatch(state: State, wanted: State) -> str | None:
     for name, value in wanted.items():
-        if name in state and state[name].shape != value.shape:
+        if name in state and not is_lazy(value) and state[name].shape != value.shape:
             return f"'{name}' is {tuple(state[name].shape)} there and {tuple(value.shape)} here"
         # Old checkpoints do not count batches, and nothing here needs the count.
         if name not in state and not name.endswith("num_batches_tracked"):
-            return f"it has no '{name}' {tuple(value.shape)}"
+            return f"it has no '{name}' {'' if is_lazy(value) else tuple(value.shape)}"
     unexpected = next((name for name in state if name not in wanted), None)
     return None if unexpected is None else f"'{unexpected}' is not in this network"
 

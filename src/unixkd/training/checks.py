@@ -10,14 +10,16 @@ from unixkd.config import RunConfig, TrainConfig, check_ranges
 from unixkd.data.load import Data
 from unixkd.errors import UserError, first_line
 from unixkd.method.epoch_choice import num_chosen
-from unixkd.method.flops import forward_flops
+from unixkd.method.flops import buffers_kept, forward_flops
 from unixkd.method.method import Method
 from unixkd.method.mixing import num_kept
+from unixkd.method.network import evaluating
 from unixkd.method.objective import Objective
 from unixkd.method.resizing import shrunk_size
 from unixkd.method.scoring import TrueLoss
 from unixkd.models.card import PixelModel
-from unixkd.training.memory import LEAST_ROWS
+from unixkd.models.user_code import located
+from unixkd.training.memory import LEAST_ROWS, ran_out
 
 
 def check_train(config: TrainConfig) -> None:
@@ -45,6 +47,43 @@ def check_synchronised(config: TrainConfig, device: torch.device) -> None:
         raise UserError("train.sync_batchnorm normalises by whole batches: give no train.micro_batch with it")
 
 
+def check_network(
+    network: PixelModel, image_shape: tuple[int, int, int], device: torch.device, *, trained: bool
+) -> None:
+    """Put a network on its device and raise where it cannot be used on images as the data's, or not be `trained`.
+
+    It is shown two images, from which lazy layers take their shapes.
+    """
+    name = network.card.name
+    for part, parameter in network.net.named_parameters():
+        if parameter.dtype.is_floating_point and parameter.dtype != torch.float32:
+            raise UserError(
+                f"{name} has '{part}' in {parameter.dtype}: make the network in float32; "
+                "--train.precision and --train.teacher_precision are what it computes in"
+            )
+    images = torch.rand(2, *image_shape, generator=torch.Generator().manual_seed(0)).to(device)
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), evaluating(network.to(device)):
+            with torch.no_grad():
+                logits = network(images)
+            if trained:
+                with buffers_kept(network):
+                    logits = network.train()(images)
+            with evaluating(network), torch.no_grad():
+                network(images)  # features that it keeps are without a graph again, which could not be copied
+    except Exception as error:
+        if isinstance(error, UserError) or ran_out(error):
+            raise
+        shape = " × ".join(map(str, image_shape))
+        raise UserError(f"{located(name, error)} (on images of {shape}, before training)") from error
+    if trained and logits.isnan().any():
+        raise UserError(f"{name} gives NaN on noise in [0, 1], before training")
+    if trained and not logits.requires_grad:
+        frozen = not any(parameter.requires_grad for parameter in network.parameters())
+        why = "all its parameters are frozen" if frozen else "its logits have no gradient (detach, no_grad)"
+        raise UserError(f"{name} cannot be trained: {why}")
+
+
 def check_small_batches(config: RunConfig, data: Data, method: Method, student: PixelModel) -> None:
     """Raise where a step would train on one image and the student's BatchNorm cannot.
 
@@ -54,7 +93,7 @@ def check_small_batches(config: RunConfig, data: Data, method: Method, student: 
     if smallest_step(method, len(data.train), config.train) > 1:
         return
     try:
-        copy.deepcopy(student).train()(torch.zeros(1, *data.image_shape))
+        copy.deepcopy(student).train()(torch.zeros(1, *data.image_shape, device=student.mean.device))
     except ValueError as error:
         if isinstance(error, UserError) or "more than 1 value per channel" not in str(error):
             raise

@@ -23,6 +23,7 @@ from unixkd.models.user_code import code_fingerprint
 from unixkd.names import is_code
 from unixkd.training.checks import (
     check_data,
+    check_network,
     check_sizes,
     check_small_batches,
     check_synchronised,
@@ -124,6 +125,10 @@ def build_on(
     check_data(config, data, method, objective)
     teacher = None if config.teacher is None else build_network(config.teacher, data, "teacher")
     student = build_student(config, data, teacher)
+    cpu, shape, train = torch.device("cpu"), data.image_shape, config.train
+    if teacher is not None:
+        check_network(teacher, shape, cpu if is_sharded_role(train, "teacher") else device, trained=False)
+    check_network(student, shape, cpu if is_sharded_role(train, "student") else device, trained=True)
     check_small_batches(config, data, method, student)
     check_sizes(config, data, method, student)
     test = None if data.test is None else data.test.to(device)
