@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import shutil
 import subprocess
 import sys
 from importlib.machinery import ModuleSpec
@@ -375,7 +374,7 @@ def test_real_images_have_their_names_and_two_by_two_means(tmp_path):
     shard = sorted([*source.glob("test-*.parquet"), *source.glob("data/test-*.parquet")])[0]
     # one test shard stands in for both parts, so that little needs decoding
     for part in ("train", "test"):
-        shutil.copy(shard, tmp_path / f"{part}-00000.parquet")
+        (tmp_path / f"{part}-00000.parquet").symlink_to(shard)
     full = load_data(DataConfig("cifar100", root=str(tmp_path)))
     assert len(full.class_names) == 100
     assert list(full.class_names) == sorted(full.class_names)

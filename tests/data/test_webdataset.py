@@ -119,7 +119,7 @@ def test_patterns_name_the_same_files(place):
     for part in ("train", "val"):
         (shards / part).mkdir()
         for file in (place / "shards").glob(f"{part}-*.tar"):
-            (shards / part / file.name.removeprefix(f"{part}-")).hardlink_to(file)
+            (shards / part / file.name.removeprefix(f"{part}-")).symlink_to(file)
     assert load(shards, size=16).fingerprint == whole.fingerprint
 
 

@@ -40,45 +40,23 @@ def is_image(file: Path) -> bool:
     return True
 
 
-def inside(path: Path, folder: Path) -> Path:
-    """The path, if neither links nor `..` lead out of the data set's folder, else UserError that says where to.
-
-    The links of a snapshot in the Hub's cache lead to what lies beside the snapshots.
-    """
-    real, tree = (
-        Path(os.path.realpath(place)) for place in (path, folder)
-    )  # `resolve` raises for loops of links
-    shared = (up.parent for up in (tree, *tree.parents) if up.name == "snapshots")
-    tree = next((up for up in shared if up.name.startswith("datasets--")), tree)
-    if not real.is_relative_to(tree):
-        raise UserError(
-            f"{path}: leads out of {tree}, to {real}, and is not followed: replace it by a copy (cp -rL copies what "
-            "links lead to), or name that place as the data"
-        )
-    return path
-
-
-def sort_out(files: Iterable[Path], origin: Path) -> tuple[list[Path], Counter[str]]:
-    """The images among files, sorted, and how many others there are of each suffix; links stay in the origin."""
-    files = [inside(file, origin) if file.is_symlink() and file.exists() else file for file in files]
+def sort_out(files: Iterable[Path]) -> tuple[list[Path], Counter[str]]:
+    """The images among files, sorted, and how many others there are of each suffix."""
+    files = list(files)
     images = [file for file in files if is_image(file)]
     others = Counter(file.suffix.lower() or "no suffix" for file in set(files).difference(images))
     return sorted(images), others
 
 
-def find_images(folder: Path, origin: Path | None = None) -> tuple[list[Path], Counter[str]]:
-    """`sort_out` of all files below a folder; hidden ones are left out, folders that are links counted, not entered.
-
-    No link may lead out of the origin, the data set's folder; None: this one.
-    """
-    origin = origin or folder
+def find_images(folder: Path) -> tuple[list[Path], Counter[str]]:
+    """`sort_out` of all files below a folder; hidden ones are left out, folders that are links counted, not entered."""
     files: list[Path] = []
     links = Counter[str]()
-    for place, folders, names in os.walk(inside(folder, origin), onerror=_unreadable):
+    for place, folders, names in os.walk(folder, onerror=_unreadable):
         folders[:] = [name for name in folders if not is_hidden(name)]
         links["links to folders"] += sum(Path(place, name).is_symlink() for name in folders)
         files += [Path(place, name) for name in names if not is_hidden(name)]
-    images, others = sort_out(files, origin)
+    images, others = sort_out(files)
     return images, others + links
 
 

@@ -443,7 +443,7 @@ def check_labels(
         sample = int(np.argmax(wrong))
         label = reprlib.repr(np.asarray(labels[sample : sample + 1]).tolist()[0])  # `array` may be of floats
         raise UserError(
-            f"{where}: sample {sample} has label {label}, but labels must be {span}{called(sample)}"
+            f"{where}: sample {sample} has label {label}{called(sample)}, but labels must be {span}"
         )
     return array.astype(np.int64)
 

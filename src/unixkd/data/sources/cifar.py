@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from unixkd.data.cache import cache_dir, cached_array, files_key
-from unixkd.data.files import inside
 from unixkd.data.images import Pixels, read_image, to_array, to_channels
 from unixkd.data.source import Decoded, ImageFormat, Source, check_filled, check_labels
 from unixkd.errors import UserError, missing_extra
@@ -88,7 +87,7 @@ def _from_parquet(name: str, folder: Path) -> Source:
         files = sorted(folder.glob(f"{split}-*.parquet"))
         if not files:
             raise UserError(f"{folder}: no {split}-*.parquet beside the other shards")
-        columns = [_read_column(inside(file, folder), label_columns) for file in files]
+        columns = [_read_column(file, label_columns) for file in files]
         pixels = cached_array(f"{name}-{split}-{files_key(files)}", partial(_decode, files))
         splits.append((pixels, np.concatenate([column.to_numpy() for column, _ in columns])))
         class_names.append(columns[0][1])

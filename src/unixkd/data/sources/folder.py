@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unixkd.data.files import find_images, inside, is_hidden, is_image, passed_over, sort_out
+from unixkd.data.files import find_images, is_hidden, is_image, passed_over, sort_out
 from unixkd.data.source import TEST_NAMES, Encoded, Source, check_filled, class_order
 from unixkd.errors import UserError
 
@@ -19,7 +19,7 @@ def load_folder(folder: Path) -> Source:
     Class folders are classes in the order of `class_order` and are searched recursively; without any, the
     images are unlabelled. Where there is `train/`, evaluation uses the first labelled one of
     `test/`, `val/`, `valid/`, `validation/`. Raises UserError where the folder is missing or empty or mixes images
-    with class folders, a link leads out of it, a class has no images, or a class of the test set is unknown.
+    with class folders, a class has no images, or a class of the test set is unknown.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
@@ -50,9 +50,9 @@ def _read(folder: Path, origin: Path, names: Names = None) -> tuple[Encoded, Nam
 
     `names` are the training set's.
     """
-    entries = _entries(inside(folder, origin))
+    entries = _entries(folder)
     classes = [entry for entry in entries if entry.is_dir()]
-    loose, others = sort_out((entry for entry in entries if not entry.is_dir()), origin)
+    loose, others = sort_out(entry for entry in entries if not entry.is_dir())
     if loose and classes:
         raise UserError(
             f"{folder}: holds images ({loose[0].name}, ...) beside folders ({classes[0].name}, ...); "
@@ -68,7 +68,7 @@ def _read(folder: Path, origin: Path, names: Names = None) -> tuple[Encoded, Nam
     if unknown:
         raise UserError(f"{folder / unknown[0]}: class '{unknown[0]}' has no folder in the training set")
     known = names or class_order(entry.name for entry in classes)
-    found = [find_images(entry, origin) for entry in classes]
+    found = [find_images(entry) for entry in classes]
     numbers = np.array([known.index(entry.name) for entry in classes], dtype=np.int64)
     labels = numbers.repeat([len(images) for images, _ in found])
     notes = passed_over(folder, len(labels), sum((kinds for _, kinds in found), others))

@@ -10,7 +10,6 @@ from types import ModuleType
 from typing import Any
 
 from unixkd.config import DataConfig
-from unixkd.data.files import inside
 from unixkd.data.source import TEST_NAMES, Source, labelled_source
 from unixkd.errors import UserError, first_line, missing_extra, unknown_name
 
@@ -43,9 +42,9 @@ class Column:
     def _file(self, path: str, where: str) -> Path:
         """The file of a path that the data give: whoever made them could have any file read."""
         for place in self.places:
-            with contextlib.suppress(UserError, ValueError):  # or is no name of a file
-                if (file := inside(place / path, place)).is_file():
-                    return file
+            with contextlib.suppress(ValueError):  # no name of a file
+                if (place / path).is_file() and _lies_in(place / path, place):
+                    return place / path
         shown = " or ".join(map(str, self.places)) or "a stream"
         raise UserError(f"{where}: the path {path!r} is that of no file in {shown}; no other is read")
 
@@ -62,7 +61,7 @@ def load_parquet(path: Path, config: DataConfig) -> Source:
 def parquet_files(path: Path) -> dict[str, list[str]]:
     """The files of each split. Raises UserError where there are none."""
     found = sorted([*path.glob("*.parquet"), *path.glob("data/*.parquet")])
-    files = [path] if path.is_file() else [inside(file, path) for file in found]
+    files = [path] if path.is_file() else found
     if not files:
         reason = "no *.parquet in this folder" if path.is_dir() else "no such file or folder"
         raise UserError(f"{path}: {reason}")
@@ -76,11 +75,15 @@ def parquet_files(path: Path) -> dict[str, list[str]]:
 def load_hub(identifier: str, config: DataConfig) -> Source:
     """A data set of the Hub (or a local folder that `datasets` can load) as a source."""
     origin = f"hub:{identifier}"
-    path = Path(identifier).expanduser()
-    for folder, folders, files in os.walk(path):
-        for name in (*folders, *files):
-            inside(Path(folder, name), path)
-    return _source(load_splits(origin, identifier), origin, config, _places(path))
+    return _source(load_splits(origin, identifier), origin, config, _places(Path(identifier).expanduser()))
+
+
+def _lies_in(file: Path, folder: Path) -> bool:
+    """Whether neither links nor `..` lead out of a folder; those of a snapshot in the Hub's cache lead beside it."""
+    real, tree = Path(os.path.realpath(file)), Path(os.path.realpath(folder))
+    shared = (up.parent for up in (tree, *tree.parents) if up.name == "snapshots")
+    tree = next((up for up in shared if up.name.startswith("datasets--")), tree)
+    return real.is_relative_to(tree)
 
 
 def _places(path: Path) -> tuple[Path, ...]:

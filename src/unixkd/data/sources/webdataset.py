@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unixkd.data.cache import cached_array, files_key
-from unixkd.data.files import inside
 from unixkd.data.images import MAX_BYTES, SUFFIXES
 from unixkd.data.source import TEST_NAMES, Source, labelled_source
 from unixkd.errors import UserError
@@ -84,11 +83,11 @@ def _shards(pattern: str) -> dict[str, list[Path]]:
         raise UserError(f"wds:{pattern}: shards are local files: fetch them first, or give stream:ID")
     if place.is_dir():
         if (place / "train").is_dir():
-            folders = {split: _below(place / split, place) for split in ("train", *TEST_NAMES)}
+            folders = {split: sorted((place / split).glob("*.tar")) for split in ("train", *TEST_NAMES)}
             return {split: files for split, files in folders.items() if files}
-        files = _below(place, place)
+        files = sorted(place.glob("*.tar"))
     else:
-        files = [file for text in expand(str(place)) for file in _matching(text)]
+        files = [Path(file) for text in expand(str(place)) for file in _matching(text)]
         missing = [file for file in files if not file.is_file()]
         if missing:
             raise UserError(
@@ -104,15 +103,8 @@ def _shards(pattern: str) -> dict[str, list[Path]]:
     return shards
 
 
-def _below(folder: Path, place: Path) -> list[Path]:
-    return [inside(file, place) for file in sorted(folder.glob("*.tar"))]
-
-
-def _matching(text: str) -> list[Path]:
-    magic = re.search(r"[*?\[]", text)
-    if magic is None or Path(text).exists():
-        return [Path(text)]
-    return [inside(Path(file), Path(text[: magic.start()] + "_").parent) for file in sorted(glob.glob(text))]  # noqa: PTH207
+def _matching(text: str) -> list[str]:
+    return sorted(glob.glob(text)) if re.search(r"[*?\[]", text) and not Path(text).exists() else [text]  # noqa: PTH207
 
 
 def _read(
