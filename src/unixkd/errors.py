@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import logging
+import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
@@ -65,6 +67,43 @@ def missing_extra(package: str, extra: str, purpose: str) -> UserError:
     timm models need the package 'timm': pip install 'unixkd[timm]'
     """
     return UserError(f"{purpose} need the package '{package}': pip install 'unixkd[{extra}]'")
+
+
+_KEPT = "\u200c\u200d"
+"""Not printable to Python, but needed to write Persian and Indic words and some emoji."""
+
+
+def shown(text: object) -> str:
+    """A text as one line for people: what is no printable character is written as an escape sequence.
+
+    Names are data: a line break or a terminal's escape sequence in one must not pass for what the program says.
+
+    >>> print(shown("cat\\n\\x1b[31mÄ\\udcff"))
+    cat\\n\\x1b[31mÄ\\udcff
+    """
+    return "".join(
+        c if c.isprintable() or c in _KEPT or unicodedata.category(c) == "Zs" else _escape(c)
+        for c in str(text)
+    )
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode()
+
+
+class _Shown(logging.Formatter):
+    """Shows our own messages as `shown` does, those of others as they are."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        if record.name.partition(".")[0] == "unixkd":
+            record.message = shown(record.message)
+        return super().formatMessage(record)
+
+
+def show_logged_names() -> None:
+    """Have warnings shown as `shown` does, where nobody has set up logging."""
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(_Shown())
 
 
 def first_line(error: BaseException) -> str:

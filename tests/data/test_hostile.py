@@ -156,7 +156,7 @@ def test_a_huge_label_in_shards_names_the_sample(label, tmp_path):
         file = write_tar(
             tmp_path / f"{extension}.tar", [*members, ("b.png", png()), (f"b.{extension}", text.encode())]
         )
-        told = rf"train: sample 1 has label {label}, but labels .* from 0 on, without gaps \({file}: b\.png\)"
+        told = rf"train: sample 1 has label {label} \({file}: b\.png\), but labels .* from 0 on, without gaps"
         with pytest.raises(UserError, match=told):
             load_data(DataConfig(f"wds:{file}", size=8))
 
@@ -165,7 +165,7 @@ def test_a_huge_label_in_shards_names_the_sample(label, tmp_path):
 def test_a_huge_label_in_a_column_names_the_sample_and_the_column(label, tmp_path):
     write_parquet(tmp_path / "train.parquet", [png()] * 3, [0, 1, label])
     with pytest.raises(
-        UserError, match=rf"train: sample 2 has label {label}, but labels must be .* \(column label\)"
+        UserError, match=rf"train: sample 2 has label {label} \(column label\), but labels must be"
     ):
         load_data(DataConfig(f"parquet:{tmp_path / 'train.parquet'}", size=8))
 

@@ -447,7 +447,7 @@ def test_a_model_without_a_run_gets_a_card_without_figures(tmp_path):
     assert [line for line in text.splitlines() if line.startswith("#")] == [
         *("# resnet8", "## Use", "## Files", "## Licence")
     ]
-    assert "cat, dog, [x]" in text
+    assert r"cat, dog, \[x\]" in text
 
 
 def test_a_run_on_labels_says_so(tmp_path):
@@ -486,6 +486,27 @@ def test_data_are_named_without_their_paths(tmp_path):
 def test_a_damaged_summary_is_named(text, tmp_path):
     with pytest.raises(UserError, match=r"summary\.json"):
         read_facts(write_run(tmp_path, {}, text))
+
+
+def test_names_on_the_card_are_neither_markup_nor_control_characters(tmp_path):
+    """In text, in code (of Python too), in the YAML above; a fence is longer than the backticks of its name."""
+    name = "a`|\n---\n# x <b>\x1b[31m\udcff"
+    facts = read_facts(write_run(tmp_path, {"name": f"hub:{name}"}, '{"accuracy": {"last": 0.5}}'))
+    out = tmp_path / '"q` x'
+    out.mkdir()
+    student = small(names=(name, "_b_", "wrn_16_2"))
+    text = write_model_card(out, student, facts, [], Publication(), f"images of {name}", 8).read_text()
+    assert text.replace("\n", "").isprintable()
+    escaped = r"a`|\n---\n# x <b>\x1b[31m\udcff"
+    assert f"3 classes of `` {escaped} ``." in text
+    in_text = r"a\`\|\n---\n\# x \<b\>\x1b\[31m\udcff"
+    assert f"one of its 3 classes, whatever it is shown: {in_text}, \\_b\\_, wrn_16_2." in text
+    assert f"compared with the trained student on images of {in_text}, in fp32" in text
+    front = yaml.safe_load(text.split("\n---\n")[0].removeprefix("---\n"))
+    assert front["model-index"][0]["results"][0]["dataset"]["name"] == name
+    assert [line for line in text.splitlines() if line.startswith("#")] == [
+        *("# resnet8", "## Accuracy", "## Use", "## Files", "## Training", "## Licence")
+    ]
 
 
 @pytest.mark.parametrize("value", ['"many"', "null", "true", "NaN", "[1]"])
@@ -562,8 +583,8 @@ def test_a_failed_upload_keeps_the_files_and_says_so(error, plain, monkeypatch, 
     monkeypatch.setattr(FakeHub, "error", error)
     assert call("export", plain, "--formats", "safetensors", "--push_to_hub", "me/student") == 1
     told = capsys.readouterr().err
-    assert told.startswith(f"unixkd: error: me/student was not uploaded: {' '.join(str(error).split())}\n")
-    assert f"The export stays in {plain / 'export'}" in told
+    assert told.startswith(f"unixkd: error: me/student was not uploaded: {' '.join(str(error).split())}; ")
+    assert f"the export stays in {plain / 'export'}" in told
     assert names_in(plain / "export") == PAIR
 
 

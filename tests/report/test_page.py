@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import sys
@@ -115,6 +116,24 @@ def test_hostile_names_are_escaped(tmp_path: Path) -> None:
     assert f"{HOSTILE} · 1 run · 1 method" in parsed.text
     assert f"{HOSTILE} · 3×" in parsed.text
     assert f"$x_{HOSTILE}"[:17] in parsed.text
+
+
+def test_control_characters_of_names_are_shown(tmp_path: Path) -> None:
+    """In the method, the data, the environment, the title and the folder that tells two runs apart; table and page."""
+    name, escaped = "x\n\x1b[31m[b]:cat:\udcff", r"x\n\x1b[31m[b]:cat:\udcff"
+    for place in ("a", f"b{name}"):
+        folder = write_run(tmp_path / place, name, lines=epoch_lines(), environment={"torch": name, name: 1})
+        (folder / "selection.json").write_text(json.dumps(selection_file(name)))
+        (folder / "run.yaml").write_text(json.dumps({"data": {"name": name + place}}))
+    console = Console(file=io.StringIO(), width=200)
+    report([tmp_path], tmp_path / "report.html", console)
+    for text in ((tmp_path / "report.html").read_text(encoding="utf-8"), console.file.getvalue()):
+        assert not set(re.findall(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", text)) - {"\n"}
+        assert f"{escaped} (1)" in text
+    text = page(find_runs([tmp_path]), name)
+    assert f"<title>{escaped}</title>" in text
+    assert f"<dt>{escaped}</dt><dd>1</dd>" in text
+    assert "last epoch\naccuracy %</th>" in text
 
 
 def test_pictures_must_be_png(tmp_path: Path) -> None:

@@ -191,6 +191,19 @@ def test_several_runs_have_a_bar_each_and_one_for_all():
     assert "a: teacher [vgg13]" in output(console)
 
 
+def test_names_move_no_cursor_and_are_no_markup():
+    hostile = "[red]x[/red] :cat:\n\x1b[31m"
+    shown = r"[red]x[/red] :cat:\n\x1b[31m"
+    lines = Console(file=io.StringIO(), width=120)
+    LineDisplay(lines, name_runs=True)(Note(hostile, "teacher " + hostile))
+    assert output(lines) == f"{shown}: teacher {shown}\n"
+    screen = terminal()
+    bars = BarDisplay(screen, runs=2)
+    bars(Started(hostile, 2, 10))
+    bars.close()
+    assert shown in output(screen)
+
+
 def test_silence():
     for event in events():
         assert silent(event) is None

@@ -41,10 +41,10 @@ def export(options: Namespace) -> None:
         publication = Publication(options.licence, options.data_licence, options.push_to_hub)
         say(str(write_model_card(out, student, facts, made, publication, sample.origin, size)))
     if failed:
-        raise UserError("\n".join(failed))
+        raise UserError("; ".join(failed))
     if options.push_to_hub:
         where = (out, options.push_to_hub, options.private)
-        say(upload_plan(*where) if options.dry_run else push(*where))
+        say(*(upload_plan(*where) if options.dry_run else push(*where)).split("\n"))
 
 
 def check_options(options: Namespace) -> None:

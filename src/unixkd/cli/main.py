@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import gc
+import io
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -14,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from unixkd.cli import recipes
 from unixkd.cli.options import COMMANDS, GROUPS, check_names, check_shares, named_code
 from unixkd.config import without_gone
-from unixkd.errors import UsageError, UserError, unknown_name
+from unixkd.errors import UsageError, UserError, show_logged_names, shown, unknown_name
 from unixkd.names import methods
 from unixkd.reading import parse_yaml, read_text
 from unixkd.training.distributed.launch import LeaderError, processes, rank
@@ -45,7 +48,41 @@ GC_THRESHOLDS = (50_000, 20, 100)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 done, 1 failed, 2 bad usage, 75 stopped and resumable."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    show_logged_names()
+    if sys.stdout is None:  # it was closed before the start
+        sys.stdout = io.StringIO()
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # what its encoding lacks is shown as an escape sequence
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        try:
+            return run_command(list(sys.argv[1:] if argv is None else argv))
+        finally:
+            sys.stdout.flush()
+    except (OSError, SystemExit) as error:  # rich makes SystemExit of a closed pipe
+        failure = error.__context__ if isinstance(error, SystemExit) else error
+        if not isinstance(failure, OSError) or not output_failed(failure):
+            raise
+        tell(UserError(f"the output cannot be written: {failure.strerror}"))
+        return UserError.exit_code
+
+
+def output_failed(failure: OSError) -> bool:
+    """Whether standard output fails; it then leads nowhere, or Python would fail once more at its end."""
+    failed = isinstance(failure, BrokenPipeError)
+    try:
+        sys.stdout.write("\n")  # what failed before may no longer wait to be written
+        sys.stdout.flush()
+    except OSError:
+        failed = True
+    if failed:
+        with contextlib.suppress(OSError):  # in a test it is no file
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return failed
+
+
+def run_command(arguments: list[str]) -> int:
+    """The exit code of a command; what is wrong with it is told."""
     try:
         if not arguments or arguments[0] in ("-h", "--help"):
             sys.stdout.write(overview())
@@ -58,6 +95,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         name = arguments.pop(0)
         if name not in COMMANDS:
             raise unknown_name("command", name, COMMANDS)
+        if {"-h", "--help"}.intersection(arguments):
+            sys.stdout.write(make_parser(name).format_help())  # argparse would pass over a failure to write
+            return 0
         options = parse(name, arguments)
         check_names(options)
         check_shares(options)
@@ -72,9 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         where = f"{stop}; " if str(stop) else "stopped; "
         if rank() == 0:
-            sys.stderr.write(
-                f"unixkd: {where}the same command with --resume goes on (compare, demo: as it is)\n"
-            )
+            complain(f"{where}the same command with --resume goes on (compare, demo: as it is)")
         return STOPPED
     return 0
 
@@ -82,9 +120,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def tell(error: UserError) -> None:
     """Print an error; one that all processes of a run meet, or that the first has reported, only once."""
     if rank() == 0:
-        sys.stderr.write(f"unixkd: error: {error}\n")
+        complain(f"error: {error}")
     elif not isinstance(error, LeaderError | UsageError):
-        sys.stderr.write(f"unixkd: error in process {rank()}: {error}\n")
+        complain(f"error in process {rank()}: {error}")
+
+
+def complain(text: str) -> None:
+    """Print a line to standard error; where that is closed or full the exit code has to do."""
+    with contextlib.suppress(OSError, AttributeError):
+        sys.stderr.write(f"unixkd: {shown(text)}\n")
 
 
 def check_alone(name: str) -> None:

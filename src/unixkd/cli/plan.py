@@ -150,9 +150,9 @@ def print_plan(result: Plan) -> None:
         table.add_row(*plan_cells(row))
     console.print(table)
     say(
-        "Costs are shares of plain KD's, with the backward pass counted as 1 or 2 forwards.\n"
-        "Times are steps on this machine with random pixels, interleaved with plain KD's.\n"
-        "--match-kd or --budget 50% ranks strategies, those with stored answers and few views included."
+        "Costs are shares of plain KD's, with the backward pass counted as 1 or 2 forwards.",
+        "Times are steps on this machine with random pixels, interleaved with plain KD's.",
+        "--match-kd or --budget 50% ranks strategies, those with stored answers and few views included.",
     )
     for warning in result.warnings():
         say(f"WARNING: {warning}", style="yellow")

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from jsonargparse import Namespace
 from rich.table import Table
+from rich.text import Text
 
 from unixkd.cli.screen import console, new_table, percents, say, say_pair
 from unixkd.config import AnswersConfig, DataConfig, RunConfig, TrainConfig, flatten, to_plain
@@ -41,9 +42,9 @@ def rank_strategies(
     best = next((group.strategies[0] for group in groups if group.eligible), None)
     if best is None:
         cheapest = groups[0].strategies[0].name
-        say(f"\nNo strategy is within the budget; the cheapest is {cheapest}.", style="yellow")
+        say("", f"No strategy is within the budget; the cheapest is {cheapest}.", style="yellow")
         return
-    say(f"\nThe first: {best.name}{', of unknown accuracy' if best.matches is None else ''}.")
+    say("", f"The first: {best.name}{', of unknown accuracy' if best.matches is None else ''}.")
     for line in requirements(best, workload, pair.teacher.card.num_classes):
         say(line)
     say("  " + shlex.join(command_words(options, best, data, workload)))
@@ -64,7 +65,7 @@ def ranking(groups: list[Group], estimates: dict[str, StrategyEstimate]) -> Tabl
     for group in groups:
         style = None if group.eligible else "dim"
         table.add_section()
-        table.add_row("", f"[italic]{group.heading}[/italic]", style=style)
+        table.add_row("", Text(group.heading, style="italic"), style=style)
         for each in group.strategies:
             rank += group.eligible
             table.add_row(str(rank) if group.eligible else NONE, *cells(estimates[each.name]), style=style)
@@ -120,7 +121,7 @@ def notes(known: list[Strategy], estimates: dict[str, StrategyEstimate], images:
     if missing:
         lines.append(f"Left out as views have no end: {', '.join(missing)}; --data.views limits them.")
     width = max(len(each.name) for each in shown)
-    lines.append("\nTo be as accurate as plain KD, each relies on")
+    lines += ["", "To be as accurate as plain KD, each relies on"]
     return lines + [f"  {each.name:<{width}}  {each.relies_on}" for each in shown if each.relies_on]
 
 

@@ -11,17 +11,19 @@ from rich.console import Console
 from rich.table import Table
 
 from unixkd.cli.recipes import PAIRS
+from unixkd.errors import shown
 from unixkd.method.ledger import Ledger
 from unixkd.training.display import BarDisplay, Display, LineDisplay
 from unixkd.training.distributed.launch import rank
 
-console = Console()
+console = Console(markup=False, highlight=False, emoji=False)  # names are not interpreted, in tables either
 
 
-def say(text: str, style: str | None = None) -> None:
-    """Print a line as it is: no markup, no wrapping, so that it can be read by programs too."""
+def say(*lines: str, style: str | None = None) -> None:
+    """Print lines as they are: no markup, no wrapping, so that they can be read by programs too."""
     if rank() == 0:
-        console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+        for line in lines:
+            console.print(shown(line), style=style, soft_wrap=True)
 
 
 @contextmanager

@@ -127,7 +127,7 @@ def run_and_show(config: RunConfig, options: Namespace, default: str) -> None:
         )
     elif summary["cost"]["flops"]["teacher"] is None:
         line += "; the teacher's cost is not known (quantised, or not of torch's operations)"
-    say(f"{line}\n{out}")
+    say(line, str(out))
 
 
 def slug(name: str) -> str:

@@ -51,7 +51,7 @@ def push(folder: Path, name: str, private: bool) -> str:
     except (HTTPError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(
-            f"{name} was not uploaded: {reason}\nThe export stays in {folder}; `hf auth login` signs in, "
+            f"{name} was not uploaded: {reason}; the export stays in {folder}; `hf auth login` signs in, "
             "the same command with --overwrite tries again"
         ) from None
     return str(commit.commit_url)

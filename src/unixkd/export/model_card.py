@@ -14,7 +14,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from unixkd.config import flatten, read_yaml
-from unixkd.errors import UserError
+from unixkd.errors import UserError, shown
 from unixkd.export.export import Artefact
 from unixkd.export.verify import ATOL, RTOL
 from unixkd.models.card import PixelModel
@@ -47,7 +47,10 @@ def write_model_card(
     `checked_on` says on which images they were verified; `torch` and `onnx` take square images of `size` pixels.
     """
     path = out / "README.md"
-    page = Environment(undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
+    page = Environment(
+        undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True, finalize=_shown
+    )
+    page.filters |= {"code": code, "words": words}
     template = files("unixkd.export").joinpath("model_card.md.j2").read_text(encoding="utf-8")
     text = page.from_string(template).render(
         name=public_name(student.card.name),
@@ -66,6 +69,29 @@ def write_model_card(
     with writing(out):
         write(path, text)
     return path
+
+
+def _shown(value: object) -> object:
+    return shown(value) if isinstance(value, str) else value
+
+
+def code(text: str) -> str:
+    """A name as Markdown's code, whatever it holds.
+
+    >>> print(code("wrn_16_2"), code("a`|<b>"))
+    `wrn_16_2` `` a`|<b> ``
+    """
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}{text}{fence}" if len(fence) == 1 else f"{fence} {text} {fence}"
+
+
+def words(text: str) -> str:
+    """A name within Markdown's text: nothing in it is markup.
+
+    >>> print(words("wrn_16_2 [a](b) <i>"))
+    wrn_16_2 \\[a\\](b) \\<i\\>
+    """
+    return re.sub(r"[\\`*\[\]<>&|~#$]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", text)
 
 
 _FOLDERS = re.compile(r"(^|:)(?:[A-Za-z]:|~[^/\\:]*)?(?!//)[/\\](?:[^:]*[/\\])?(?=[^/\\:])")

@@ -9,8 +9,9 @@ from statistics import fmean
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
-from unixkd.errors import UserError
+from unixkd.errors import UserError, shown
 from unixkd.names import NONE, count, flops, plural, seconds
 from unixkd.report.charts import DARK, LIGHT, Figure, Style, styles_of, training_curves
 from unixkd.report.cost_chart import accuracy_against_cost
@@ -83,8 +84,9 @@ def page(runs: Sequence[Run], title: str, notes: Sequence[str] = (), commands: S
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
+        finalize=_shown,
     )
-    environment.filters |= {"anchor": _anchor, "unbroken": _unbroken}
+    environment.filters |= {"anchor": _anchor, "unbroken": _unbroken, "lines": _lines}
     return environment.get_template("page.html.j2").render(
         light=LIGHT,
         dark=DARK,
@@ -107,6 +109,16 @@ def page(runs: Sequence[Run], title: str, notes: Sequence[str] = (), commands: S
 def _anchor(title: str) -> str:
     """The id of the section with this title."""
     return re.sub(r"[^a-z]+", "-", title.lower())
+
+
+def _shown(value: object) -> object:
+    """A text with its line breaks and control characters as escape sequences; markup is the page's own."""
+    return shown(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _lines(text: str) -> Markup:
+    """A text whose line breaks are its own: a file, a header of two lines."""
+    return Markup("\n").join(map(shown, text.split("\n")))
 
 
 def _unbroken(text: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 
 from unixkd.config import check_types
-from unixkd.errors import UserError
+from unixkd.errors import UserError, shown
 from unixkd.reading import parse_json, parse_yaml, read_text
 from unixkd.run_files import SCHEMA, Epoch, Planned, RelativeCost, Selection, Summary, is_unchanged
 
@@ -109,7 +109,7 @@ def read_run(folder: Path) -> Run:
     config_text, config = _config(folder / "run.yaml")
     return Run(
         folder,
-        summary.method,
+        shown(summary.method),
         summary,
         planned=_read(folder / "plan.json", Planned),
         history=_history(folder / "metrics.jsonl"),
@@ -131,7 +131,7 @@ def _in_words(values: object, size: float | None = None, unit: str = "") -> str:
     values = values if isinstance(values, dict) else {}
     options = [f"{key} {values[key]}" for key in _TOLD if values.get(key) not in (None, False, "auto")]
     words = [str(values.get("name") or ""), *options, f"{size:,} {unit}" if size else ""]
-    return ", ".join(filter(None, words))
+    return shown(", ".join(filter(None, words)))
 
 
 def convert(values: dict[str, Any], kind: type[R], where: object) -> R:

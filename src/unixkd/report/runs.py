@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from unixkd.errors import UserError
+from unixkd.errors import UserError, shown
 from unixkd.names import methods, plural
 from unixkd.report.records import READ, Run, read_run
 from unixkd.run_files import CHECKSUMS, Epoch, is_unchanged
@@ -211,7 +211,7 @@ def _distinguish(runs: list[Run]) -> list[Run]:
         return runs
     root = Path(os.path.commonpath([run.folder.resolve() for run in runs]))
     return [
-        replace(run, method=f"{run.method} ({run.folder.resolve().relative_to(root).as_posix()})")
+        replace(run, method=f"{run.method} ({shown(run.folder.resolve().relative_to(root).as_posix())})")
         if run.method in twice and not run.is_teacher
         else run
         for run in runs

@@ -11,6 +11,7 @@ from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
+from unixkd.errors import shown
 from unixkd.names import NONE, count
 from unixkd.report.charts import Style
 from unixkd.report.records import SETTING, Run
@@ -148,7 +149,7 @@ def _table(groups: Sequence[Group], columns: Sequence[Column], caption: Text) ->
         table.add_column(column.header, justify=justify, no_wrap=not first, overflow="fold")
     for group in groups:
         style = "bold" if group.method == hero else ""
-        table.add_row(*[Text(column.cell(group)) for column in columns], style=style)
+        table.add_row(*[Text(shown(column.cell(group))) for column in columns], style=style)
     return table
 
 
@@ -163,7 +164,7 @@ def _caption(runs: Sequence[Run], shortened: bool) -> Text:
     lines.append("Cost in % of plain KD, counting the backward pass as 1 or 2 forwards.")
     if shortened:
         lines.append("A wider terminal shows more columns.")
-    return Text("\n".join(line for line in lines if line))
+    return Text("\n".join(shown(line) for line in lines if line))
 
 
 def _images(name: str) -> Callable[[Group], str]:

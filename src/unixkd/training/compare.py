@@ -20,7 +20,7 @@ import torch
 
 from unixkd.config import NO_LOG, LogConfig, MethodConfig, RunConfig, TrainConfig
 from unixkd.data.load import load_data
-from unixkd.errors import UserError
+from unixkd.errors import UserError, show_logged_names
 from unixkd.method.ledger import Ledger
 from unixkd.method.method import Method
 from unixkd.models.loading import class_names_of
@@ -228,6 +228,7 @@ def start_worker(events: SimpleQueue[Event]) -> None:
     _events = events
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches workers too; the main process tells them
     stopping.listen([signal.SIGTERM], say=False)
+    show_logged_names()
     torch.set_num_threads(1)
     threading.Thread(target=end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
 

@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from unixkd.errors import shown
 from unixkd.names import percent
 
 
@@ -136,7 +137,9 @@ class LineDisplay:
     def print(self, text: str, run: str = "") -> None:
         """Print a line, of several runs with the name of the one it is about."""
         prefix = f"{run}: " if run and self.name_runs else ""
-        self.console.print(prefix + text, markup=False, highlight=False, soft_wrap=self.soft_wrap)
+        self.console.print(
+            shown(prefix + text), markup=False, highlight=False, emoji=False, soft_wrap=self.soft_wrap
+        )
 
 
 class BarDisplay(LineDisplay):
@@ -169,7 +172,7 @@ class BarDisplay(LineDisplay):
         if isinstance(event, Started):
             steps = event.epochs * event.steps_per_epoch
             self.tasks[event.run] = self.progress.add_task(
-                event.run, total=steps, completed=event.first_epoch * event.steps_per_epoch, text=""
+                shown(event.run), total=steps, completed=event.first_epoch * event.steps_per_epoch, text=""
             )
             self.starts[event.run] = event
         elif isinstance(event, Stepped):
