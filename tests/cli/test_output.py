@@ -61,13 +61,9 @@ def test_what_an_encoding_lacks_is_printed_as_an_escape_sequence(trained, images
 
 
 @pytest.mark.parametrize("command", ["predict", "report", "evaluate", "export"])
-def test_an_error_is_a_line_whatever_the_name_holds(command, tmp_path, capsys):
-    words = (
-        (tmp_path, tmp_path / "no\n\x1b[31m\udcff")
-        if command == "predict"
-        else (tmp_path / "no\n\x1b[31m\udcff",)
-    )
-    assert call(command, *words) == 1
+def test_an_error_is_a_line_whatever_the_name_holds(command, trained, tmp_path, capsys):
+    name = tmp_path / "no\n\x1b[31m\udcff"
+    assert call(command, *([trained] if command == "predict" else []), name) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert error.strip().isprintable()

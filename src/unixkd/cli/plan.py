@@ -101,7 +101,7 @@ def planned_data(options: Namespace) -> DataConfig:
             options.data, name="folder:imagenet", size=options.data.size or teachers_size(options.teacher)
         )
     name = options.teacher.name
-    data = data_of_run(Path(name)) if is_run(name) else DataConfig("cifar100")
+    data = data_of_run(Path(name), unread=KNOWN_DATA) if is_run(name) else DataConfig("cifar100")
     data = replace(data, size=options.data.size or data.size, limit=options.data.limit or data.limit)
     return at_teachers_size(data, options.teacher)
 

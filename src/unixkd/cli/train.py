@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from jsonargparse import Namespace
@@ -14,7 +16,7 @@ from unixkd.cli.screen import say, showing
 from unixkd.cli.sizes import at_teachers_size
 from unixkd.config import DataConfig, MethodConfig, ModelConfig, RunConfig, read_yaml
 from unixkd.data.files import list_images, load_images
-from unixkd.data.load import load_data
+from unixkd.data.load import load_data, may_download
 from unixkd.errors import UsageError, UserError
 from unixkd.models.folder import load_model, read_card
 from unixkd.names import percent
@@ -135,18 +137,26 @@ def slug(name: str) -> str:
     return Path(name).name.replace(":", "-").replace("/", "-")
 
 
-def data_of_run(folder: Path) -> DataConfig:
-    """The data a run was trained on."""
+def data_of_run(folder: Path, unread: Collection[str] = (), **changes: Any) -> DataConfig:
+    """The data a run was trained on, changed by options; `unread`: names of data that need not be read.
+
+    Raises:
+        UserError: the run does not say, or they would be downloaded: a folder, which may be anybody's, contacts nobody
+    """
     path = folder / "run.yaml"
     if not path.exists():
         raise UserError(f"{folder} has no run.yaml that names its data; give --data")
     try:
-        data = DataConfig(**read_yaml(path)["data"])
+        data = replace(DataConfig(**read_yaml(path)["data"]), **changes)
     except (KeyError, TypeError) as error:
         raise UserError(
             f"{path} does not name its data as this version does ({error}); give --data"
         ) from None
     check_unchanged(path)
+    if data.name not in unread and may_download(data):
+        raise UserError(
+            f"{path} names data to download, {data.name}: give --data {data.name} if you want that"
+        )
     return data
 
 
@@ -156,4 +166,4 @@ def evaluated_data(config: DataConfig, folder: Path) -> DataConfig:
         return config
     unset = DataConfig(name="")
     changes = {key: value for key, value in vars(config).items() if value != getattr(unset, key)}
-    return replace(data_of_run(folder), **changes)
+    return data_of_run(folder, **changes)

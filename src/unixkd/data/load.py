@@ -25,7 +25,7 @@ from unixkd.data.source import (
     dark_note,
     find_format,
 )
-from unixkd.data.sources.cifar import load_cifar
+from unixkd.data.sources.cifar import is_here, load_cifar
 from unixkd.data.sources.digits import load_digits
 from unixkd.data.sources.folder import load_folder
 from unixkd.data.sources.hub import load_hub, load_parquet
@@ -104,6 +104,17 @@ def open_source(config: DataConfig) -> Source:
     if local_path(config.name).exists():
         raise unknown_name("data", config.name, [f"folder:{config.name}", f"parquet:{config.name}"])
     raise unknown_name("data", prefix, DATA)
+
+
+def may_download(config: DataConfig) -> bool:
+    """Whether loading the data may ask a network: of the Hub, and of what is not there yet.
+
+    A folder of `hub:` counts, too: its own metadata may name files from elsewhere.
+    """
+    kind, _, place = config.name.partition(":")
+    if kind in ("cifar10", "cifar100"):
+        return not is_here(kind, config.root)
+    return kind == "hub" or (kind == "stream" and not Path(place).expanduser().exists())
 
 
 def _place(name: str) -> str:

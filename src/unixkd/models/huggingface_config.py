@@ -6,10 +6,12 @@ import contextlib
 import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from unixkd.errors import UserError, first_line, missing_extra
+from unixkd.hub import not_waiting
 
 PREFIX = "transformers:"
 # What names code, kernels to download, another precision or another output. Classes and channels are given anew.
@@ -93,13 +95,16 @@ def image_size(config: Any) -> int | None:
 
 @contextlib.contextmanager
 def naming(source: str) -> Iterator[None]:
-    """Within, whatever the library raises becomes one line that names the source."""
+    """Within, whatever the library raises becomes one line that names the source, soon where there is no network."""
+    remote = source.startswith(PREFIX) and not Path(source.removeprefix(PREFIX)).is_dir()
     try:
-        yield
+        with not_waiting() if remote else contextlib.nullcontext():
+            yield
     except UserError as error:
         raise UserError(str(error) if source in str(error) else f"'{source}': {error}") from error
     except Exception as error:
-        raise UserError(f"'{source}': {first_line(error)}") from error
+        local = f"; a network of save_pretrained on this machine is {PREFIX}FOLDER" if remote else ""
+        raise UserError(f"'{source}': {first_line(error)}{local}") from error
 
 
 @contextlib.contextmanager

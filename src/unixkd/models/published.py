@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from unixkd.errors import UserError, first_line, missing_extra, unknown_name
+from unixkd.hub import not_waiting
 from unixkd.models import huggingface
 from unixkd.models.card import Expectations
 from unixkd.models.huggingface_config import PREFIX as TRANSFORMERS
@@ -56,14 +57,15 @@ def pretrained(name: str) -> tuple[nn.Module, Expectations]:
     library, _, architecture = name.partition(":")
     try:
         if library == "timm":
-            net = _timm().create_model(architecture, pretrained=True)
+            with not_waiting():
+                net = _timm().create_model(architecture, pretrained=True)
             return net, _timm_expectations(net)
         weights = _torchvision().get_model_weights(architecture).DEFAULT
         return _torchvision().get_model(architecture, weights=weights), _torchvision_expectations(weights)
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
             f"cannot get the published weights of '{name}': {first_line(error)} "
-            "(without a network, give a file of weights instead)"
+            "(without a network give a file: the option weights in place of pretrained, as in --teacher.weights FILE)"
         ) from error
 
 

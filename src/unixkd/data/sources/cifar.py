@@ -48,6 +48,13 @@ def load_cifar(name: str, root: str | None) -> Source:
     return _from_torchvision(name, folder)
 
 
+def is_here(name: str, root: str | None) -> bool:
+    """Whether `load_cifar` reads the data set without a download."""
+    folder = Path(root).expanduser() if root else cache_dir()
+    shards = any(any(place.glob("train-*.parquet")) for place in (folder, folder / "data"))
+    return shards or (folder / _FOLDERS[name]).is_dir()
+
+
 def _source(
     name: str, splits: Sequence[tuple[Pixels, Any]], class_names: Sequence[str] | None, folder: Path
 ) -> Source:
@@ -74,7 +81,7 @@ def _from_torchvision(name: str, folder: Path) -> Source:
     except (OSError, RuntimeError) as error:
         doing = "download into" if download else "read from"
         raise UserError(
-            f"cannot {doing} {folder}: {error}; give a folder that holds {name} with data.root"
+            f"cannot {doing} {folder}: {error}; give a folder that holds {name} with --data.root"
         ) from error
     pairs = [(np.asarray(split.data), split.targets) for split in splits]
     return _source(name, pairs, splits[0].classes, folder)

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from unixkd import hub
 from unixkd.config import DataConfig
 from unixkd.data.source import TEST_NAMES, Source, labelled_source
 from unixkd.errors import UserError, first_line, missing_extra, unknown_name
@@ -110,9 +111,11 @@ def load_splits(origin: str, *args: Any, **options: Any) -> dict[str, Any]:
     """What `load_dataset` makes of these arguments, by split. Raises UserError where it cannot."""
     library = datasets_library()
     try:
-        return dict(library.load_dataset(*args, **options))
+        with contextlib.nullcontext() if "data_files" in options else hub.not_waiting():
+            return dict(library.load_dataset(*args, **options))
     except Exception as error:  # whatever the library, the network or a file's parser raises
-        raise UserError(f"{origin}: cannot be loaded as a data set ({reason_of(error)})") from error
+        local = "" if "data_files" in options else "; files on this machine are parquet:PATH or folder:PATH"
+        raise UserError(f"{origin}: cannot be loaded as a data set ({reason_of(error)}){local}") from error
 
 
 def reason_of(error: Exception) -> str:
