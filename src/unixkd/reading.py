@@ -78,9 +78,7 @@ def parse_yaml(text: str, where: object, complaint: str = "cannot be read") -> A
         values = loader.construct_document(node)
         _check_plain(values)
         return values
-    except (
-        Exception
-    ) as error:  # constructors raise whatever Python's own types do, and one may call for memory
+    except Exception as error:  # constructors raise whatever Python's own types do
         raise UserError(f"{where} {complaint}: {_line(error)}") from None
     finally:
         loader.dispose()

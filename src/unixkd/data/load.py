@@ -114,7 +114,7 @@ def may_download(config: DataConfig) -> bool:
     kind, _, place = config.name.partition(":")
     if kind in ("cifar10", "cifar100"):
         return not is_here(kind, config.root)
-    return kind == "hub" or (kind == "stream" and not Path(place).expanduser().exists())
+    return kind == "hub" or (kind == "stream" and not local_path(place).exists())
 
 
 def _place(name: str) -> str:

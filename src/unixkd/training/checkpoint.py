@@ -73,7 +73,7 @@ def save_checkpoint(folder: Path, name: str, tensors: dict[str, Tensor], state: 
 def check_space(folder: Path, size: int) -> None:
     """Raise where the disk has no room for a run's checkpoints of `size` bytes: two kept and one being written."""
     there = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    used = sum(path.stat().st_size for saved in checkpoints(folder) for path in saved.iterdir())
+    used = sum(path.lstat().st_size for saved in checkpoints(folder) for path in saved.iterdir())
     need, free = KEPT_AND_NEW * size - used, shutil.disk_usage(there).free
     if need > free:
         raise UserError(

@@ -13,6 +13,7 @@ from unixkd import hub
 from unixkd.config import DataConfig
 from unixkd.data.source import TEST_NAMES, Source, labelled_source
 from unixkd.errors import UserError, first_line, missing_extra, unknown_name
+from unixkd.names import local_path
 
 _IMAGE_NAMES = ("image", "img", "picture", "pixel_values")
 _LABEL_NAMES = ("label", "labels", "fine_label", "class", "target")
@@ -76,7 +77,7 @@ def parquet_files(path: Path) -> dict[str, list[str]]:
 def load_hub(identifier: str, config: DataConfig) -> Source:
     """A data set of the Hub (or a local folder that `datasets` can load) as a source."""
     origin = f"hub:{identifier}"
-    return _source(load_splits(origin, identifier), origin, config, _places(Path(identifier).expanduser()))
+    return _source(load_splits(origin, identifier), origin, config, _places(local_path(identifier)))
 
 
 def _lies_in(file: Path, folder: Path) -> bool:
