@@ -45,11 +45,12 @@ SECONDS = 60
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a case ended: its exit code, what it wrote to stderr, and what was wrong with that."""
+    """How a case ended: its exit code, what it wrote to stderr, what was wrong with that, what it wrote to stdout."""
 
     code: int | None
     error: str
     fault: str | None
+    said: str = ""
 
 
 class Hang(BaseException):
@@ -57,28 +58,28 @@ class Hang(BaseException):
 
 
 @contextlib.contextmanager
-def alarm(seconds: int) -> Iterator[None]:
+def alarm(seconds: float) -> Iterator[None]:
     """Raise `Hang` after so many seconds."""
 
     def ring(number: int, frame: object) -> None:
         raise Hang
 
     before = signal.signal(signal.SIGALRM, ring)
-    signal.alarm(seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 
 
-def in_process(words: list[str]) -> Outcome:
-    """Run a command here."""
+def in_process(words: list[str], seconds: float = SECONDS) -> Outcome:
+    """Run a command here; it may take so many seconds."""
     from unixkd.cli import main as cli_main
 
     said, error = io.StringIO(), io.StringIO()
     try:
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(error), alarm(SECONDS):
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(error), alarm(seconds):
             code = cli_main.main(words)
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
@@ -86,7 +87,7 @@ def in_process(words: list[str]) -> Outcome:
         return Outcome(None, error.getvalue(), "it hangs")
     except BaseException:
         return Outcome(None, error.getvalue(), traceback.format_exc(limit=-6))
-    return judged(code, error.getvalue())
+    return judged(code, error.getvalue(), said.getvalue())
 
 
 def as_command(words: list[str]) -> Outcome:
@@ -101,10 +102,10 @@ def as_command(words: list[str]) -> Outcome:
         )
     except subprocess.TimeoutExpired:
         return Outcome(None, "", "it hangs")
-    return judged(done.returncode, done.stderr)
+    return judged(done.returncode, done.stderr, done.stdout)
 
 
-def judged(code: int, error: str) -> Outcome:
+def judged(code: int, error: str, said: str = "") -> Outcome:
     """An outcome with what is wrong with it."""
     fault = None
     if code not in ALLOWED:
@@ -113,7 +114,7 @@ def judged(code: int, error: str) -> Outcome:
         fault = "a traceback"
     elif code in (1, 2) and not error.strip():
         fault = "an error without a word"
-    return Outcome(code, error, fault)
+    return Outcome(code, error, fault, said)
 
 
 def whole(folder: Path) -> str | None:
