@@ -336,12 +336,11 @@ def may_differ(case: Case) -> bool:
         shown = case.command == "export" or "environment" in case.path
         shown |= case.command != "evaluate" and case.file.endswith("run.yaml")
         return shown or case.damage not in ("string", "list", "digits") or not case.number
-    optional = ("plan.json", "selection.json", "metrics.jsonl", "run.yaml", "checksums.json")
-    return (
-        case.command.startswith("report")
-        and case.damage in ("gone", "folder", "link_nowhere")
-        and (Path(case.file).name in optional)
-    )
+    if case.command == "export" and case.damage == "link_folder":
+        return True  # what else lies there is no part of the export
+    optional = {"report": (*RECORDS[1:], "checksums.json"), "export": ("run.yaml", "summary.json")}
+    names = optional.get(case.command.partition("-")[0], ())
+    return case.damage in ("gone", "folder", "link_nowhere") and Path(case.file).name in names
 
 
 def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
