@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from unixkd.errors import UserError
-from unixkd.reading import read_json
+from unixkd.errors import UserError, read_json
 from unixkd.run_files import append, aside, leftovers, refuse_links, remove, usual_mode, write
 
 

@@ -16,8 +16,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 import msgspec
 from msgspec import Meta
 
-from unixkd.errors import UserError
-from unixkd.reading import parse_yaml, read_text
+from unixkd.errors import UserError, parse_yaml, read_text
 
 Precision = Literal["auto", "fp32", "bf16"]
 Positive = Annotated[int, Meta(ge=1)]

@@ -17,8 +17,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
-from unixkd.errors import UserError
-from unixkd.reading import read_json
+from unixkd.errors import UserError, read_json
 
 SCHEMA = 1
 """Of summary.json; a change that an older reader would misunderstand raises it."""

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from running import alone, call
-from unixkd import hub
+from unixkd.errors import is_reachable
 from unixkd.training.run import run
 
 REMOTE = ("hub:owner/set", "hub:.", "stream:owner/set", "cifar10", "cifar100")
@@ -102,5 +102,5 @@ def test_networks_of_the_hub_without_one_are_answered_soon(words, told, calls, m
 
 def test_a_server_that_is_there_is_reached():
     with socket.create_server(("127.0.0.1", 0)) as server:
-        assert hub.is_reachable(f"http://127.0.0.1:{server.getsockname()[1]}")
-    assert not hub.is_reachable("http://127.0.0.1:1")
+        assert is_reachable(f"http://127.0.0.1:{server.getsockname()[1]}")
+    assert not is_reachable("http://127.0.0.1:1")

@@ -193,7 +193,7 @@ def test_a_student_that_cannot_be_trained_is_named(mine, name):
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("name", FAULTS.keys() - {"Meta"})
+@pytest.mark.parametrize("name", [name for name in FAULTS if name != "Meta"])
 def test_and_so_is_a_teacher(mine, name):
     own = create_model(f"mine.py:{name}", 10, 1)
     state = {key: torch.zeros(value.shape, dtype=value.dtype) for key, value in own.state_dict().items()}

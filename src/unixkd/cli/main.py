@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any
 from unixkd.cli import recipes
 from unixkd.cli.options import COMMANDS, GROUPS, check_names, check_shares, named_code
 from unixkd.config import without_gone
-from unixkd.errors import UsageError, UserError, show_logged_names, shown, unknown_name
+from unixkd.errors import UsageError, UserError, parse_yaml, read_text, show_logged_names, shown, unknown_name
 from unixkd.names import methods
-from unixkd.reading import parse_yaml, read_text
 from unixkd.training.distributed.launch import LeaderError, processes, rank
 from unixkd.training.stopping import EXIT_CODE
 

@@ -14,13 +14,12 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from unixkd.config import flatten, read_yaml
-from unixkd.errors import UserError, shown
+from unixkd.errors import UserError, read_json, shown
 from unixkd.export.export import Artefact
 from unixkd.export.verify import ATOL, RTOL
 from unixkd.models.card import PixelModel
 from unixkd.models.folder import read_card
 from unixkd.names import is_code, run_words
-from unixkd.reading import read_json
 from unixkd.run_files import check_unchanged, write, writing
 
 

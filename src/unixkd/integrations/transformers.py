@@ -12,13 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from unixkd.distiller import Distiller
-from unixkd.errors import UserError, missing_extra
+from unixkd.errors import UserError, missing_extra, read_json
 from unixkd.integrations import costs, train_through
 from unixkd.method.ledger import Ledger
 from unixkd.method.method import Method
 from unixkd.method.named_inputs import TEACHERS
 from unixkd.method.objective import Objective
-from unixkd.reading import read_json
 from unixkd.run_files import write
 
 try:

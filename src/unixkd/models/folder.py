@@ -13,13 +13,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from unixkd.errors import UserError
+from unixkd.errors import UserError, read_json
 from unixkd.models import huggingface, huggingface_config, user_code
 from unixkd.models.card import ModelCard, PixelModel
 from unixkd.models.registry import check_name, create_model
 from unixkd.models.weights import load_weights
 from unixkd.names import is_code
-from unixkd.reading import read_json
 from unixkd.run_files import CHECKSUMS, aside, check_unchanged, seal, usual_mode, write
 
 WEIGHTS_FILE = "model.safetensors"

@@ -10,8 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from unixkd.errors import UserError, first_line, missing_extra
-from unixkd.hub import not_waiting
+from unixkd.errors import UserError, first_line, missing_extra, not_waiting
 
 PREFIX = "transformers:"
 # What names code, kernels to download, another precision or another output. Classes and channels are given anew.

@@ -7,8 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from unixkd.errors import UserError, first_line, missing_extra, unknown_name
-from unixkd.hub import not_waiting
+from unixkd.errors import UserError, first_line, missing_extra, not_waiting, unknown_name
 from unixkd.models import huggingface
 from unixkd.models.card import Expectations
 from unixkd.models.huggingface_config import PREFIX as TRANSFORMERS

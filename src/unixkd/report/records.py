@@ -10,8 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 
 from unixkd.config import check_types
-from unixkd.errors import UserError, shown
-from unixkd.reading import parse_json, parse_yaml, read_text
+from unixkd.errors import UserError, parse_json, parse_yaml, read_text, shown
 from unixkd.run_files import SCHEMA, Epoch, Planned, RelativeCost, Selection, Summary, is_unchanged
 
 R = TypeVar("R")

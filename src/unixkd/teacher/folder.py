@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from unixkd.errors import UserError
-from unixkd.reading import read_json
+from unixkd.errors import UserError, read_json
 from unixkd.run_files import aside, leftovers, refuse_links, sync
 from unixkd.teacher.format import CHECKS, IMAGES, LOGITS, SCHEMA, TOP_SCHEMA, Contents
 

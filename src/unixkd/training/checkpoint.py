@@ -19,8 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from unixkd.errors import UserError, first_line
-from unixkd.reading import read_json
+from unixkd.errors import UserError, first_line, read_json
 from unixkd.run_files import CHECKPOINT, aside, checksum, sync, usual_mode
 from unixkd.training.distributed.sharding import shard_like
 

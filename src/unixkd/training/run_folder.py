@@ -18,8 +18,7 @@ from filelock import FileLock, Timeout
 from PIL import Image
 
 from unixkd.config import RunConfig, flatten, read_yaml, to_plain
-from unixkd.errors import UserError
-from unixkd.reading import parse_json
+from unixkd.errors import UserError, parse_json
 from unixkd.run_files import (
     CHECKPOINT,
     CHECKSUMS,

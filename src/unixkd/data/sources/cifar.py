@@ -50,7 +50,7 @@ def load_cifar(name: str, root: str | None) -> Source:
 
 def is_here(name: str, root: str | None) -> bool:
     """Whether `load_cifar` reads the data set without a download."""
-    folder = Path(root).expanduser() if root else cache_dir()
+    folder = local_path(root) if root else cache_dir()
     shards = any(any(place.glob("train-*.parquet")) for place in (folder, folder / "data"))
     return shards or (folder / _FOLDERS[name]).is_dir()
 

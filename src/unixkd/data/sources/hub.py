@@ -9,10 +9,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from unixkd import hub
 from unixkd.config import DataConfig
 from unixkd.data.source import TEST_NAMES, Source, labelled_source
-from unixkd.errors import UserError, first_line, missing_extra, unknown_name
+from unixkd.errors import UserError, first_line, missing_extra, not_waiting, unknown_name
 from unixkd.names import local_path
 
 _IMAGE_NAMES = ("image", "img", "picture", "pixel_values")
@@ -112,7 +111,7 @@ def load_splits(origin: str, *args: Any, **options: Any) -> dict[str, Any]:
     """What `load_dataset` makes of these arguments, by split. Raises UserError where it cannot."""
     library = datasets_library()
     try:
-        with contextlib.nullcontext() if "data_files" in options else hub.not_waiting():
+        with contextlib.nullcontext() if "data_files" in options else not_waiting():
             return dict(library.load_dataset(*args, **options))
     except Exception as error:  # whatever the library, the network or a file's parser raises
         local = "" if "data_files" in options else "; files on this machine are parquet:PATH or folder:PATH"

@@ -9,8 +9,7 @@ import pytest
 
 from unixkd.cli.main import parse, read_config
 from unixkd.config import read_yaml
-from unixkd.errors import UsageError, UserError
-from unixkd.reading import MAX_BYTES, parse_json, parse_yaml, read_json
+from unixkd.errors import MAX_BYTES, UsageError, UserError, parse_json, parse_yaml, read_json
 
 
 def bomb(entry: str) -> str:
