@@ -408,9 +408,15 @@ def remove(path: Path) -> None:
 
 
 def checksum(path: Path) -> str:
-    """SHA-256 of a file."""
+    """SHA-256 of a file, and its size in bytes."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return f"{hashlib.file_digest(file, 'sha256').hexdigest()} {path.stat().st_size}"
+
+
+def matches(path: Path, known: object) -> bool:
+    """Whether a file has this checksum; one of another size is not read. Earlier versions wrote no size."""
+    digest, _, size = str(known).partition(" ")
+    return size in ("", str(path.stat().st_size)) and checksum(path).startswith(f"{digest} ")
 
 
 def seal(folder: Path, names: Iterable[str]) -> None:
@@ -423,7 +429,7 @@ def is_unchanged(path: Path) -> bool | None:
     """Whether a file is as it was when its folder was sealed; None where it is missing or has no checksum."""
     sums = path.with_name(CHECKSUMS)
     known = read_json(sums).get(path.name) if sums.is_file() and path.is_file() else None
-    return None if known is None else known == checksum(path)
+    return None if known is None else matches(path, known)
 
 
 def check_unchanged(path: Path) -> None:

@@ -50,14 +50,20 @@ def evaluate(options: Namespace) -> None:
     """`unixkd evaluate`: accuracy and calibration on the evaluation split."""
     folder, device = Path(options.run), default_device()
     card = read_card(folder)
-    data = load_data(evaluated_data(options.data, folder), card.class_names)
+    config = evaluated_data(options.data, folder)
+    try:
+        data = load_data(config, card.class_names)
+    except UserError as error:
+        if options.data.name:
+            raise
+        raise UserError(f"{folder / 'run.yaml'}: {error}") from error
     for line in data.notes:
         _log.warning("%s", line)
     if data.test is None:
         raise UserError(f"{data.name} has no test images; give --data.holdout to hold training images out")
     # An absolute path, as a folder may have a model's name; classes are checked against the data's.
-    config = ModelConfig(str(folder.absolute()), code=options.code)
-    model = build_network(config, data, "model").to(device)
+    network = ModelConfig(str(folder.absolute()), code=options.code)
+    model = build_network(network, data, "model").to(device)
     answers = predict(model, data.test.eval_batches(options.batch_size), device)
     say(
         f"{folder}: {card.name} on {len(answers):,} images of {data.name}: "

@@ -154,7 +154,7 @@ def _read(file: Path, kind: type[R]) -> R | None:
 def _history(file: Path) -> tuple[Epoch, ...]:
     if not file.is_file():
         return ()
-    lines = read_text(file).rstrip().split("\n")
+    lines = read_text(file).split("\n")
     epochs: dict[int, Epoch] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -164,7 +164,7 @@ def _history(file: Path) -> tuple[Epoch, ...]:
             values = parse(line, where)
         except UserError:
             if number == len(lines):
-                break  # a killed run may have been writing its last line
+                break  # it has no end: a killed run was writing it
             raise
         epoch = convert(values, Epoch, where)
         epochs[epoch.epoch] = epoch  # a resumed run may repeat an epoch: the later line holds

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from unixkd.errors import UserError, first_line, read_json
-from unixkd.run_files import CHECKPOINT, aside, checksum, sync, usual_mode
+from unixkd.run_files import CHECKPOINT, aside, checksum, matches, sync, usual_mode
 from unixkd.training.distributed.sharding import shard_like
 
 FILES = ("state.safetensors", "state.json")
@@ -135,7 +135,7 @@ def find_damage(checkpoint: Path, files: Sequence[str] = FILES) -> str | None:
     """What is wrong with a checkpoint's files, or None."""
     try:
         manifest = read_json(checkpoint / MANIFEST)
-        wrong = [name for name in files if manifest[name] != checksum(checkpoint / name)]
+        wrong = [name for name in files if not matches(checkpoint / name, manifest[name])]
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"unreadable ({error})"
     return f"checksum of {', '.join(wrong)} does not match" if wrong else None

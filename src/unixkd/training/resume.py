@@ -13,7 +13,7 @@ from torch import Tensor
 
 from unixkd.errors import UserError, first_line
 from unixkd.method.ledger import Ledger
-from unixkd.run_files import sync
+from unixkd.run_files import checksum, sync
 from unixkd.teacher.journal import Journal
 from unixkd.teacher.store import AnswerStore
 from unixkd.training import checkpoint
@@ -38,6 +38,7 @@ def save(run: Run) -> None:
     def write() -> None:
         if run.folder.metrics.exists():
             sync(run.folder.metrics)  # a checkpoint counts on the lines of its epochs
+            state["metrics"] = checksum(run.folder.metrics)
         checkpoint.save_checkpoint(run.folder.checkpoints, name, tensors, state)
 
     run.world.once(write)
@@ -180,7 +181,7 @@ def restore_state(run: Run, tensors: dict[str, Tensor], state: dict[str, Any]) -
     if run.world.leads:  # what was charged is the sum over all processes
         run.ledger.load_state_dict(state["ledger"])
     run.engine.distiller.steps = state.get("steps", run.epoch * run.stepper.steps_per_epoch)
-    for record in run.world.once(lambda: run.folder.keep_metrics(run.epoch)):
+    for record in run.world.once(lambda: run.folder.keep_metrics(run.epoch, state.get("metrics"))):
         run.remember(record)
 
 

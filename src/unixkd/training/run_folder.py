@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import os
@@ -54,6 +55,7 @@ LOGS = ("events.out.tfevents.*", "wandb-id", "wandb/*run-*", "wandb/debug*.log")
 ALWAYS = {"epochs", "batch_size", "lr", "seed"}
 """Options of `train` in the run.yaml of every run, which holds all of them; a file of options has those that differ."""
 NUM_THUMBNAILS = 16
+_NO_OPTION = object()
 LOCK_SECONDS = 10
 """How long a folder is waited for: the loader processes of a killed run hold on to it for a moment."""
 
@@ -172,9 +174,10 @@ class RunFolder:
             if key.rpartition(".")[0] in groups:
                 saved[key] = usual[key]
         differences = [
-            f"{key}: {saved.get(key)} then, {given.get(key)} now"
+            f"{key}: {saved.get(key)} then, {given.get(key, 'no option')} now"
             for key in sorted((saved.keys() | given.keys()) - unread)
-            if saved.get(key) != given.get(key) and not (key in decided and given.get(key) == "auto")
+            if saved.get(key) != given.get(key, _NO_OPTION)
+            and not (key in decided and given.get(key) == "auto")
         ]
         if differences:
             raise UserError(f"cannot resume {self.path}, its configuration differs: {'; '.join(differences)}")
@@ -200,8 +203,12 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"cannot write to the run folder {self.path}: {error}") from None
 
-    def keep_metrics(self, epochs: int) -> list[dict[str, Any]]:
+    def keep_metrics(self, epochs: int, known: str | None = None) -> list[dict[str, Any]]:
         """Drop the lines of epochs after `epochs` (they will be run again); the records that stay.
+
+        Args:
+            epochs: of the checkpoint
+            known: the lines' checksum in the checkpoint; None: one of an earlier version
 
         Raises:
             UserError: lines of these epochs are missing, damaged or edited; nothing is changed then
@@ -220,7 +227,12 @@ class RunFolder:
                 raise UserError(wrong)
         if len(lines) < epochs:
             raise UserError(f"{self.metrics} has {len(lines)} lines, but the checkpoint has {epochs} epochs")
-        self.put(self.metrics.name, "".join(f"{line}\n" for line in lines))
+        text = "".join(f"{line}\n" for line in lines)
+        if known is not None and not known.startswith(hashlib.sha256(text.encode()).hexdigest()):
+            raise UserError(
+                f"{self.metrics} is damaged or was edited: the checkpoint's epochs had other lines"
+            )
+        self.put(self.metrics.name, text)
         return records
 
     def write_json(self, name: str, value: dict[str, Any]) -> None:
