@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from run_folders import write_run
 from running import alone, call, distilled
 from unixkd import load_student
 from unixkd.errors import UserError
-from unixkd.run_files import CHECKSUMS, checksum, seal
+from unixkd.run_files import CHECKSUMS, checksum, matches, seal
 from unixkd.training.run import run
 
 
@@ -101,6 +103,19 @@ def test_a_card_is_not_written_with_an_edited_accuracy(copy, capsys):
     edit(copy / "summary.json", '"last": 0.', '"last": 0.9')
     assert f"'{copy / 'summary.json'}' is damaged or was edited" in failure(capsys, "export", copy)
     assert not (copy / "export").exists()
+
+
+def test_a_file_of_another_size_is_not_read(tmp_path):
+    """A sparse file takes no room, but hours to read."""
+    (tmp_path / "a").write_bytes(b"ab")
+    known = checksum(tmp_path / "a")
+    digest = hashlib.sha256(b"ab").hexdigest()
+    assert known == f"{digest} 2"
+    assert matches(tmp_path / "a", known)
+    assert matches(tmp_path / "a", digest)  # of an earlier version
+    assert not matches(tmp_path / "a", "0" * 64)
+    os.truncate(tmp_path / "a", 1 << 40)
+    assert not matches(tmp_path / "a", known)
 
 
 def test_a_folder_without_checksums_is_read_as_before(copy, capsys):

@@ -315,7 +315,8 @@ def names_file(case: Case, text: str) -> bool:
     text, names = " ".join(text.split()), [Path(case.file).name, *Path(case.file).parts[:-1]]
     if Path(case.file).name in damages.STAMPS:
         return True
-    whole = ("configuration differs", "changed since", "answers")  # said of the folder, with what differs
+    # said of the folder, with what differs
+    whole = ("configuration differs", "changed since", "answers", "knows the classes by other names")
     return any(part in text for part in (*names, *whole))
 
 
@@ -336,8 +337,8 @@ def may_differ(case: Case) -> bool:
         shown = case.command == "export" or "environment" in case.path
         shown |= case.command != "evaluate" and case.file.endswith("run.yaml")
         return shown or case.damage not in ("string", "list", "digits") or not case.number
-    if case.command == "export" and case.damage == "link_folder":
-        return True  # what else lies there is no part of the export
+    if case.command == "export" and (case.damage == "link_folder" or case.file.startswith("export")):
+        return True  # what it replaces is said, what else lies there is no part of it
     optional = {"report": (*RECORDS[1:], "checksums.json"), "export": ("run.yaml", "summary.json")}
     names = optional.get(case.command.partition("-")[0], ())
     return case.damage in ("gone", "folder", "link_nowhere") and Path(case.file).name in names

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -18,11 +19,12 @@ from unixkd.training.checkpoint import (
     checkpoints,
     find_damage,
     load_checkpoint,
+    newest_state,
     pack_optimizer,
     save_checkpoint,
     unpack_optimizer,
 )
-from unixkd.training.resume import of_a_run
+from unixkd.training.resume import check_state, of_a_run
 
 OPTIMIZERS = {
     "sgd": lambda parameters: torch.optim.SGD(parameters, 0.1),
@@ -240,11 +242,41 @@ def test_a_state_of_another_shape_under_right_checksums_is_passed_over(name, tmp
     assert (state["epoch"], len(damaged)) == (1, 1)
 
 
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"steps": -1}, r"Expected `int` >= 0 - at `\$\.steps`"),
+        ({"done": [[]]}, r"Expected `int`, got `array` - at `\$\.done`"),
+        ({"seconds": "\x1b[31m"}, r"at `\$\.seconds`"),
+        ({"seconds": {"setup": float("nan")}}, "NaN is no number that a run saves"),
+        (
+            {"ledger": {"images": {"scored": "7"}, "seen": 1, "teacher_evaluated": 0}},
+            r"at `\$\.ledger\.images",
+        ),
+        ({"data": None}, r"at `\$\.data`"),
+    ],
+)
+def test_a_state_with_values_that_no_run_saves_is_passed_over(values, told, tmp_path):
+    whole = {
+        "data": "", "seconds": {}, "optimizer": {},
+        "ledger": {"images": {}, "seen": 0, "teacher_evaluated": 0, "spent": {"teacher": None}},
+    }  # fmt: skip
+    save(tmp_path, 1, **whole)
+    save(tmp_path, 2, **whole | values)
+    assert newest_state(tmp_path, check_state)["epoch"] == 1
+    _, state, damaged = load_checkpoint(tmp_path, check_state)
+    assert state["epoch"] == 1
+    assert re.search(told, damaged[0])
+    assert "epoch-00002/state.json" in damaged[0]
+
+
 def test_a_state_without_what_a_run_needs_is_one_line(tmp_path):
     with (
-        pytest.raises(UserError, match=r"holds no state of this run \(KeyError: 'epoch'\)"),
-        of_a_run(tmp_path),
+        pytest.raises(
+            UserError, match=r"epoch-1 is whole, but its state is none of this run \(KeyError: 'epoch'\)"
+        ),
+        of_a_run(tmp_path, tmp_path / "epoch-1"),
     ):
         {}["epoch"]
-    with pytest.raises(RuntimeError, match="out of memory"), of_a_run(tmp_path):
+    with pytest.raises(RuntimeError, match="out of memory"), of_a_run(tmp_path, tmp_path / "epoch-1"):
         raise torch.OutOfMemoryError("out of memory")

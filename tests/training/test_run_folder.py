@@ -24,6 +24,7 @@ from unixkd.config import (
     to_plain,
 )
 from unixkd.errors import UserError
+from unixkd.run_files import checksum
 from unixkd.training import run_folder
 from unixkd.training.run_folder import RunFolder, thumbnail
 
@@ -226,6 +227,26 @@ def test_damaged_lines_of_epochs_that_are_saved_are_an_error(content, told, fold
     with pytest.raises(UserError, match=told):
         folder.keep_metrics(2)
     assert folder.metrics.read_bytes() == content
+
+
+def test_lines_that_are_not_the_checkpoint_s_are_an_error(folder):
+    folder.metrics.unlink()
+    lines(folder, 1, 2)
+    known = checksum(folder.metrics)
+    lines(folder, 3)
+    folder.keep_metrics(2, known)
+    content = folder.metrics.read_bytes().replace(b'"epoch": 1', b'"epoch": 1.0')
+    folder.metrics.write_bytes(content)
+    with pytest.raises(UserError, match="was edited: the checkpoint's epochs had other lines"):
+        folder.keep_metrics(2, known)
+    assert folder.metrics.read_bytes() == content
+
+
+def test_an_option_that_no_version_has_is_told(folder):
+    path = folder.path / "run.yaml"
+    path.write_text(path.read_text().replace("  clip_norm: null", "  clip_norn: null"))
+    with pytest.raises(UserError, match=r"train\.clip_norn: None then, no option now"):
+        folder.check_same(CONFIG)
 
 
 MINE = (".notes.tmp", ".run.yaml.mine.tmp", "checkpoints/epoch-notes.txt", "checkpoints/epoch-00001-best/a")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from unixkd.errors import UserError, first_line, read_json
+from unixkd.errors import UserError, first_line, parse_json, read_json, read_text
 from unixkd.run_files import CHECKPOINT, aside, checksum, matches, sync, usual_mode
 from unixkd.training.distributed.sharding import shard_like
 
 FILES = ("state.safetensors", "state.json")
 MANIFEST = "manifest.json"
 KEPT_AND_NEW = 3
+Check = Callable[[dict[str, Any], Path], None]
+"""Raises a UserError, which names the file, where a state is not what a run has saved."""
+
+
+def _unchecked(state: dict[str, Any], file: Path) -> None:
+    pass
 
 
 def checkpoint_name(epoch: int, steps: int = 0) -> str:
@@ -81,8 +87,10 @@ def check_space(folder: Path, size: int) -> None:
         )
 
 
-def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], list[str]]:
-    """The newest checkpoint whose checksums hold: (tensors, state, damaged ones that were passed over).
+def load_checkpoint(
+    folder: Path, check: Check = _unchecked
+) -> tuple[dict[str, Tensor], dict[str, Any], list[str]]:
+    """The newest checkpoint whose checksums hold: (tensors, checked state, damaged ones that were passed over).
 
     Those are removed, as later checkpoints would be counted with them.
 
@@ -94,7 +102,7 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], li
         problem = find_damage(path)
         if problem is None:
             try:
-                loaded = load_file(path / FILES[0]), read_json(path / FILES[1])
+                loaded = load_file(path / FILES[0]), read_state(path / FILES[1], check)
             except (SafetensorError, OSError, UserError) as error:  # under right checksums
                 problem = f"unreadable ({first_line(error)})"
             else:
@@ -106,10 +114,24 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], li
     raise UserError(f"no valid checkpoint in {folder}: {detail}")
 
 
-def newest_state(folder: Path) -> dict[str, Any] | None:
+def newest_state(folder: Path, check: Check = _unchecked) -> dict[str, Any] | None:
     """The state in the newest checkpoint that is whole, without its tensors; None where there is none."""
-    whole = (path for path in reversed(checkpoints(folder)) if find_damage(path, FILES[1:]) is None)
-    return next((read_json(path / FILES[1]) for path in whole), None)
+    for path in reversed(checkpoints(folder)):
+        if find_damage(path, FILES[1:]) is None:
+            with suppress(UserError):  # `load_checkpoint` passes it over as well, and says so
+                return read_state(path / FILES[1], check)
+    return None
+
+
+def read_state(file: Path, check: Check) -> dict[str, Any]:
+    """The checked state in a checkpoint."""
+    state = parse_json(read_text(file), f"'{file}'", parse_constant=_no_constant)
+    check(state, file)
+    return state
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number that a run saves")
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -125,9 +147,9 @@ def _is_ours(folder: Path) -> bool:
 
 def discard(checkpoint: Path) -> None:
     """Remove a checkpoint; files of somebody's own in it stay, and so does its folder then."""
-    for name in (*FILES, MANIFEST):
-        (checkpoint / name).unlink(missing_ok=True)
-    with suppress(OSError):  # not empty, or not there
+    with suppress(OSError):  # a folder under a file's name; not empty, or not there
+        for name in (*FILES, MANIFEST):
+            (checkpoint / name).unlink(missing_ok=True)
         checkpoint.rmdir()
 
 

@@ -34,7 +34,7 @@ from unixkd.training.display import Display, Event, Finished, Note
 from unixkd.training.distributed.world import ALONE
 from unixkd.training.precision import OPTIONS, has_native_bf16, remembered, with_auto
 from unixkd.training.resolved import build_on, pick_device, read_method, resolve
-from unixkd.training.resume import check_inputs, of_a_run
+from unixkd.training.resume import check_inputs, check_state
 from unixkd.training.run import run
 from unixkd.training.run_folder import RunFolder
 from unixkd.training.stopping import Stopped, stoppable
@@ -126,15 +126,13 @@ def check_jobs(jobs: Sequence[Job], note: Callable[[str], None]) -> None:
     device = pick_device(first.train)
     methods = {label: read_method(config, device) for label, config in configs.items()}
     data = load_data(first.data, class_names_of(first.teacher))
-    begun = {
-        job.folder: state for job in jobs if (state := newest_state(job.folder / "checkpoints")) is not None
-    }
+    states = ((job.folder, newest_state(job.folder / "checkpoints", check_state)) for job in jobs)
+    begun = {folder: state for folder, state in states if state is not None}
     for label, config in configs.items():
         built = build_on(config, torch.device("cpu"), data, *methods[label])
         while begun:
             begun_folder, state = begun.popitem()
-            with of_a_run(begun_folder):
-                check_inputs(begun_folder, state, built)
+            check_inputs(begun_folder, state, built)
         distiller = make_distiller(built, built.student, open_ledger(built), note, ALONE)
         if distiller.teacher is not None and distiller.teacher.store is not None:
             distiller.teacher.store.close()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor
@@ -22,6 +24,44 @@ from unixkd.training.distributed.sharding import gathered, load_whole
 from unixkd.training.memory import ran_out
 from unixkd.training.resolved import Resolved
 from unixkd.training.state import Run
+
+Amount = Annotated[int, msgspec.Meta(ge=0)]
+
+
+@dataclass
+class Charged:
+    """What a checkpoint says of a ledger, see `Ledger.state_dict`."""
+
+    images: dict[str, Amount]
+    seen: Amount
+    teacher_evaluated: Amount
+    spent: dict[str, Amount | None] = field(default_factory=dict)
+    image_size: tuple[Amount, Amount] | None = None
+
+
+@dataclass
+class Saved:
+    """What state.json has to hold, as far as it is the same in all runs; states of early versions hold less."""
+
+    epoch: Amount
+    data: str
+    seconds: dict[str, Annotated[float, msgspec.Meta(ge=0)]]
+    optimizer: dict[str, Any]
+    ledger: Charged
+    done: Amount = 0
+    steps: Amount = 0
+    processes: Annotated[int, msgspec.Meta(ge=1)] = 1
+    lent: Amount = 0
+    networks: dict[str, str] = field(default_factory=dict)
+    metrics: str = ""
+
+
+def check_state(state: dict[str, Any], file: Path) -> None:
+    """Raise a `UserError` where a value of a checkpoint's state is of another type or out of range."""
+    try:
+        msgspec.convert(state, Saved)
+    except msgspec.ValidationError as error:
+        raise UserError(f"'{file}': {error}") from None
 
 
 def save(run: Run) -> None:
@@ -144,27 +184,29 @@ def restore(run: Run) -> None:
     Raises:
         UserError: none is valid, or what it trains on or with is not what it was
     """
-    tensors, state, damaged = run.world.once(lambda: checkpoint.load_checkpoint(run.folder.checkpoints))
+    tensors, state, damaged = run.world.once(
+        lambda: checkpoint.load_checkpoint(run.folder.checkpoints, check_state)
+    )
     for problem in damaged:
         run.note(f"passed over a damaged checkpoint: {problem}")
-    with of_a_run(run.folder.path):
+    with of_a_run(run.folder.path, checkpoints(run.folder.checkpoints)[-1]):
         restore_state(run, tensors, state)
     steps = f" and {run.done} steps of the next" if run.done else ""
     run.note(f"resumed after epoch {run.epoch}{steps}")
 
 
 @contextmanager
-def of_a_run(folder: Path) -> Iterator[None]:
+def of_a_run(folder: Path, newest: Path) -> Iterator[None]:
     """Within, values of a checkpoint are read; what is missing or of another shape becomes a `UserError`."""
     try:
         yield
-    except UserError:
-        raise
+    except UserError as error:
+        raise UserError(str(error) if str(folder) in str(error) else f"{newest}: {error}") from error
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
         if ran_out(error):
             raise
         raise UserError(
-            f"cannot resume {folder}: its newest checkpoint is whole, but holds no state of this run "
+            f"cannot resume {folder}: {newest} is whole, but its state is none of this run "
             f"({type(error).__name__}: {first_line(error)}); remove it, and the one before is used"
         ) from error
 

@@ -241,8 +241,9 @@ class RunFolder:
 
     def put(self, name: str, text: str) -> None:
         """Write a file whole or not at all; where it says something new, the checksums of a finished run go first."""
-        path = self.path / name
-        if not path.is_file() or path.read_bytes() != text.encode():
+        path, content = self.path / name, text.encode()
+        same = path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content
+        if not same:
             (self.path / CHECKSUMS).unlink(missing_ok=True)
             write(path, text)
 
