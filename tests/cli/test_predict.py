@@ -144,7 +144,7 @@ def test_a_missing_run_folder(command, images, tmp_path, capsys):
         (None, "has no run.yaml that names its data; give --data"),
         ("{}", "does not name its data"),
         ("data:\n  nome: digits\n", "does not name its data"),
-        ("data: 3\n", "does not name its data"),
+        ("data: 3\n", "run.yaml: data: Expected `object`, got `int`"),
         ("data: [\n", "cannot be read"),
     ],
 )

@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -191,11 +192,9 @@ def parse(name: str, arguments: Sequence[str]) -> Namespace:
     files, recipe, words = expand(arguments)
     try:
         configs = [read_config(path) for path in files]
-        for word, following in zip(
-            words, [*words[1:], ""], strict=True
-        ):  # --train FILE: the parser reads it itself
-            name, equals, value = word.partition("=")
-            if name.removeprefix("--") in GROUPS and Path(value if equals else following).is_file():
+        for word, following in zip_longest(words, words[1:], fillvalue=""):
+            option, equals, value = word.partition("=")  # of --train FILE the parser reads the file itself
+            if option.removeprefix("--") in GROUPS and Path(value if equals else following).is_file():
                 read_config(value if equals else following)
         recipe = recipe or next((v["recipe"] for v in reversed(configs) if v.get("recipe")), None)
         if recipe is not None and settings is not None:

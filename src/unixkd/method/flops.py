@@ -140,18 +140,19 @@ def may_multiply(operation: Any) -> bool:
 def buffers_kept(model: nn.Module) -> Iterator[None]:
     """Inside, the model may change its buffers, as observers of quantisation do; afterwards they are as before."""
     before = [
-        (module, name, buffer, buffer._version, buffer.clone())
+        (module, name, buffer, buffer.clone())
         for module in model.modules()
         for name, buffer in module.named_buffers(recurse=False)
-        if not buffer.is_inference()  # which has no version
+        if not buffer.is_inference()  # nobody can change these
     ]
     try:
         yield
     finally:
-        for module, name, buffer, version, value in before:
+        for module, name, buffer, value in before:
             if getattr(module, name) is not buffer:  # it was given another one
                 setattr(module, name, buffer)
-            if buffer._version != version:
+            # BatchNorm changes its statistics without a new version.
+            if not buffer.is_meta and not torch.equal(buffer, value):
                 buffer.copy_(value)
 
 
