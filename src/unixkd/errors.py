@@ -152,14 +152,22 @@ def read_text(path: Path, kind: str = "JSON", *, named: bool = False) -> str:
         UserError: it cannot be read, is no text or too long
     """
     try:
+        return read_bytes(path, kind, named=named).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"'{path}' cannot be read: {error}") from None
+
+
+def read_bytes(path: Path, kind: str = "JSON", *, named: bool = False) -> bytes:
+    """As `read_text`, whatever the bytes are."""
+    try:
         if path.exists() and not path.is_file() and not named:
             raise OSError("it is no file")  # a pipe would be waited for, a device may have no end
         with path.open("rb") as file:
             content = file.read(MAX_BYTES[kind] + 1)
         if len(content) > MAX_BYTES[kind]:
             raise OSError(f"it has more than {MAX_BYTES[kind]:,} bytes")
-        return content.decode("utf-8-sig")
-    except (OSError, ValueError) as error:
+        return content
+    except (OSError, ValueError) as error:  # a name may hold a null byte
         raise UserError(f"'{path}' cannot be read: {error}") from None
 
 

@@ -41,6 +41,8 @@ class Journal:
         """What is asked from now on was asked after this checkpoint."""
         self.go_on(checkpoint)
         assert self.current is not None
+        if self.current.is_dir():
+            raise UserError(f"{self.current} is a folder where a run keeps a file: move it away to go on")
         self.current.unlink(missing_ok=True)
 
     def go_on(self, checkpoint: str) -> None:
@@ -68,7 +70,7 @@ class Journal:
     def prune(self, oldest: str) -> None:
         """Remove what was noted before the oldest checkpoint that is kept."""
         for path in self.files():
-            if tag(path) < oldest:
+            if tag(path) < oldest and not path.is_dir():
                 path.unlink(missing_ok=True)  # another process does the same
 
     def files(self) -> list[Path]:

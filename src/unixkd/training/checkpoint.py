@@ -187,6 +187,7 @@ def unpack_optimizer(
     for name, value in {**tensors, **state["values"]}.items():
         number, key = name.split(".", 1)
         entries.setdefault(int(number), {})[key] = value
+    check_groups(state["groups"], optimizer.param_groups)
     rates = [group["lr"] for group in optimizer.param_groups]
     optimizer.load_state_dict({"state": entries, "param_groups": state["groups"]})
     for parameter, values in optimizer.state.items():
@@ -197,3 +198,13 @@ def unpack_optimizer(
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         if isinstance(rate, Tensor):  # the same tensor, as a captured step holds on to it
             group["lr"] = rate.fill_(group["lr"])
+
+
+def check_groups(saved: list[dict[str, Any]], groups: list[dict[str, Any]]) -> None:
+    """Raise a TypeError where an option of the optimiser is of another type than the optimiser's own."""
+    for theirs, ours in zip(saved, groups, strict=True):
+        for name, value in theirs.items():
+            own = ours.get(name)
+            numbers = isinstance(own, int | float | Tensor) and not isinstance(own, bool)
+            if type(value) not in ((int, float) if numbers else (type(own), list, type(None))):
+                raise TypeError(f"the optimiser's {name} is {str(value)[:40]!r}")

@@ -35,6 +35,8 @@ class Charged:
     images: dict[str, Amount]
     seen: Amount
     teacher_evaluated: Amount
+    student_flops: Amount | None = None
+    teacher_flops: Amount | None = None
     spent: dict[str, Amount | None] = field(default_factory=dict)
     image_size: tuple[Amount, Amount] | None = None
 

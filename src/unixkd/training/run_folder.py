@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from PIL import Image
 
 from unixkd.config import RunConfig, flatten, read_yaml, to_plain
-from unixkd.errors import UserError, parse_json
+from unixkd.errors import UserError, parse_json, read_bytes
 from unixkd.run_files import (
     CHECKPOINT,
     CHECKSUMS,
@@ -96,7 +96,10 @@ class RunFolder:
                 f"{self.path}: another process is training here; wait for it, or give another --out"
             ) from None
         except OSError as error:
-            raise UserError(f"cannot write to the output folder {self.path}: {error.strerror}") from None
+            where = error.filename or self.path
+            raise UserError(
+                f"cannot write to the output folder {self.path}: {error.strerror} ('{where}')"
+            ) from None
         return False
 
     def holds_run(self) -> bool:
@@ -214,10 +217,7 @@ class RunFolder:
             UserError: lines of these epochs are missing, damaged or edited; nothing is changed then
         """
         check_unchanged(self.metrics)
-        try:
-            content = self.metrics.read_bytes() if self.metrics.is_file() else b""
-        except OSError as error:
-            raise UserError(f"{self.metrics} cannot be read: {error}") from None
+        content = read_bytes(self.metrics) if self.metrics.is_file() else b""
         lines = content.decode(errors="replace").split("\n")[:-1][:epochs]  # the rest may be torn
         records = []
         for epoch, line in enumerate(lines, 1):
