@@ -20,10 +20,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-import damages
+import stranger_damages as damages
 from apart import Way, here, inside, tree
 from bad_inputs import Outcome, in_process
-from running import Signal, untimed
 
 SMALL = ("--data.limit", "40", "--train.batch_size", "16", "--train.precision", "fp32")
 PAIR = ("--teacher", "teacher", "--student", "resnet8", *SMALL, "--train.teacher_precision", "fp32")
@@ -122,20 +121,17 @@ def make_set(base: Path) -> None:
         done((*DISTILL, "--out", "run"))
         done(("export", "run", "--formats", "safetensors"))
         shutil.rmtree(base / "answers")
-        with pytest.MonkeyPatch.context() as patch:
-            Signal(patch, 4)  # of 3 steps an epoch: in the second one
-            assert in_process([*DISTILL, "--out", "half"]).code == 75
-        with pytest.MonkeyPatch.context() as patch:
-            Signal(patch, 10)  # in the second epoch of the second run
-            patch.setattr("unixkd.training.engine.Engine.step", in_run(2))
-            assert in_process([*COMPARE]).code == 75
+        for number, words in ((1, (*DISTILL, "--out", "half")), (2, COMPARE)):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("unixkd.training.engine.Engine.step", in_run(number))
+                assert in_process(list(words)).code == 75
     assert not (base / "half/summary.json").exists()
     assert not (base / "cmp/runs/hard-seed0/summary.json").exists()
     assert (base / "cmp/runs/kd-seed0/summary.json").exists()
 
 
 def in_run(number: int) -> Any:
-    """A step of the engine that asks this process to stop in the second epoch of the run with this number."""
+    """A step that asks this process to stop in the run with this number, in its second epoch of 3 steps."""
     from unixkd.training.engine import Engine
 
     original, engines = Engine.step, []
@@ -376,6 +372,11 @@ def rows(said: str) -> list[list[str]]:
     """The rows of a comparison's table, without the seconds of training, which stand before the number of runs."""
     words = [line.split() for line in said.splitlines()]
     return [[*line[:-2], line[-1]] for line in words if line and line[0] in ("kd", "hard")]
+
+
+def untimed(record: dict[str, Any]) -> dict[str, Any]:
+    """A summary or a line of metrics without what a clock has measured."""
+    return {key: value for key, value in record.items() if key not in ("seconds", "time")}
 
 
 def run_results(folder: Path) -> dict[str, Any]:
