@@ -8,9 +8,9 @@ names), in batches of 32, random resized crops and flips, one loader thread or p
     full         the first epoch with `data.decoding full` and `data.keep 0`, as before there were these options
     torchvision  ImageFolder, RandomResizedCrop(224), RandomHorizontalFlip, PILToTensor in a DataLoader
 
-All take turns in one process, by CPU seconds of all threads and processes; the last two, which decode in full, take 50 of the
-400 photos. Beside them the mean absolute difference
-of evaluation's pixels from decoding in full, in steps of 256.
+All take turns in one process, by CPU seconds of all threads and processes; the last two, which decode in full, take 50
+of the 400 photos. Beside them the mean absolute difference of evaluation's pixels from decoding in full, in steps of
+256.
 
 Targets, medians over the rounds: torchvision takes at least 3 times the CPU seconds of `first`, and `first` at least 5
 times those of `second`.

@@ -63,9 +63,8 @@ class Kept:
                 Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels), whole
             ), check
         photo, check = decode()
-        pixels = to_array(photo.image)
-        if self.room.take(pixels.nbytes):
-            self.there[key] = pixels, photo.whole, check
+        if self.room.take(photo.image.width * photo.image.height * len(photo.image.getbands())):
+            self.there[key] = to_array(photo.image), photo.whole, check
         return photo, check
 
 

@@ -57,7 +57,7 @@ ALWAYS = {"epochs", "batch_size", "lr", "seed"}
 NUM_THUMBNAILS = 16
 _NO_OPTION = object()
 LOCK_SECONDS = 10
-"""How long a folder is waited for: the loader processes of a killed run hold on to it for a moment."""
+"""How long a folder is waited for: what a killed run has started may hold on to it for a moment."""
 
 
 class RunFolder:
