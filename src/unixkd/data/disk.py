@@ -222,9 +222,14 @@ class DiskSplit(LoadedSplit):
 
 
 def photo_notes(splits: Sequence[Split], room: Room) -> tuple[str, ...]:
-    """What to tell of images on disk: how many are decoded at a smaller scale and how many kept, by some headers."""
+    """What to tell of images on disk: how many are decoded at a smaller scale and how many kept, by some headers.
+
+    The first split is trained on, the other is evaluated on.
+    """
     disk, notes = [split for split in splits if isinstance(split, DiskSplit)], []
-    looks = [look for split in disk for look in _looks(split)]
+    looks = [
+        look for i, split in enumerate(disk) for look in _looks(split, i > 0 or split.padding is not None)
+    ]
     images, shrunk = sum(map(len, disk)), sum(many for many, smaller, _ in looks if smaller)
     if shrunk:
         notes.append(
@@ -242,15 +247,15 @@ def photo_notes(splits: Sequence[Split], room: Room) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _looks(split: DiskSplit) -> Iterator[tuple[float, bool, int]]:
-    """Of evenly spread images how many each stands for, whether it is shrunk, and its bytes if it is kept."""
+def _looks(split: DiskSplit, square: bool) -> Iterator[tuple[float, bool, int]]:
+    """Of evenly spread images how many each stands for, whether it is shrunk, and the bytes that are kept of it."""
     count = min(len(split), _LOOKED_AT)
     for i in np.linspace(0, len(split) - 1, count).round().astype(int):
         with contextlib.suppress(UserError), split.records.header(int(i)) as image:  # found where it is used
             side = min(image.size)
             least = split.least or side
             image.draft(None, (least, least))
-            factor, square = max(min(image.size) // least, 1), split.padding is not None
+            factor = max(min(image.size) // least, 1)
             pixels = split.size**2 if square else image.width * image.height // factor**2
             yield len(split) / count, side >= 2 * least, pixels * split.channels
 
