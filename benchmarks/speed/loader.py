@@ -1,7 +1,7 @@
 """Images per second that the loader decodes, cuts to 224 pixels and flips, beside torchvision's own in the same run.
 
 On a generated tree of images like ImageNet's (`imagenet_like.py`; 100 classes) and on the same images as WebDataset
-shards, with 0, 1 and 2 loader processes, in batches of 64 that arrive as pixels in [0, 1]:
+shards, with 0, 1 and 2 workers, in batches of 64 that arrive as pixels in [0, 1]:
 
     folder, wds       `load_data(DataConfig("folder:..." or "wds:..."))`; views are functions of seed, epoch, index
     torchvision       ImageFolder, RandomResizedCrop(224), RandomHorizontalFlip, PILToTensor in a DataLoader; uint8

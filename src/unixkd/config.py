@@ -49,7 +49,10 @@ class DataConfig:
         label_column: column that holds the label (parquet:, hub:; default: the first class column); of wds: cls, txt
             or a field of .json
         in_memory: decode once and keep uint8 in memory (default: for images of at most 64 pixels)
-        workers: loader processes for images that are not kept in memory
+        decoding: full | scaled (images much larger than `size` needs are decoded at a smaller scale) | auto: as an
+            earlier run or stored answers have it, else scaled
+        keep: share of the memory available that decoded images of more than 64 pixels may take, to be decoded once
+        workers: threads that read images ahead which are not in memory as they are shown
         stream_images: images of an epoch of a stream (default: all, where their number is known)
         stream_buffer: encoded images of a stream that are kept in memory, and among which the next one is drawn
         max_faulty: leave out up to so many training images that cannot be read, or to which the teacher's answer is
@@ -72,6 +75,8 @@ class DataConfig:
     image_column: str | None = None
     label_column: str | None = None
     in_memory: bool | None = None
+    decoding: Literal["auto", "full", "scaled"] = "auto"
+    keep: Share = 0.25
     workers: NotNegative = 2
     max_faulty: NotNegative = 0
     stream_images: int | None = None
@@ -358,6 +363,12 @@ GONE: dict[str, Any] = {
 """Options that older runs have in their run.yaml and this release does not know, and what they were by default."""
 
 
+def decided_before(values: dict[str, Any]) -> dict[str, Any]:
+    """A run.yaml's options with what older runs did without saying so: they decoded images in full."""
+    data = values.get("data")
+    return {**values, "data": {"decoding": "full", **data}} if isinstance(data, dict) else values
+
+
 def without_gone(values: dict[str, Any]) -> dict[str, Any]:
     """A run's options without those that are gone; a `UserError` where one is not what it was by default.
 
@@ -381,7 +392,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     values = parse_yaml(read_text(path, "YAML"), path)
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no configuration")
-    values = without_gone(values)
+    values = decided_before(without_gone(values))
     check_types(values, path)
     return values
 

@@ -79,8 +79,9 @@ def predict_images(options: Namespace) -> None:
     if card.size is None:
         raise UserError(f"{options.run}: its config.json does not say how large its training images were")
     files = list_images([Path(path) for path in options.images])
+    scaled = decoding_of(Path(options.run)) == "scaled"
     for start in range(0, len(files), PREDICT_BATCH):
-        images, paths = load_images(files[start : start + PREDICT_BATCH], card.size, card.in_channels)
+        images, paths = load_images(files[start : start + PREDICT_BATCH], card.size, card.in_channels, scaled)
         with torch.no_grad():
             probabilities = torch.softmax(model(images.to(device)).float(), dim=1).cpu()
         top = probabilities.topk(max(1, min(options.top, card.num_classes)), dim=1)
@@ -168,8 +169,16 @@ def data_of_run(folder: Path, unread: Collection[str] = (), **changes: Any) -> D
 
 def evaluated_data(config: DataConfig, folder: Path) -> DataConfig:
     """The data named, or else those the run was trained on, changed by the other options."""
+    once: dict[str, Any] = {"keep": 0.0}  # each image is shown once
     if config.name:
-        return config
+        decoding = decoding_of(folder) if config.decoding == "auto" else config.decoding
+        return replace(config, decoding=decoding, **once)  # type: ignore[arg-type]
     unset = DataConfig(name="")
     changes = {key: value for key, value in vars(config).items() if value != getattr(unset, key)}
-    return data_of_run(folder, **changes)
+    return data_of_run(folder, **changes | once)
+
+
+def decoding_of(folder: Path) -> str:
+    """How the images were decoded on which a network was trained; scaled where its folder is no run's."""
+    path = folder / "run.yaml"
+    return str(read_yaml(path).get("data", {}).get("decoding", "full")) if path.exists() else "scaled"

@@ -1,8 +1,8 @@
-"""Images that stay on disk: loader processes decode, cut and flip them, and make uint8 batches ahead of training."""
+"""Images that stay on disk: threads decode, cut and flip them, and make uint8 batches ahead of training."""
 
 from __future__ import annotations
 
-import signal
+import contextlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,16 +15,19 @@ from jaxtyping import Float, Int, UInt8
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from unixkd.data.images import Pixels, fit, to_array, to_channels
+from unixkd.data.ahead import ahead
+from unixkd.data.crops import padded_crop, random_resized_crop
+from unixkd.data.images import Photo, Pixels, detail, fit
+from unixkd.data.kept import Kept, Room
 from unixkd.data.source import Encoded
 from unixkd.data.split import Split
-from unixkd.data.views import apply_views, to_pixels
+from unixkd.data.views import to_pixels
 from unixkd.errors import UserError
 from unixkd.method.batch import Batch
 
 _CPU = torch.device("cpu")
+_LOOKED_AT = 64  # headers
 NO_VIEW = -1
 """The code of an image as it is evaluated."""
 AnyLoaded = TypeVar("AnyLoaded", bound="LoadedSplit")
@@ -32,7 +35,7 @@ AnyLoaded = TypeVar("AnyLoaded", bound="LoadedSplit")
 
 @dataclass(frozen=True)
 class LoadedSplit(Split):
-    """A split that is read through a `DataLoader`; how many workers read it cannot change a batch.
+    """A split whose images are decoded as they are shown; how many threads read it cannot change a batch.
 
     Views are random resized crops, or with a padding the crops of images in memory, with the same codes.
 
@@ -43,12 +46,13 @@ class LoadedSplit(Split):
         padding: zero padding of the random crop in pixels, or None: random resized crops
         flip: random horizontal flip
         view_seed: seed of the augmentations
-        workers: loader processes; 0 reads in this process
+        workers: threads that read ahead; 0 reads when a batch is asked for
         views: number of views of each image that are trained on, the first; None: all
         mixes: number of fixed mixes of each image that are trained on instead; None: its views
         onto: where batches are made; they cross to it as uint8
         known: of a store of answers, the CRC-32 of each image's encoded bytes when the teacher answered `[N]`, uint32,
             0 where it has not; it is filled, and an image that differs is refused
+        scaled: large images are decoded at a smaller scale (`read_photo`)
     """
 
     records: Any
@@ -62,6 +66,7 @@ class LoadedSplit(Split):
     mixes: int | None = None
     onto: torch.device = _CPU
     known: NDArray[np.uint32] | None = None
+    scaled: bool = False
 
     def __len__(self) -> int:
         return len(self.records)
@@ -70,22 +75,25 @@ class LoadedSplit(Split):
         """The same split whose batches are made on a device."""
         return replace(self, onto=torch.device(device))
 
-    def cut(self, image: Image.Image, code: int) -> Pixels:
-        """The view of a code `[size, size, C]`, uint8; runs in a worker.
+    @property
+    def least(self) -> int | None:
+        """The pixels of its shorter side to which an image may be shrunk when it is decoded; None: it is not."""
+        return detail(self.size) if self.scaled else None
+
+    def cut(self, photo: Photo, code: int) -> Pixels:
+        """The view of a code `[size, size, C]`, uint8.
 
         Without a padding the code is a 63-bit seed, from which the crop and the flip are drawn.
         """
-        image = to_channels(image, self.channels)
         if code == NO_VIEW:
-            return fit(image, self.size)
+            return fit(photo.image, self.size)
         if self.padding is None:
-            return _random_resized_crop(image, self.size, self.flip, seed=code)
-        pixels = torch.from_numpy(fit(image, self.size))[None]
-        return apply_views(pixels, torch.tensor([code]), self.padding, self.flip)[0].numpy()
+            return random_resized_crop(photo, self.size, self.flip, seed=code)
+        return padded_crop(fit(photo.image, self.size), code, self.padding)
 
     @abstractmethod
     def read(self, sample: Any) -> Pixels:
-        """The pixels `[size, size, C]`, uint8, of a sample; runs in a worker."""
+        """The pixels `[size, size, C]`, uint8, of a sample; runs in a thread of its own."""
 
     def load(
         self, batches: Iterable[Sequence[Any]], read: Callable[[Any], Pixels | tuple[Pixels, int]]
@@ -93,41 +101,25 @@ class LoadedSplit(Split):
         """The pixels in [0, 1] of batches of samples as `read` takes them, on the device, in their order.
 
         Where `read` gives a number beside the pixels, the numbers come too. Batches are taken a few ahead, in this
-        process; pixels cross to the device as uint8, a quarter of the bytes, from pinned memory where it is a GPU.
-        Raises UserError from `read`, or where a worker died.
+        thread, and made in others while it takes a step; pixels cross to the device as uint8, a quarter of the bytes,
+        from pinned memory where it is a GPU. Raises UserError from `read`.
         """
-        loader: DataLoader[Any] = DataLoader(
-            _Reader(read),
-            batch_sampler=batches,  # type: ignore[arg-type]  # any iterable of lists will do
-            num_workers=self.workers,
-            collate_fn=_collate,
-            generator=torch.Generator(),  # a loader draws from the global one otherwise
-            worker_init_fn=_leave_interrupts_alone,
-            pin_memory=self.onto.type == "cuda",
-        )
-        reading = iter(loader)
-        while True:
-            try:
-                loaded = next(reading)
-            except StopIteration:
-                return
-            except RuntimeError as error:
-                raise UserError(
-                    f"a loader process died ({' '.join(str(error).split())}): if memory ran out, fewer "
-                    "--data.workers or a smaller --train.batch_size may help"
-                ) from error
-            if isinstance(loaded, UserError):
-                del reading  # stops the workers now; held by the traceback they would outlive the error
-                raise loaded
-            pixels, numbers = loaded
+        pinned = self.onto.type == "cuda"
+
+        def make(batch: Sequence[Any]) -> tuple[UInt8[Tensor, "n h w c"], NDArray[np.int64] | None]:
+            pixels, numbers = _collate([read(sample) for sample in batch])
+            return pixels.pin_memory() if pinned else pixels, numbers
+
+        for pixels, numbers in ahead(make, batches, self.workers):
             yield to_pixels(pixels.to(self.onto, non_blocking=True)), numbers
 
 
 @dataclass(frozen=True)
 class DiskSplit(LoadedSplit):
-    """A split whose images stay on disk and are read at random."""
+    """A split whose images stay on disk and are read at random, and once only where they are kept."""
 
     records: Encoded
+    kept: Kept | None = None
 
     @cached_property
     def labels(self) -> Int[Tensor, " n"] | None:  # type: ignore[override]
@@ -160,15 +152,31 @@ class DiskSplit(LoadedSplit):
         return self.read((i, NO_VIEW))
 
     def read(self, sample: tuple[int, int]) -> Pixels:
-        """An image by its position in the view of a code `[size, size, C]`, uint8; runs in a worker."""
-        position, code = sample
-        return self.cut(self.records.read(position), code)
+        """An image by its position in the view of a code `[size, size, C]`, uint8."""
+        return self.read_checked(sample)[0]
 
     def read_checked(self, sample: tuple[int, int]) -> tuple[Pixels, int]:
-        """As `read`, with the CRC-32 of the encoded image; runs in a worker."""
+        """As `read`, with the CRC-32 of the encoded image, or 0 where nobody asks for it."""
         position, code = sample
-        image, check = self.records.read_checked(position)
-        return self.cut(image, code), check
+        if self.kept is None:
+            photo, check = self._decoded(position)
+        else:
+            whole = code != NO_VIEW and self.padding is None  # else views are of the square in its middle
+            photo, check = self.kept.get((position, whole), lambda: self._decoded(position, whole))
+        return self.cut(photo, code), check
+
+    def _decoded(self, position: int, whole: bool = True) -> tuple[Photo, int]:
+        """An image, or only the square in its middle, and its CRC-32 where it is compared, now or later."""
+        if self.known is None and self.kept is None:
+            photo, check = self.records.photo(position, self.channels, self.least), 0
+        else:
+            photo, check = self.records.photo_checked(position, self.channels, self.least)
+        if whole:
+            return photo, check
+        square = fit(photo.image, self.size)
+        return replace(
+            photo, image=Image.fromarray(square.squeeze(-1) if self.channels == 1 else square)
+        ), check
 
     def _mixed_batches(
         self, index: Int[Tensor, " m"], number: Int[Tensor, " m"], batch_size: int
@@ -213,41 +221,49 @@ class DiskSplit(LoadedSplit):
         self.known[positions] = checks
 
 
-def _leave_interrupts_alone(worker: int) -> None:
-    """Ctrl-C reaches loader processes too, but it is the main one that stops."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def photo_notes(splits: Sequence[Split], room: Room) -> tuple[str, ...]:
+    """What to tell of images on disk: how many are decoded at a smaller scale and how many kept, by some headers.
+
+    The first split is trained on, the other is evaluated on.
+    """
+    disk, notes = [split for split in splits if isinstance(split, DiskSplit)], []
+    looks = [
+        look for i, split in enumerate(disk) for look in _looks(split, i > 0 or split.padding is not None)
+    ]
+    images, shrunk = sum(map(len, disk)), sum(many for many, smaller, _ in looks if smaller)
+    if shrunk:
+        notes.append(
+            f"about {shrunk:,.0f} of {images:,} images are decoded at a smaller scale, their shorter side at least "
+            f"{disk[0].least} pixels: data.decoding scaled"
+        )
+    if (size := sum(many * taken for many, _, taken in looks)) and room.share:
+        there, whole = f"data.keep {room.share:g} of the memory available", room.whole()
+        notes.append(
+            f"all {images:,} images are decoded once and kept, {size / 1e6:,.0f} MB: within {there}"
+            if size <= whole
+            else f"about {whole / size * images:,.0f} of {images:,} images are decoded once and kept, the others in "
+            f"every epoch: {there} is {whole / 1e6:,.0f} MB"
+        )
+    return tuple(notes)
 
 
-class _Reader(Dataset[Any]):
-    """What runs in a worker; an error is returned, because a worker would bury it in a traceback."""
-
-    def __init__(self, read: Callable[[Any], Pixels | tuple[Pixels, int]]) -> None:
-        self.read = read
-
-    def __getitem__(self, sample: Any) -> Pixels | tuple[Pixels, int] | UserError:
-        try:
-            return self.read(sample)
-        except UserError as error:
-            return error
-
-
-def _random_resized_crop(image: Image.Image, size: int, flip: bool, seed: int) -> Pixels:
-    from torchvision.transforms import v2
-
-    steps = [v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip(0.5 if flip else 0.0)]
-    with torch.random.fork_rng(devices=[]):
-        # not torch.manual_seed, which would reseed the accelerators too
-        torch.default_generator.manual_seed(seed)
-        return to_array(v2.Compose(steps)(image))
+def _looks(split: DiskSplit, square: bool) -> Iterator[tuple[float, bool, int]]:
+    """Of evenly spread images how many each stands for, whether it is shrunk, and the bytes that are kept of it."""
+    count = min(len(split), _LOOKED_AT)
+    for i in np.linspace(0, len(split) - 1, count).round().astype(int):
+        with contextlib.suppress(UserError), split.records.header(int(i)) as image:  # found where it is used
+            side = min(image.size)
+            least = split.least or side
+            image.draft(None, (least, least))
+            factor = max(min(image.size) // least, 1)
+            pixels = split.size**2 if square else image.width * image.height // factor**2
+            yield len(split) / count, side >= 2 * least, pixels * split.channels
 
 
 def _collate(
-    samples: Sequence[Any],
-) -> tuple[UInt8[Tensor, "n h w c"], NDArray[np.int64] | None] | UserError:
-    errors = [sample for sample in samples if isinstance(sample, UserError)]
-    if errors:
-        return errors[0]
+    samples: Sequence[Pixels | tuple[Pixels, int]],
+) -> tuple[UInt8[Tensor, "n h w c"], NDArray[np.int64] | None]:
     if not isinstance(samples[0], tuple):
-        return torch.from_numpy(np.stack(samples)), None
+        return torch.from_numpy(np.stack(samples)), None  # type: ignore[arg-type]
     pixels, numbers = zip(*samples, strict=True)
     return torch.from_numpy(np.stack(pixels)), np.array(numbers)

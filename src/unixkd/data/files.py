@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from unixkd.data.images import SUFFIXES, fit, read_header, read_image, to_channels
+from unixkd.data.images import SUFFIXES, detail, fit, read_header, read_photo
 from unixkd.data.views import to_pixels
 from unixkd.errors import UserError
 
@@ -100,7 +100,7 @@ def list_images(paths: Iterable[Path]) -> list[Path]:
 
 
 def load_images(
-    paths: Sequence[Path], size: int, channels: int
+    paths: Sequence[Path], size: int, channels: int, scaled: bool = True
 ) -> tuple[Float[Tensor, "n c h w"], list[Path]]:
     """Images from files and folders, preprocessed as in evaluation.
 
@@ -108,6 +108,7 @@ def load_images(
         paths: image files, and folders that are searched recursively
         size: side in pixels
         channels: 1 (grey) or 3 (RGB)
+        scaled: decode large ones at a smaller scale, as `data.decoding` scaled does
 
     Returns:
         Pixels in [0, 1] `[N, C, size, size]`, channels_last, and the file of each.
@@ -116,5 +117,6 @@ def load_images(
         UserError: a path is missing, a folder holds no image, or an image is unreadable.
     """
     files = list_images(paths)
-    arrays = [fit(to_channels(read_image(file, str(file)), channels), size) for file in files]
+    least = detail(size) if scaled else None
+    arrays = [fit(read_photo(file, str(file), channels, least).image, size) for file in files]
     return to_pixels(torch.from_numpy(np.stack(arrays))), files

@@ -6,6 +6,7 @@ import io
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ GREY_MODES = frozenset({"1", "L", "I;16", "I;16B", "I", "F"})
 _BITS, _PHOTOMETRIC, _MAX_SAMPLE, _SAMPLE_FORMAT, _WHITE_SAMPLE = 258, 262, 281, 339, 341  # tags of TIFF
 _WHITE_IS_ZERO, _SIGNED = 0, 2
 _BLOCK = 1 << 20  # pixels that become 8 bits at once, in memory as float64
+_ORIENTATION, _ON_ITS_SIDE = 274, (5, 6, 7, 8)  # tag of EXIF, and where width and height change places
+_LEAST_DETAIL = 256  # pixels of the shorter side that are always left
 _LONGEST = 8  # times its shorter side an image is scaled as a whole; of longer ones only the middle is
 
 
@@ -50,15 +53,62 @@ def read_file(source: Path | bytes, where: str) -> bytes:
         return source.read_bytes()
 
 
+@dataclass(frozen=True)
+class Photo:
+    """A decoded image, grey or RGB, perhaps at a smaller scale, and width and height of the whole one, turned."""
+
+    image: Image.Image
+    whole: tuple[int, int]
+
+
+def detail(size: int) -> int:
+    """The pixels of the shorter side that an image keeps when it is decoded to be cut to squares of a side.
+
+    Half as many again, as crops show parts of it.
+
+    >>> detail(224), detail(64)
+    (336, 256)
+    """
+    return max(size * 3 // 2, _LEAST_DETAIL)
+
+
+def read_photo(source: Path | bytes, where: str, channels: int, least: int | None = None) -> Photo:
+    """Decode an image to grey (1 channel) or RGB (3 channels); errors as `read_header`.
+
+    Args:
+        source: its file, or its bytes
+        where: what it is called in messages
+        channels: 1 or 3
+        least: shrink it by the largest whole factor that leaves its shorter side so many pixels (`detail`); a JPEG is
+            not even decoded at more than the nearest of 1/1, 1/2, 1/4 and 1/8. None: whole
+    """
+    image, whole = _decode(source, where, least)
+    image = to_channels(image, channels)
+    factor = 1 if least is None else min(image.size) // least
+    return Photo(image.reduce(factor) if factor > 1 else image, whole)
+
+
 def read_image(source: Path | bytes, where: str) -> Image.Image:
     """Decode an image completely, to 8 bits, and turn it as its EXIF orientation says; errors as `read_header`."""
+    return _decode(source, where, None)[0]
+
+
+def _decode(source: Path | bytes, where: str, least: int | None) -> tuple[Image.Image, tuple[int, int]]:
+    """An image as `read_image` gives it, a JPEG at the scale of `read_photo`, and the whole one's width and height."""
     with read_header(source, where) as image, _explained(where):
+        width, height = image.size
+        if least is not None:
+            image.draft(None, (least, least))  # does nothing to other formats
         image.load()
         turned = ImageOps.exif_transpose(image)
+        on_its_side = image.getexif().get(_ORIENTATION) in _ON_ITS_SIDE
+        whole = (height, width) if on_its_side else (width, height)
         if turned.mode == "LAB":
             profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-            return ImageCms.profileToProfile(turned, *profiles, outputMode="RGB")  # type: ignore[return-value]
-        return _eight_bits(turned, getattr(image, "tag_v2", {})) if turned.mode[0] in "IF" else turned
+            return ImageCms.profileToProfile(turned, *profiles, outputMode="RGB"), whole  # type: ignore[return-value]
+        if turned.mode[0] in "IF":
+            turned = _eight_bits(turned, getattr(image, "tag_v2", {}))
+        return turned, whole
 
 
 def _eight_bits(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 
 from unixkd.config import DataConfig, check_ranges
-from unixkd.data.disk import DiskSplit
-from unixkd.data.images import fit, fit_all, to_channels
+from unixkd.data.disk import DiskSplit, photo_notes
+from unixkd.data.images import detail, fit, fit_all
+from unixkd.data.kept import Kept, Room
 from unixkd.data.sampling import hold_out, subset
 from unixkd.data.source import (
     Decoded,
@@ -203,8 +204,9 @@ def _data(
     if config.size is not None:
         image_format = replace(image_format, size=config.size)
     flip = source.flip if config.flip is None else config.flip
-    train_split = _split(train, image_format, flip, config)
-    test_split = None if test is None else _split(test, image_format, flip, config)
+    room = Room(0.0 if config.in_memory is False else config.keep)
+    train_split = _split(train, image_format, flip, config, room)
+    test_split = None if test is None else _split(test, image_format, flip, config, room)
     assert not isinstance(test_split, StreamSplit)
     splits = [train_split] if test_split is None else [train_split, test_split]
     return Data(
@@ -220,14 +222,14 @@ def _data(
         fingerprint=_fingerprint(splits, source.class_names),
         fingerprint_before=_fingerprint(splits, source.class_names, contents=False),
         left_out=left_out,
-        notes=(*source.notes, *dark_note(source.train), *notes),
+        notes=(*source.notes, *dark_note(source.train), *notes, *photo_notes(splits, room)),
     )
 
 
 def _split(
-    records: Records | Streamed, image_format: ImageFormat, flip: bool, config: DataConfig
+    records: Records | Streamed, image_format: ImageFormat, flip: bool, config: DataConfig, room: Room
 ) -> AnySplit:
-    """The images in memory, or on disk where they are large."""
+    """The images in memory as they are shown, or on disk where they are large; decoded ones take the room there is."""
     size, channels, padding = image_format.size, image_format.channels, config.crop_padding
     cut: dict[str, Any] = {
         "flip": flip,
@@ -235,18 +237,21 @@ def _split(
         "views": config.views,
         "mixes": config.mixes,
     }
+    scaled = config.decoding != "full"
+    read: dict[str, Any] = {"workers": config.workers, "scaled": scaled}
     in_memory = size <= _MEMORY_SIZE if config.in_memory is None else config.in_memory
     if isinstance(records, Streamed):
-        return StreamSplit(records, size, channels, padding, workers=config.workers, **cut)
+        return StreamSplit(records, size, channels, padding, **read, **cut)
     if isinstance(records, Decoded):
         if config.in_memory is False:
             raise UserError(f"data {config.name} is always in memory; leave data.in_memory out")
         pixels = fit_all(records.pixels, size)
     elif in_memory:
-        images = (to_channels(records.read(i), channels) for i in range(len(records)))
-        pixels = np.stack([fit(image, size) for image in images])
+        least = detail(size) if scaled else None
+        pixels = np.stack([fit(records.photo(i, channels, least).image, size) for i in range(len(records))])
     else:
-        return DiskSplit(records, size, channels, padding, workers=config.workers, **cut)
+        kept = Kept(room) if room.share else None
+        return DiskSplit(records, size, channels, padding, kept=kept, **read, **cut)
     labels = None if records.labels is None else torch.from_numpy(records.labels)
     return MemorySplit(
         torch.from_numpy(pixels), labels, round(size / 8) if padding is None else padding, **cut

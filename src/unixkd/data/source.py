@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from unixkd.data.images import GREY_MODES, Pixels, read_file, read_header, read_image
+from unixkd.data.images import GREY_MODES, Photo, Pixels, read_file, read_header, read_image, read_photo
 from unixkd.errors import UserError
 
 Labels = NDArray[np.int64]
@@ -126,11 +126,15 @@ class Encoded:
         """Image i, decoded. Raises UserError where it is unreadable."""
         return read_image(*self._item(i))
 
-    def read_checked(self, i: int) -> tuple[Image.Image, int]:
-        """Image i, decoded, and the CRC-32 of its encoded bytes, never 0; errors as `read`."""
+    def photo(self, i: int, channels: int, least: int | None = None) -> Photo:
+        """Image i as `read_photo` decodes it; errors as `read`."""
+        return read_photo(*self._item(i), channels, least)
+
+    def photo_checked(self, i: int, channels: int, least: int | None = None) -> tuple[Photo, int]:
+        """As `photo`, with the CRC-32 of the encoded bytes, never 0."""
         source, where = self._item(i)
         encoded = read_file(source, where)
-        return read_image(encoded, where), zlib.crc32(encoded) or 1
+        return read_photo(encoded, where, channels, least), zlib.crc32(encoded) or 1
 
     def name(self, i: int) -> str:
         """What image i is called in messages."""

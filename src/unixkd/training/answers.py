@@ -18,7 +18,7 @@ from unixkd.teacher.folder import read_key
 from unixkd.teacher.store import AnswerStore
 from unixkd.teacher.teacher import Teacher
 from unixkd.training.fingerprint import preprocessing_fingerprint, teacher_fingerprint
-from unixkd.training.precision import TEACHER_PRECISION
+from unixkd.training.precision import DECODING, TEACHER_PRECISION
 from unixkd.training.resolved import Resolved
 from unixkd.training.used import uses_answers
 
@@ -53,6 +53,8 @@ def open_store(run: Resolved, path: str, note: Callable[[str], None]) -> AnswerS
     key = store_key(run.teacher, data.fingerprint, split.views_key(), config.train.teacher_precision)
     if run.teacher.card.size is not None and shrinks_by_boxes(data.size, run.teacher.card.size):
         key["teacher's images"] = "shrunk by box means"  # version 0.1 shrank them otherwise
+    if config.data.decoding == "scaled":
+        key[DECODING] = config.data.decoding
     if "teacher code" in key and (there := read_key(folder)) and "teacher code" not in there:
         note(
             f"{folder} does not say by which code it was filled: taken to be {run.teacher.card.name} as it is now"

@@ -246,7 +246,7 @@ def end_with(main: BaseProcess | None) -> None:
     main.join()
     stopping.ask()
     _at_work.acquire(timeout=GRACE)
-    for process in multiprocessing.active_children():  # loader processes have the lock's file open too
+    for process in multiprocessing.active_children():  # whatever has the lock's file open too
         process.kill()
     os._exit(stopping.EXIT_CODE)
 

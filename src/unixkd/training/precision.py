@@ -29,19 +29,28 @@ NATIVE = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
 """What a processor that computes in bf16 says of itself; others emulate it, many times slower."""
 TEACHER_PRECISION = "teacher precision"
 """Name of the precision that answers were computed in, in the key of their store."""
+DECODING = "decoding of the images"
+"""Name in that key of data.decoding where it is not full, which it was before it had a name."""
 OPTIONS = ("precision", "teacher_precision")
 """Options of `train` whose "auto" a run decides at its start; its run.yaml holds what was decided."""
 
 
 def remembered(config: RunConfig, folder: Path | None) -> RunConfig:
-    """The configuration with "auto" precisions as the stored answers, or an earlier run in `folder`, have them."""
+    """The configuration with each "auto" as the stored answers, or an earlier run in `folder`, have it.
+
+    Images are decoded at a smaller scale where neither says, and where the data are not in memory anyhow.
+    """
     decided: dict[str, str] = {}
-    if config.answers.path is not None:
-        key = read_key(local_path(config.answers.path))
+    decoding = "scaled" if ":" in config.data.name else "full"
+    if config.answers.path is not None and (key := read_key(local_path(config.answers.path))):
         decided = {"teacher_precision": key[TEACHER_PRECISION]} if TEACHER_PRECISION in key else {}
+        decoding = key.get(DECODING, "full")
     if folder is not None and (folder / "run.yaml").exists():
-        saved = read_yaml(folder / "run.yaml").get("train", {})
-        decided |= {name: saved[name] for name in OPTIONS if name in saved}
+        saved = read_yaml(folder / "run.yaml")
+        decided |= {name: saved["train"][name] for name in OPTIONS if name in saved.get("train", {})}
+        decoding = saved.get("data", {}).get("decoding", decoding)
+    if config.data.decoding == "auto":
+        config = replace(config, data=replace(config.data, decoding=decoding))  # type: ignore[arg-type]
     return with_auto(config, decided)
 
 

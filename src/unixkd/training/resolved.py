@@ -69,15 +69,16 @@ def resolve(
     Raises:
         UserError: something is missing or does not fit
     """
+    config = remembered(config, folder)
     built = world.leader_first(lambda: build_run(config, device))
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
-    return replace(built, config=world.once(lambda: decide_precisions(built, folder, note)))
+    return replace(built, config=world.once(lambda: decide_precisions(built, note)))
 
 
-def decide_precisions(built: Resolved, folder: Path | None, note: Callable[[str], None]) -> RunConfig:
-    """The configuration with each "auto" precision as it was decided earlier, else as a probe says."""
-    config = remembered(built.config, folder)
+def decide_precisions(built: Resolved, note: Callable[[str], None]) -> RunConfig:
+    """The configuration with each "auto" precision that is left as a probe says."""
+    config = built.config
     split, size = built.data.train, config.train.batch_size
 
     def images() -> Tensor:

@@ -57,7 +57,7 @@ ALWAYS = {"epochs", "batch_size", "lr", "seed"}
 NUM_THUMBNAILS = 16
 _NO_OPTION = object()
 LOCK_SECONDS = 10
-"""How long a folder is waited for: the loader processes of a killed run hold on to it for a moment."""
+"""How long a folder is waited for: what a killed run has started may hold on to it for a moment."""
 
 
 class RunFolder:
@@ -170,7 +170,7 @@ class RunFolder:
         saved = flatten(read_yaml(self.path / "run.yaml"))
         given = flatten(yaml.safe_load(yaml.safe_dump(to_plain(config))))  # tuples are lists there
         usual = flatten(to_plain(RunConfig(config.student, config.teacher)))
-        decided = {f"train.{name}" for name in precision.OPTIONS}
+        decided = {"data.decoding", *(f"train.{name}" for name in precision.OPTIONS)}
         unread = unread_options(config)
         groups = {key.rpartition(".")[0] for key in saved}
         for key in given.keys() - saved.keys():  # an option that is younger than the run

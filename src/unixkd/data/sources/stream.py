@@ -23,7 +23,7 @@ from torch import Tensor
 from unixkd.config import DataConfig
 from unixkd.data.cache import files_key
 from unixkd.data.disk import NO_VIEW, LoadedSplit
-from unixkd.data.images import Pixels, read_image
+from unixkd.data.images import Pixels, read_photo
 from unixkd.data.source import Items, Source, labelled_source
 from unixkd.data.sources.hub import (
     Column,
@@ -258,7 +258,7 @@ _Sample = tuple[bytes, str, int]  # an encoded image, what it is called, the cod
 class StreamSplit(LoadedSplit):
     """A split whose images come one after the other; an index is a place in the epoch and means no image of another.
 
-    The stream is read and shuffled in this process and decoded in loader processes, so that their number cannot
+    The stream is read and shuffled in this process and decoded in other threads, so that their number cannot
     change a batch. When an epoch is resumed, the stream is read again from the epoch's beginning and the images
     already used are thrown away; of several processes each reads all of the stream and decodes its own images.
     It has neither views nor mixes of limited number.
@@ -295,9 +295,9 @@ class StreamSplit(LoadedSplit):
                 yield Batch(pixels, known if self.labelled else None, positions, view).to(self.onto)
 
     def read(self, sample: _Sample) -> Pixels:
-        """An encoded image in the view of a code `[size, size, C]`, uint8; runs in a worker."""
+        """An encoded image in the view of a code `[size, size, C]`, uint8; runs in a thread of its own."""
         content, where, code = sample
-        return self.cut(read_image(content, where), code)
+        return self.cut(read_photo(content, where, self.channels, self.least), code)
 
     def image(self, i: int) -> NDArray[np.uint8]:
         """One of the stream's first images as in evaluation `[size, size, C]`, uint8."""
