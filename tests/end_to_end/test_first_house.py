@@ -1,19 +1,21 @@
 """Run folders and a store of answers that commit 37e24f0 left behind: they load, go on and report as they did then.
 
 `oracles/first_house/README.md` says what lies there and how it was made. Everything here goes through the command line
-in processes of its own and through public names, so that it holds whatever the modules are called.
+as `python -m unixkd` would and through public names, so that it holds whatever the modules are called.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
-import os
 import platform
 import re
+import runpy
 import shutil
-import subprocess
 import sys
+import traceback
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -71,37 +73,29 @@ def machine() -> dict[str, str]:
     }
 
 
-SEVERAL = """
-import contextlib, io, json, os, runpy, sys, traceback
-done = []
-for place, words in json.loads(sys.argv[1]):
-    os.chdir(place)
-    sys.argv[1:] = words
-    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(out):
+def run(steps: dict[str, tuple[Path, list[str]]]) -> dict[str, tuple[int | str, str]]:
+    """Run commands, each from its folder; exit code and output by the step's name."""
+    return {name: command(place, words) for name, (place, words) in steps.items()}
+
+
+def command(place: Path, words: list[str]) -> tuple[int | str, str]:
+    """What `python -m unixkd` does with these words, in this process: starting one is most of the time."""
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(io.StringIO()) as out,
+        contextlib.redirect_stderr(out),
+    ):
+        patch.chdir(place)
+        patch.setenv("COLUMNS", "200")
+        patch.setattr(sys, "argv", ["unixkd", *words])
         try:
             runpy.run_module("unixkd", run_name="__main__", alter_sys=True)
-            code = 0
+            code: int | str = 0
         except SystemExit as stop:
             code = stop.code or 0
         except BaseException:
             code = traceback.format_exc()
-    done.append([code, out.getvalue()])
-sys.stdout.write(json.dumps(done))
-"""
-"""`python -m unixkd` for each place and words in turn: in one process, as starting it is most of the time."""
-
-
-def run(steps: dict[str, tuple[Path, list[str]]]) -> dict[str, tuple[int | str, str]]:
-    """Run commands, each from its folder; exit code and output by the step's name."""
-    listed = json.dumps([(str(place), words) for place, words in steps.values()])
-    done = subprocess.run(
-        [sys.executable, "-c", SEVERAL, listed],
-        env=os.environ | {"COLUMNS": "200", "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    return dict(zip(steps, map(tuple, json.loads(done.stdout)), strict=True))
+    return code, out.getvalue()
 
 
 class Played:
