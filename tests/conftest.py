@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
-from hypothesis import settings
-from jaxtyping import install_import_hook
 
 SOURCE = Path(__file__).parents[1] / "src"
 
@@ -25,18 +23,37 @@ def modules_with_shapes() -> list[str]:
     ]
 
 
-# Before unixkd is imported anywhere: every annotated function then checks its tensors at each call.
-install_import_hook(modules_with_shapes(), "beartype.beartype")
+def pytest_configure(config: pytest.Config) -> None:
+    """Only where tests run: the process that deals them out to others needs no torch, which takes seconds."""
+    from hypothesis import settings
 
-from unixkd.training import precision  # noqa: E402
+    settings.register_profile("unixkd", deadline=None, max_examples=50)  # nothing is timed in the tests
+    settings.load_profile("unixkd")
+    keep_bytecode(config)
+    if config.getoption("dist", "no") != "no":
+        return
+    from jaxtyping import install_import_hook
 
-torch.set_num_threads(1)
+    # Before unixkd is imported anywhere: every annotated function then checks its tensors at each call.
+    install_import_hook(modules_with_shapes(), "beartype.beartype")
 
-# Precision "auto" is fp32 on every processor: what a probe has timed would differ from run to run.
-precision.NATIVE = ()
+    import torch
 
-settings.register_profile("unixkd", deadline=None, max_examples=50)  # nothing is timed in the tests
-settings.load_profile("unixkd")
+    from unixkd.training import precision
+
+    torch.set_num_threads(1)
+    # Precision "auto" is fp32 on every processor: what a probe has timed would differ from run to run.
+    precision.NATIVE = ()
+
+
+def keep_bytecode(config: pytest.Config) -> None:
+    """Where Python may write none beside the sources, every worker and every process that a test starts would
+    compile torch anew, for seconds: pytest's cache folder keeps it.
+    """
+    if sys.dont_write_bytecode and hasattr(config, "cache"):
+        sys.dont_write_bytecode, sys.pycache_prefix = False, str(config.cache.mkdir("bytecode"))
+        os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 @pytest.fixture
@@ -51,6 +68,8 @@ def cifar100() -> Path:
 @pytest.fixture
 def double() -> Iterator[None]:
     """float64 by default, to compare with figures worked out in float64."""
+    import torch
+
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     yield

@@ -71,7 +71,7 @@ class Started:
 
 def distill(teacher: Path, out: Path) -> list[object]:
     return [
-        *("distill", "--teacher", teacher, "--student", "resnet8", "--epochs", 40, "--data.limit", 300),
+        *("distill", "--teacher", teacher, "--student", "resnet8", "--epochs", 20, "--data.limit", 300),
         *("--train.threads", 1, *FULL_PRECISION, "--out", out),
     ]
 
@@ -101,7 +101,7 @@ def test_a_stopped_run_goes_on_to_the_same_end(how, whole, teacher, tmp_path):
 def test_a_comparison_stopped_by_ctrl_c_leaves_no_process_and_goes_on(teacher, tmp_path):
     words = [
         *("compare", "--teacher", teacher, "--student", "resnet8", "--methods", "kd,unix", "--seeds", "0,1"),
-        *("--epochs", 30, "--data.limit", 300, "--train.threads", 1),
+        *("--epochs", 15, "--data.limit", 300, "--train.threads", 1),
         *(*FULL_PRECISION, "--out", tmp_path / "out"),
     ]
     started = Started(tmp_path, *words, "--jobs", 2)
@@ -114,7 +114,7 @@ def test_a_comparison_stopped_by_ctrl_c_leaves_no_process_and_goes_on(teacher, t
     names = sorted(path.name for path in (tmp_path / "out" / "runs").iterdir())
     assert names == ["kd-seed0", "kd-seed1", "unix-seed0", "unix-seed1"]
     base = ["distill", *words[1:5], *words[9:-1]]
-    again = [*base, tmp_path / "alone", "--method", "unix", "--reference_epochs", 30]
+    again = [*base, tmp_path / "alone", "--method", "unix", "--reference_epochs", 15]
     assert call(*again) == 0
     assert everything(tmp_path / "alone") == everything(tmp_path / "out" / "runs" / "unix-seed0")
 

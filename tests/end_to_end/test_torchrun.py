@@ -59,6 +59,25 @@ def start(
     )
 
 
+def to_the_end(teacher: Path, out: Path, *more: str) -> Path:
+    """Begin or go on, and finish."""
+    said, _ = (process := start(teacher, out, *more)).communicate(timeout=PATIENCE)
+    assert process.returncode == 0, said
+    assert said.count("final accuracy") == 1
+    return out
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_teacher(tmp_path_factory.mktemp("teacher") / "run")
+
+
+@pytest.fixture(scope="module")
+def whole(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody has stopped."""
+    return to_the_end(teacher, tmp_path_factory.mktemp("whole") / "run")
+
+
 def workers(agent: int) -> list[int]:
     children = Path(f"/proc/{agent}/task/{agent}/children").read_text().split()
     return [int(pid) for pid in children]
@@ -74,8 +93,7 @@ def wait_for(folder: Path, epochs: int, process: subprocess.Popen[str]) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")
 @pytest.mark.parametrize("victim", [0, 1])
-def test_one_is_killed_all_end_and_go_on_exactly(victim, tmp_path):
-    teacher = make_teacher(tmp_path / "teacher")
+def test_one_is_killed_all_end_and_go_on_exactly(victim, teacher, whole, tmp_path):
     process = start(teacher, tmp_path / "killed")
     wait_for(tmp_path / "killed", 2, process)
     os.kill(workers(process.pid)[victim], signal.SIGKILL)
@@ -83,16 +101,10 @@ def test_one_is_killed_all_end_and_go_on_exactly(victim, tmp_path):
     assert process.returncode != 0
     assert len(metrics(tmp_path / "killed")) < 6, "killed too late"
     assert "unixkd/train.py" not in said  # no traceback of ours
-    for name in ("killed", "whole"):
-        process = start(teacher, tmp_path / name)
-        said, _ = process.communicate(timeout=PATIENCE)
-        assert process.returncode == 0, said
-        assert said.count("final accuracy") == 1
-    assert everything(tmp_path / "killed") == everything(tmp_path / "whole")
+    assert everything(to_the_end(teacher, tmp_path / "killed")) == everything(whole)
 
 
-def test_both_stop_when_torchrun_is_asked_to(tmp_path):
-    teacher = make_teacher(tmp_path / "teacher")
+def test_both_stop_when_torchrun_is_asked_to(teacher, tmp_path):
     process = start(teacher, tmp_path / "run")
     wait_for(tmp_path / "run", 1, process)
     process.terminate()
@@ -101,8 +113,7 @@ def test_both_stop_when_torchrun_is_asked_to(tmp_path):
     assert (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_sharded_they_stop_and_go_on_exactly_and_one_process_loads_the_student(tmp_path):
-    teacher = make_teacher(tmp_path / "teacher")
+def test_sharded_they_stop_and_go_on_exactly_and_one_process_loads_the_student(teacher, tmp_path):
     sharded = ("--train.sharding", "both")
     process = start(teacher, tmp_path / "stopped", *sharded)
     wait_for(tmp_path / "stopped", 2, process)
@@ -110,10 +121,7 @@ def test_sharded_they_stop_and_go_on_exactly_and_one_process_loads_the_student(t
     said, _ = process.communicate(timeout=PATIENCE)
     assert said.count("and saved; the same command with --resume goes on") == 1
     for name in ("stopped", "whole"):
-        process = start(teacher, tmp_path / name, *sharded)
-        said, _ = process.communicate(timeout=PATIENCE)
-        assert process.returncode == 0, said
-        assert said.count("final accuracy") == 1
+        to_the_end(teacher, tmp_path / name, *sharded)
     assert everything(tmp_path / "stopped") == everything(tmp_path / "whole")
     student = load_student(tmp_path / "whole")
     assert sum(p.numel() for p in student.parameters()) == summary(tmp_path / "whole")["parameters"]
@@ -135,8 +143,7 @@ end(cli.main(sys.argv[1:]))
 """
 
 
-def test_one_fails_all_end_soon_and_its_traceback_is_told(tmp_path):
-    teacher = make_teacher(tmp_path / "teacher")
+def test_one_fails_all_end_soon_and_its_traceback_is_told(teacher, tmp_path):
     (tmp_path / "faulty.py").write_text(FAULTY)
     said, failed = [], None
     with start(teacher, tmp_path / "run", program=[str(tmp_path / "faulty.py")]) as process:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import os
+import shutil
 import signal
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,8 +58,16 @@ def distilled(teacher: Path, method: str | MethodConfig = "unix", **train: Any) 
 
 def make_teacher(folder: Path) -> Path:
     """A run folder with a teacher that has seen something: resnet14, three epochs."""
-    run(alone("resnet14", epochs=3), folder)
-    return folder
+    return Path(shutil.copytree(_teacher(), folder, dirs_exist_ok=True))
+
+
+@functools.cache
+def _teacher() -> Path:
+    """It is trained once in each process of the tests."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder)
+    run(alone("resnet14", epochs=3), folder / "run")
+    return folder / "run"
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -62,17 +62,17 @@ def options(teacher) -> list[object]:
 
 
 @pytest.fixture(scope="module")
-def parallel(options, tmp_path_factory) -> tuple[Path, str]:
-    """The comparison, two runs at a time in worker processes, and what it printed."""
+def serial(options, tmp_path_factory) -> tuple[Path, str]:
+    """The comparison in this process, one run after the other, and what it printed."""
     out, printed = tmp_path_factory.mktemp("compare") / "out", io.StringIO()
     with contextlib.redirect_stdout(printed):
-        assert call(*options, "--jobs", 2, "--out", out) == 0
+        assert call(*options, "--jobs", 1, "--out", out) == 0
     return out, printed.getvalue()
 
 
 @pytest.fixture(scope="module")
-def compared(parallel) -> Path:
-    return parallel[0]
+def compared(serial) -> Path:
+    return serial[0]
 
 
 def job(teacher: Path, folder: Path, method: str = "kd", **train) -> Job:
@@ -174,21 +174,22 @@ def test_a_comparison_leaves_a_folder_for_each_run_and_a_report(compared):
     assert all(method in page for method in ("kd", "unix"))
 
 
-def test_what_the_workers_say_arrives(parallel):
-    text = parallel[1]
+def assert_all_is_told(text: str) -> None:
     assert all(f"{name}: epoch   2/2" in text for name in NAMES)
     assert text.count("teacher resnet14: accuracy") == 1
     assert "Report written to" in text
 
 
-def test_in_this_process_one_after_the_other_the_weights_are_the_same(compared, options, tmp_path, capsys):
-    assert call(*options, "--jobs", 1, "--out", tmp_path) == 0
+def test_what_the_runs_say_arrives(serial):
+    assert_all_is_told(serial[1])
+
+
+@pytest.mark.slow
+def test_two_at_a_time_in_worker_processes_the_weights_are_the_same(compared, options, tmp_path, capsys):
+    assert call(*options, "--jobs", 2, "--out", tmp_path) == 0
     for name in NAMES:
         assert everything(tmp_path / "runs" / name) == everything(compared / "runs" / name)
-    text = capsys.readouterr().out
-    assert "Report written to" in text
-    assert all(f"{name}: epoch   2/2" in text for name in NAMES)
-    assert text.count("teacher resnet14: accuracy") == 1
+    assert_all_is_told(capsys.readouterr().out)
 
 
 def test_finished_runs_are_skipped(compared, options, tmp_path, capsys, monkeypatch):

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from running import SMALL, Signal, alone, distilled, everything, make_teacher, metrics, stop_and_resume
+from running import SMALL, Signal, alone, call, distilled, everything, make_teacher, metrics, stop_and_resume
 from unixkd.config import AnswersConfig, MethodConfig, RunConfig
 from unixkd.errors import UserError
 from unixkd.method.epoch_choice import History
@@ -134,15 +134,26 @@ def wait_for(path: Path, pattern: str, process: subprocess.Popen[str]) -> None:
 ENDLESS = (*SMALL[:-1], 2000, "--train.eval_every", 2000, "--train.threads", 1)
 
 
-def test_a_command_stops_on_sigterm_with_75_and_says_how_to_go_on(tmp_path):
+def assert_told_how_to_go_on(told: str) -> None:
+    assert "stopping after this step" in told
+    assert "and saved; the same command with --resume goes on" in told
+    assert "Traceback" not in told
+
+
+def test_a_command_stops_on_sigterm_with_75_and_says_how_to_go_on(tmp_path, capfd, monkeypatch):
+    Signal(monkeypatch, WHOLE_EPOCH + 1)
+    assert call("train", "--model", "resnet8", *ENDLESS, "--out", tmp_path / "run") == stopping.EXIT_CODE
+    assert_told_how_to_go_on(capfd.readouterr().err)
+
+
+@pytest.mark.slow
+def test_a_process_stops_on_sigterm_with_75_and_says_how_to_go_on(tmp_path):
     process = start("train", "--model", "resnet8", *ENDLESS, "--out", tmp_path / "run")
     wait_for(tmp_path / "run" / "checkpoints", "epoch-*", process)
     process.terminate()
     _, told = process.communicate(timeout=60)
     assert process.returncode == stopping.EXIT_CODE
-    assert "stopping after this step" in told
-    assert "and saved; the same command with --resume goes on" in told
-    assert "Traceback" not in told
+    assert_told_how_to_go_on(told)
 
 
 def test_a_second_signal_ends_at_once(tmp_path):

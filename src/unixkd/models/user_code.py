@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -10,7 +11,7 @@ import inspect
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
@@ -54,7 +55,7 @@ def code_fingerprint(name: str) -> str:
     file, attribute = split_code(name)
     main = file.resolve()
     files, packages = _sources(main)
-    known = importlib.metadata.packages_distributions() if packages else {}  # takes a second
+    known = _distributions() if packages else {}
     versions = {
         p: sorted({importlib.metadata.version(d) for d in known[p]}) for p in sorted(packages & known.keys())
     }
@@ -63,6 +64,12 @@ def code_fingerprint(name: str) -> str:
     for place, path in sorted({**beside, "": main}.items()):
         digest.update(repr((place, path.read_bytes())).encode())
     return digest.hexdigest()
+
+
+@functools.cache
+def _distributions() -> Mapping[str, list[str]]:
+    """What is installed, by the name of what is imported: takes a second."""
+    return importlib.metadata.packages_distributions()
 
 
 def _sources(main: Path) -> tuple[set[Path], set[str]]:
