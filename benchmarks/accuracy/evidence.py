@@ -35,6 +35,7 @@ from typing import Any
 
 import torch
 
+from unixkd.errors import UserError
 from unixkd.training.display import EpochDone, Event, Note
 from unixkd.training.run import run
 from unixkd.training.stopping import EXIT_CODE, Stopped
@@ -110,18 +111,22 @@ def work(arenas: list[Arena], place: Place, kept: Path, deadline: float) -> int:
             say(f"{arena.name} is left out: its images are not here")
     arenas = [arena for arena in arenas if place.has(arena)]
     place.out.mkdir(parents=True, exist_ok=True)
-    done = 0
+    done, failed = 0, set[str]()
     while True:
         for item in missing(arenas, kept):
             expected = estimates.seconds(item)
-            if expected * MARGIN > deadline - time.time():
+            if item.name in failed or expected * MARGIN > deadline - time.time():
                 continue
             with claim(item, place) as mine:
                 if not mine or item.result(kept).exists():
                     continue
                 say(f"{item.name}: about {expected / 60:.0f} minutes")
-                take(item, place, kept, estimates, commit)
-                done += 1
+                try:
+                    take(item, place, kept, estimates, commit)
+                    done += 1
+                except UserError as error:  # it has diverged, for one; the others go on
+                    say(f"{item.name} failed: {error}")
+                    failed.add(item.name)
                 break
         else:
             return done
