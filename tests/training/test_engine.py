@@ -31,6 +31,7 @@ from unixkd.method.scoring import least_confidence, margin
 from unixkd.method.step import StepResult
 from unixkd.method.unix import METHODS, kd, mixup, student_alone, unix
 from unixkd.teacher.store import AnswerStore
+from unixkd.training.average import MovingAverage
 from unixkd.training.engine import Engine
 from unixkd.training.epoch_stats import EpochStats
 
@@ -184,7 +185,14 @@ def test_a_step_that_reads_would_be_found(how, error, monkeypatch):
         meta_step(make_engine(student_alone(), ["reading"], device="meta"))
 
 
-def test_the_moving_average_reads_and_is_not_captured():
+def test_nor_does_the_moving_average():
+    engine = make_engine(kd(), ["kd"], device="meta")
+    engine.average = MovingAverage(engine.student, 0.9)
+    meta_step(engine)
+    assert all(value.is_meta for value in engine.state().values())
+
+
+def test_an_average_that_reads_would_be_found():
     engine = make_engine(kd(), ["kd"], device="meta")
     engine.average = AveragedModel(engine.student)
     with pytest.raises(AssertionError, match="works on the cpu"):

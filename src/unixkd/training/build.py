@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from unixkd.data.disk import DiskSplit
 from unixkd.data.sampling import check_kept, own_batch_size
@@ -16,6 +15,7 @@ from unixkd.method.epoch_choice import History
 from unixkd.method.flops import flops_by_size
 from unixkd.method.ledger import Ledger
 from unixkd.training.answers import open_store
+from unixkd.training.average import MovingAverage
 from unixkd.training.distributed.sharding import is_sharded_role, shard, skeleton
 from unixkd.training.distributed.world import World
 from unixkd.training.engine import Engine
@@ -98,11 +98,7 @@ def make_engine(run: Resolved, distiller: Distiller, world: World) -> Engine:
     train, images, device = run.config.train, len(run.data.train), run.device
     for epoch in range(train.epochs):
         check_kept(distiller.method.at(epoch / train.epochs).keep, train.batch_size, world)
-    average = None
-    if train.ema_decay is not None:
-        average = AveragedModel(
-            run.student, multi_avg_fn=get_ema_multi_avg_fn(train.ema_decay), use_buffers=True
-        )
+    average = None if train.ema_decay is None else MovingAverage(run.student, train.ema_decay)
     return Engine(
         distiller,
         build_optimizer(train, run.student.parameters(), device),

@@ -19,9 +19,13 @@ from unixkd.data.split import MemorySplit
 from unixkd.method.batch import Draws
 from unixkd.method.method import StepCounts
 from unixkd.training.engine import Engine
+from unixkd.training.frozen import randomness_kept, refuses_changes
 
-WARM_UPS = 3
-"""Steps before the capture, in which libraries choose algorithms and the optimiser makes its state."""
+WARM_UPS = 4
+"""Steps before the capture, in which libraries choose algorithms and the optimiser makes its state.
+
+Two are compared (`unixkd.training.frozen`), in which nothing is compiled; the last is as the captured one.
+"""
 
 Recorder = Callable[[Callable[[], None]], Callable[[], None]]
 """Takes a body that may be run several times, gives back what repeats its work."""
@@ -57,7 +61,7 @@ class CapturedStep:
         record: how the step is recorded; another one than a CUDA graph lets a CPU test the rest
 
     Raises:
-        RuntimeError: the step does what a graph cannot; the engine is as it was before
+        RuntimeError: the step does what a graph cannot, or would freeze; the engine is as it was before
     """
 
     def __init__(
@@ -70,13 +74,12 @@ class CapturedStep:
         self.load(tables)
         self.counts = StepCounts(0, 0, 0, 0)
         before = {name: tensor.detach().clone() for name, tensor in engine.state().items()}
-        random = torch.cuda.get_rng_state() if record is None else None
+        device = self.counter.device
         try:
-            self.replay = (record or record_graph)(self.body)
+            with randomness_kept(device if record is None else None):
+                self.replay = (record or record_graph)(refuses_changes(self.body, device))
         finally:
             self.restore(before)
-            if random is not None:
-                torch.cuda.set_rng_state(random)
 
     def load(self, tables: Tables, done: int = 0) -> None:
         """Begin an epoch, which may have fewer steps than another one, or go on with it after `done` steps."""

@@ -166,4 +166,6 @@ class Engine:
         tensors |= {f"tally.{name}": value for name, value in self.tally.sums.items()}
         if self.history is not None:
             tensors["history.fresh"] = self.history.fresh
+        if self.average is not None:
+            tensors |= {f"average.{k}": v for k, v in self.average.state_dict(keep_vars=True).items()}
         return tensors | self.tally.of_images()

@@ -216,7 +216,6 @@ class Stepper:
             "a step is taken in parts (micro_batch)": self.train.micro_batch is not None,
             "the images are decoded from disk": not isinstance(self.split, MemorySplit),
             "without the fused optimiser the learning rate lies on the host": not self.train.fused,
-            "the moving average of the weights counts its steps on the host": self.engine.average is not None,
             "the teacher's stored answers are filled as they are needed": stored and not self.fill_ahead,
         }
         return next((reason for reason, holds in obstacles.items() if holds), None)
