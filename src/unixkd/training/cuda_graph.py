@@ -19,12 +19,12 @@ from unixkd.data.split import MemorySplit
 from unixkd.method.batch import Draws
 from unixkd.method.method import StepCounts
 from unixkd.training.engine import Engine
-from unixkd.training.frozen import randomness_kept, refuses_changes
+from unixkd.training.capture_check import randomness_kept, refuses_changes
 
 WARM_UPS = 4
 """Steps before the capture, in which libraries choose algorithms and the optimiser makes its state.
 
-Two are compared (`unixkd.training.frozen`), in which nothing is compiled; the last is as the captured one.
+Two are compared (`unixkd.training.capture_check`), in which nothing is compiled; the last is as the captured one.
 """
 
 Recorder = Callable[[Callable[[], None]], Callable[[], None]]
