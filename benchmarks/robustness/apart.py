@@ -71,7 +71,9 @@ def apart(words: list[str], place: Path) -> tuple[Outcome, list[str]]:
     while select.select([read], [], [], SECONDS)[0] and (part := os.read(read, 1 << 16)):
         content += part
     os.close(read)
-    left = [number for number in of_session(child) if content and number != str(child)]  # itself it is just ending
+    left = [
+        number for number in of_session(child) if content and number != str(child)
+    ]  # itself it is just ending
     end_session(child)
     os.waitpid(child, 0)
     where = stacks.read_text()

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from running import alone
 from tape import Tape, with_rate_as_tensor
-from unixkd.training.display import Event, Note
 from unixkd.training.capture_check import randomness_kept
+from unixkd.training.display import Event, Note
 from unixkd.training.run import epoch_steps, start
 from unixkd.training.run_folder import RunFolder
 from unixkd.training.state import Run

@@ -18,8 +18,8 @@ from torch import Tensor
 from unixkd.data.split import MemorySplit
 from unixkd.method.batch import Draws
 from unixkd.method.method import StepCounts
-from unixkd.training.engine import Engine
 from unixkd.training.capture_check import randomness_kept, refuses_changes
+from unixkd.training.engine import Engine
 
 WARM_UPS = 4
 """Steps before the capture, in which libraries choose algorithms and the optimiser makes its state.
