@@ -15,8 +15,7 @@ def test_each_is_passed_over_at_its_default_and_refused_otherwise(key, tmp_path)
     group, name = key.split(".")
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump({group: {name: GONE[key], "kept": 1}}))
-    decided = {"decoding": "full"} if group == "data" else {}  # older runs did not say
-    assert read_yaml(path) == {group: {"kept": 1, **decided}}
+    assert read_yaml(path) == {group: {"kept": 1}}
     with pytest.raises(UserError, match=rf"{key} 3 .* unixkd 0\.1\.0"):
         without_gone({group: {name: 3}})
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from common import RESULTS
 from unixkd.errors import UserError
-from unixkd.run_files import checksum
+from unixkd.run_files import sha256
 from unixkd.training.checkpoint import checkpoints, find_damage
 
 SUMMARIES = RESULTS / "full-scale"
@@ -71,7 +71,7 @@ def publish_teacher(run: Path, folder: Path, command: str) -> None:
     facts = {**summary["accuracy"], **summary["environment"]}
     facts |= {"epochs": summary["epochs"], "seed": summary["seed"], "command": command}
     (temporary / "README.md").write_text(CARD.format(name=folder.name, checksums=CHECKSUMS, **facts))
-    sums = [f"{checksum(path)}  {path.name}\n" for path in sorted(temporary.iterdir())]
+    sums = [f"{sha256(path)}  {path.name}\n" for path in sorted(temporary.iterdir())]
     (temporary / CHECKSUMS).write_text("".join(sums))
     temporary.rename(folder)
 
@@ -84,7 +84,7 @@ def check_teacher(folder: Path) -> None:
     """
     try:
         lines = (folder / CHECKSUMS).read_text().splitlines()
-        wrong = [name for total, name in map(str.split, lines) if checksum(folder / name) != total]
+        wrong = [name for total, name in map(str.split, lines) if sha256(folder / name) != total]
     except (OSError, ValueError) as error:
         raise UserError(f"{folder} is no published teacher: {error}; remove it to train it again") from None
     if wrong or not lines:

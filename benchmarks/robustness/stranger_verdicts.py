@@ -59,7 +59,7 @@ GOES_ON = ("run.yaml", "metrics.jsonl", "plan.json", "checkpoints/*")
 COMMANDS = {
     "report": Command(("report", "run"), "run", RECORDS),
     "evaluate": Command(("evaluate", "run"), "run", (*MODEL, "run.yaml")),
-    "predict": Command(("predict", "run", "0.png", "--json"), "run", MODEL),
+    "predict": Command(("predict", "run", "0.png", "--json"), "run", (*MODEL, "run.yaml")),
     "export": Command(
         ("export", "run", "--formats", "safetensors", "--overwrite"), "run", (*MODEL, "run.yaml", "summary.json")
     ),

@@ -366,7 +366,9 @@ GONE: dict[str, Any] = {
 def decided_before(values: dict[str, Any]) -> dict[str, Any]:
     """A run.yaml's options with what older runs did without saying so: they decoded images in full."""
     data = values.get("data")
-    return {**values, "data": {"decoding": "full", **data}} if isinstance(data, dict) else values
+    if not isinstance(data, dict) or ":" not in str(data.get("name")):  # which are decoded by nobody
+        return values
+    return {**values, "data": {"decoding": "full", **data}}
 
 
 def without_gone(values: dict[str, Any]) -> dict[str, Any]:

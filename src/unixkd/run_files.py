@@ -407,16 +407,21 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def checksum(path: Path) -> str:
     """SHA-256 of a file, and its size in bytes."""
-    with path.open("rb") as file:
-        return f"{hashlib.file_digest(file, 'sha256').hexdigest()} {path.stat().st_size}"
+    return f"{sha256(path)} {path.stat().st_size}"
 
 
 def matches(path: Path, known: object) -> bool:
     """Whether a file has this checksum; one of another size is not read. Earlier versions wrote no size."""
     digest, _, size = str(known).partition(" ")
-    return size in ("", str(path.stat().st_size)) and checksum(path).startswith(f"{digest} ")
+    return size in ("", str(path.stat().st_size)) and sha256(path) == digest
 
 
 def seal(folder: Path, names: Iterable[str]) -> None:

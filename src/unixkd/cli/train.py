@@ -79,7 +79,7 @@ def predict_images(options: Namespace) -> None:
     if card.size is None:
         raise UserError(f"{options.run}: its config.json does not say how large its training images were")
     files = list_images([Path(path) for path in options.images])
-    scaled = decoding_of(Path(options.run)) == "scaled"
+    scaled = decoding_of(Path(options.run)) != "full"
     for start in range(0, len(files), PREDICT_BATCH):
         images, paths = load_images(files[start : start + PREDICT_BATCH], card.size, card.in_channels, scaled)
         with torch.no_grad():
@@ -171,7 +171,8 @@ def evaluated_data(config: DataConfig, folder: Path) -> DataConfig:
     """The data named, or else those the run was trained on, changed by the other options."""
     once: dict[str, Any] = {"keep": 0.0}  # each image is shown once
     if config.name:
-        decoding = decoding_of(folder) if config.decoding == "auto" else config.decoding
+        decided = config.decoding != "auto" or ":" not in config.name
+        decoding = config.decoding if decided else decoding_of(folder)
         return replace(config, decoding=decoding, **once)  # type: ignore[arg-type]
     unset = DataConfig(name="")
     changes = {key: value for key, value in vars(config).items() if value != getattr(unset, key)}
@@ -181,4 +182,7 @@ def evaluated_data(config: DataConfig, folder: Path) -> DataConfig:
 def decoding_of(folder: Path) -> str:
     """How the images were decoded on which a network was trained; scaled where its folder is no run's."""
     path = folder / "run.yaml"
-    return str(read_yaml(path).get("data", {}).get("decoding", "full")) if path.exists() else "scaled"
+    if not path.exists():
+        return "scaled"
+    check_unchanged(path)
+    return str(read_yaml(path).get("data", {}).get("decoding", "full"))

@@ -38,10 +38,10 @@ OPTIONS = ("precision", "teacher_precision")
 def remembered(config: RunConfig, folder: Path | None) -> RunConfig:
     """The configuration with each "auto" as the stored answers, or an earlier run in `folder`, have it.
 
-    Images are decoded at a smaller scale where neither says, and where the data are not in memory anyhow.
+    Images are decoded at a smaller scale where neither says; data without files (digits) are decoded by nobody.
     """
     decided: dict[str, str] = {}
-    decoding = "scaled" if ":" in config.data.name else "full"
+    decoding = "scaled"
     if config.answers.path is not None and (key := read_key(local_path(config.answers.path))):
         decided = {"teacher_precision": key[TEACHER_PRECISION]} if TEACHER_PRECISION in key else {}
         decoding = key.get(DECODING, "full")
@@ -49,7 +49,7 @@ def remembered(config: RunConfig, folder: Path | None) -> RunConfig:
         saved = read_yaml(folder / "run.yaml")
         decided |= {name: saved["train"][name] for name in OPTIONS if name in saved.get("train", {})}
         decoding = saved.get("data", {}).get("decoding", decoding)
-    if config.data.decoding == "auto":
+    if config.data.decoding == "auto" and ":" in config.data.name:
         config = replace(config, data=replace(config.data, decoding=decoding))  # type: ignore[arg-type]
     return with_auto(config, decided)
 
