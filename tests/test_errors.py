@@ -33,7 +33,8 @@ HOSTILE = {
     "a list as key": ("[1]: 2", "unhashable"),
     "a tag": ("a: !!timestamp 2001-99-99", "month must be in"),
     "a set": ("a: !!set {b}", "a is a set"),
-    "no bits": ("a: 0b_", "invalid literal"),
+    "a name twice": ("train: {lr: 0.1, seed: 1, lr: 0.2}", "lr is there twice"),
+    "a group twice": ("train: {lr: 0.1}\ntrain: {seed: 1}", "train is there twice"),
     "length": ("a" * (MAX_BYTES["YAML"] + 1), "has more than 32,768 bytes"),
 }
 
@@ -59,6 +60,7 @@ def test_aliases_as_people_use_them_and_what_looks_like_a_date_are_read():
         "c": {"x": 1},
     }
     assert parse_yaml("label: 2001-99-99", "x") == {"label": "2001-99-99"}
+    assert parse_yaml("[010, 1:30, 10, -3, 0, 0x1f, 1_000]", "x") == ["010", "1:30", 10, -3, 0, 31, 1000]
 
 
 @pytest.mark.parametrize(

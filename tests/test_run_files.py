@@ -66,12 +66,13 @@ def test_nothing_is_written_or_removed_through_a_link(tmp_path):
 
 
 def test_leftovers_are_only_what_has_our_names(tmp_path):
-    ours = [".run.yaml.0f.tmp", ".epoch-00001.12.tmp"]
+    ours = [f".{name}.{'0f' * 16}.tmp" for name in ("run.yaml", "epoch-00001")]
     for name in (
         *ours,
         ".notes.tmp",
         ".run.yaml.tmp",
         ".run.yaml.mine.tmp",
+        ".run.yaml.deadbeef.tmp",
         ".epoch-notes.1.tmp",
         "run.yaml.1.tmp",
     ):

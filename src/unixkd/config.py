@@ -21,6 +21,8 @@ from unixkd.errors import UserError, parse_yaml, read_text
 Precision = Literal["auto", "fp32", "bf16"]
 Positive = Annotated[int, Meta(ge=1)]
 NotNegative = Annotated[int, Meta(ge=0)]
+Seed = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Pixels = Annotated[int, Meta(ge=1, le=4096)]
 Finite = Annotated[float, Meta(ge=0, le=sys.float_info.max)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Scorer = Literal["entropy", "margin", "least_confidence", "true_loss", "random"]
@@ -61,14 +63,14 @@ class DataConfig:
 
     name: str = "digits"
     root: str | None = None
-    size: Positive | None = None
+    size: Pixels | None = None
     limit: int | None = None
     holdout: Annotated[float, Meta(ge=0, lt=1)] = 0.0
     evaluate_on: Literal["auto", "test"] = "auto"
-    split_seed: int = 0
+    split_seed: Seed = 0
     crop_padding: NotNegative | None = None
     flip: bool | None = None
-    view_seed: int = 0
+    view_seed: Seed = 0
     views: Positive | None = None
     mixes: Positive | None = None
     labels: bool = True
@@ -264,7 +266,7 @@ class TrainConfig:
     clip_norm: Finite | None = None
     ema_decay: Share | None = None
     label_smoothing: Share = 0.0
-    seed: NotNegative = 0
+    seed: Seed = 0
     precision: Precision = "auto"
     teacher_precision: Precision = "auto"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"

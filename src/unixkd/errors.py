@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import json
 import logging
+import re
 import socket
 import sys
 import unicodedata
@@ -132,17 +133,28 @@ MAX_DEPTH, MAX_NODES, MAX_DIGITS = 32, 20_000, 40
 
 
 class _Loader(yaml.SafeLoader):
-    """Dates are text: `2001-99-99` is none, and no option takes one."""
+    """Dates are text: `2001-99-99` is none, and no option takes one. So are `010` and `1:30`, no 8 and no 90."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012
-        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":timestamp", ":int"))]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if len({*names}) < len(names):
+            raise ValueError(f"{max(names, key=names.count)} is there twice")
+        return super().construct_mapping(node, deep)
 
     def fetch_flow_collection_start(self, token: Any) -> None:
         if self.flow_level >= MAX_DEPTH:  # the scanner takes seconds for thousands of brackets
             raise ValueError(f"it is nested in more than {MAX_DEPTH} levels")
         super().fetch_flow_collection_start(token)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:int", re.compile(r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F]+)$"), [*"-+0123456789"]
+)
 
 
 def read_text(path: Path, kind: str = "JSON", *, named: bool = False) -> str:

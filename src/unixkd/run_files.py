@@ -10,7 +10,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -349,7 +349,7 @@ def scratch(path: Path) -> Iterator[Path]:
 
 def leftovers(folder: Path, names: str) -> list[Path]:
     """What `aside` was making in a folder when its process was killed, under names that match a regular expression."""
-    ours = re.compile(rf"\.({names})[.-][0-9a-f]+\.tmp")
+    ours = re.compile(rf"\.({names})[.-][0-9a-f]{{32}}\.tmp")
     return [path for path in folder.glob(".*.tmp") if ours.fullmatch(path.name)]
 
 
@@ -365,14 +365,22 @@ def refuse_links(*places: Path) -> None:
     for place in places:
         if place.is_symlink():
             raise UserError(
-                f"'{place}' is a link, and a run writes through none: remove it, or name the place that it points to"
+                f"'{place}' is a link, and a run writes through none: put what it points to here instead, or the whole "
+                "folder there, with a link to that"
             )
 
 
 def holds_export(folder: Path) -> bool:
-    """Whether `unixkd export` wrote what lies in a folder under the names that it uses."""
-    card = folder / "README.md"
-    return (folder / CHECKSUMS).is_file() or (card.is_file() and b"library_name: unixkd" in card.read_bytes())
+    """Whether `unixkd export` wrote what lies in a folder under the names that it uses, by its card or checksums."""
+    sums, card = folder / CHECKSUMS, folder / "README.md"
+    if card.is_file():
+        with card.open("rb") as file:
+            if b"library_name: unixkd" in file.read(1 << 16):
+                return True
+    with suppress(UserError):
+        known = read_json(sums) if sums.is_file() else {}
+        return "model.safetensors" in known and known.keys() <= {*EXPORTED}
+    return False
 
 
 @contextmanager
@@ -396,7 +404,12 @@ def writing(place: Path | str) -> Iterator[None]:
 def write(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     with aside(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
+        temporary.write_bytes(encoded(text))
+
+
+def encoded(text: str) -> bytes:
+    """A text in UTF-8; a name that is none becomes what JSON and YAML read back as it was, as `\\udcff`."""
+    return text.encode("utf-8", "backslashreplace")
 
 
 def remove(path: Path) -> None:

@@ -21,6 +21,9 @@ from unixkd.config import DataConfig
 from unixkd.data import load_data, load_images
 from unixkd.data.images import fit, read_image, resize_side
 from unixkd.errors import UserError
+from unixkd.models.card import ModelCard, PixelModel
+from unixkd.models.folder import read_card, save_model
+from unixkd.models.registry import create_model
 
 pyarrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -161,6 +164,16 @@ def test_a_huge_label_in_shards_names_the_sample(label, tmp_path):
             load_data(DataConfig(f"wds:{file}", size=8))
 
 
+def test_images_that_do_not_fit_into_memory_are_refused_with_what_they_take(monkeypatch):
+    monkeypatch.setattr("unixkd.data.load.available_memory", lambda: 10**6)
+    with pytest.raises(
+        UserError, match=r"40 images of 2048 × 2048 pixels take .* are available: give a smaller"
+    ):
+        load_data(DataConfig("digits", limit=40, size=2048))
+    with pytest.raises(UserError, match=r"size: Expected `int` <= 4096"):
+        load_data(DataConfig("digits", limit=40, size=60_000))
+
+
 @pytest.mark.parametrize("label", [10**12, (1 << 63) - 1])
 def test_a_huge_label_in_a_column_names_the_sample_and_the_column(label, tmp_path):
     write_parquet(tmp_path / "train.parquet", [png()] * 3, [0, 1, label])
@@ -289,6 +302,10 @@ def test_names_that_are_no_text_are_names(name, tmp_path):
         (tmp_path / "d" / file).write_bytes(png(shade=i))
     data = load_data(DataConfig(f"folder:{tmp_path / 'd'}", size=8, in_memory=False, workers=0))
     assert len(data.train) == 2
+    names = ("a", os.fsdecode(name))  # of classes, they lie in a model's card
+    card = ModelCard("resnet8", 2, 3, (0.5,) * 3, (0.5,) * 3, class_names=names)
+    save_model(PixelModel(create_model("resnet8", 2), card), tmp_path / "model")
+    assert read_card(tmp_path / "model").class_names == names
     tar = os.fsdecode(name).replace(".png", ".tar")
     write_tar(tmp_path / tar, [("a.png", png())])
     assert len(load_data(DataConfig(f"wds:{tmp_path / tar}", size=8)).train) == 1

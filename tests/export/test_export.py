@@ -180,9 +180,19 @@ def test_an_export_that_is_there_is_not_overwritten_unless_told(exported, traine
     copy = tmp_path / "copy"
     shutil.copytree(exported, copy)
     (copy / "mine.txt").write_text("stays")
-    (copy / ".export-1.tmp").mkdir()  # of a killed one
+    (copy / f".export.{'0f' * 16}.tmp").mkdir()  # of a killed one
     assert call("export", trained, "--out", copy, "--formats", "safetensors", "--overwrite") == 0
     assert names_in(copy) == PAIR | {"mine.txt"}
+
+
+def test_files_that_no_export_wrote_are_not_overwritten(plain, tmp_path, capsys):
+    mine = {"checksums.json": '{"a": "x"}', "README.md": "mine", "model.onnx": "mine"}
+    (out := tmp_path / "out").mkdir()
+    for name, text in mine.items():
+        (out / name).write_text(text)
+    assert call("export", plain, "--out", out, "--formats", "safetensors", "--overwrite") == 1
+    assert "which no export wrote" in capsys.readouterr().err
+    assert {path.name: path.read_text() for path in out.iterdir()} == mine
 
 
 def test_a_run_is_never_written_into(plain, trained, capsys):
@@ -195,7 +205,7 @@ def test_a_run_is_never_written_into(plain, trained, capsys):
 def test_a_run_that_is_made_anew_loses_the_export_of_its_old_student(plain):
     (plain / "export").mkdir()
     for name in (*EXPORTED, "mine.txt"):
-        (plain / "export" / name).touch()
+        (plain / "export" / name).write_text("library_name: unixkd")
     folder = RunFolder(plain)
     folder.open(alone(), "overwrite")
     folder.close()

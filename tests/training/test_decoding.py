@@ -90,7 +90,9 @@ def test_stored_answers_decide_for_the_runs_that_share_them(photos, tmp_path):
         assert remembered(config, None).data.decoding == expected
     assert remembered(config_of(photos), None).data.decoding == "scaled"
     assert remembered(config_of(photos, decoding="full"), None).data.decoding == "full"
-    assert remembered(RunConfig(ModelConfig("resnet8")), None).data.decoding == "auto"  # digits: nothing is decoded
+    assert (
+        remembered(RunConfig(ModelConfig("resnet8")), None).data.decoding == "auto"
+    )  # digits: nothing is decoded
 
 
 def test_answers_to_other_pixels_are_refused(photos, tmp_path, capsys):

@@ -251,7 +251,7 @@ def test_an_option_that_no_version_has_is_told(folder):
 
 MINE = (".notes.tmp", ".run.yaml.mine.tmp", "checkpoints/epoch-notes.txt", "checkpoints/epoch-00001-best/a")
 MINE += (
-    "checkpoints/epoch-00001/notes",
+    ".run.yaml.deadbeef.tmp",
     "checkpoints/asked-since-monday.bin",
     "logs/notes",
     "export/README.md",
@@ -267,7 +267,8 @@ def test_overwrite_and_resume_remove_nothing_that_a_run_did_not_write(folder):
         "checkpoints/asked-since-epoch-00001.1.bin",
         "logs/wandb-id",
     )
-    ours += (".summary.json.0f.tmp", "checkpoints/.epoch-00002.0f.tmp")
+    killed = f".{'0f' * 16}.tmp"
+    ours += (f".summary.json{killed}", f"checkpoints/.epoch-00002{killed}")
     for name in ours:
         (folder.path / name).write_text("ours")
     folder.open(CONFIG, "resume")
@@ -281,12 +282,29 @@ def test_overwrite_and_resume_remove_nothing_that_a_run_did_not_write(folder):
 
 
 @pytest.mark.parametrize("mode", ["new", "resume", "overwrite"])
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "metrics.jsonl"])
-def test_a_file_of_the_users_own_is_not_replaced(name, mode, tmp_path):
-    (tmp_path / name).write_text("mine")
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "metrics.jsonl", "checksums.json"])
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_file_of_the_users_own_is_not_replaced(kind, name, mode, tmp_path):
+    mine = tmp_path / name if kind == "file" else tmp_path / name / "mine"
+    mine.parent.mkdir(exist_ok=True)
+    mine.write_text("mine")
     with pytest.raises(UserError, match=f"holds {name}, which no run wrote"):
         RunFolder(tmp_path).open(CONFIG, mode)
-    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "mine")]
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert mine.read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["plan.json/mine", "left_out.json/mine", "checkpoints/epoch-00001/mine"])
+def test_overwrite_refuses_what_it_would_take_along(name, folder):
+    """Before anything is removed: the folder of a file's name, files of one's own in a checkpoint."""
+    (folder.path / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder.path / name).write_text("mine")
+    (folder.path / "checkpoints/epoch-00001").mkdir(parents=True, exist_ok=True)
+    (folder.path / "checkpoints/epoch-00001/state.json").write_text("ours")
+    before = sorted(folder.path.rglob("*"))
+    with pytest.raises(UserError, match="is in the way, which no run wrote"):
+        RunFolder(folder.path).open(CONFIG, "overwrite")
+    assert sorted(folder.path.rglob("*")) == before
 
 
 @pytest.mark.parametrize("text", ["a: 1\n", "train: {epochs: 3}\n"])

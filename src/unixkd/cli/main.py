@@ -245,6 +245,7 @@ def read_config(path: str) -> dict[str, Any]:
     """
     try:
         values = parse_yaml(read_text(Path(path), "YAML", named=True), f"'{path}'")
+        values = {} if values is None else values  # nothing but comments
         values = without_gone(values) if isinstance(values, dict) else values
     except UserError as error:
         text = str(error).removeprefix(f"'{path}' ")

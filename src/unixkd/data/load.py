@@ -14,7 +14,7 @@ import torch
 from unixkd.config import DataConfig, check_ranges
 from unixkd.data.disk import DiskSplit, photo_notes
 from unixkd.data.images import detail, fit, fit_all
-from unixkd.data.kept import Kept, Room
+from unixkd.data.kept import Kept, Room, available_memory
 from unixkd.data.sampling import hold_out, subset
 from unixkd.data.source import (
     Decoded,
@@ -34,7 +34,7 @@ from unixkd.data.sources.stream import Streamed, StreamSplit, load_stream
 from unixkd.data.sources.webdataset import load_shards
 from unixkd.data.split import MemorySplit
 from unixkd.errors import UserError, unknown_name
-from unixkd.names import DATA, local_path
+from unixkd.names import DATA, format_bytes, local_path
 
 _MEMORY_SIZE = 64  # side up to which images are kept in memory
 
@@ -245,8 +245,10 @@ def _split(
     if isinstance(records, Decoded):
         if config.in_memory is False:
             raise UserError(f"data {config.name} is always in memory; leave data.in_memory out")
+        check_room(len(records), size, channels)
         pixels = fit_all(records.pixels, size)
     elif in_memory:
+        check_room(len(records), size, channels)
         least = detail(size) if scaled else None
         pixels = np.stack([fit(records.photo(i, channels, least).image, size) for i in range(len(records))])
     else:
@@ -256,6 +258,17 @@ def _split(
     return MemorySplit(
         torch.from_numpy(pixels), labels, round(size / 8) if padding is None else padding, **cut
     )
+
+
+def check_room(count: int, size: int, channels: int) -> None:
+    """Raise where so many images of this size would not fit into memory."""
+    need, there = count * size * size * channels, available_memory()
+    if need > there > 0:
+        raise UserError(
+            f"{count:,} images of {size} × {size} pixels take {format_bytes(need)} of memory, and "
+            f"{format_bytes(there)} are available: give a smaller --data.size or --data.limit, or, of files, "
+            "--data.in_memory false"
+        )
 
 
 def _fingerprint(

@@ -26,6 +26,7 @@ from unixkd.run_files import (
     EXPORTED,
     append,
     check_unchanged,
+    encoded,
     holds_export,
     leftovers,
     refuse_links,
@@ -34,7 +35,8 @@ from unixkd.run_files import (
 )
 from unixkd.teacher.journal import journals
 from unixkd.training import precision
-from unixkd.training.checkpoint import checkpoints, discard
+from unixkd.training.checkpoint import FILES as CHECKPOINT_FILES
+from unixkd.training.checkpoint import MANIFEST, checkpoints, discard
 from unixkd.training.used import unread_options
 
 Mode = Literal["new", "resume", "overwrite"]
@@ -115,16 +117,28 @@ class RunFolder:
                 )
             if mode == "overwrite":
                 self.check_removable()
-        elif foreign := [
-            name for name in SEALED if (self.path / name).is_file() or (self.path / name).is_symlink()
-        ]:
+        elif foreign := [name for name in (*SEALED, CHECKSUMS) if os.path.lexists(self.path / name)]:
             raise UserError(
                 f"{self.path} holds {', '.join(foreign)}, which no run wrote, as it has no run.yaml: move what is "
                 "yours away, or give another --out"
             )
 
     def check_removable(self) -> None:
-        """Raise where the run.yaml is no run's: what lies beside it may be anybody's."""
+        """Raise where the run.yaml is no run's, as what lies beside it may be anybody's, or where the run's own files
+        could not be removed without what is somebody's.
+        """
+        own = {*CHECKPOINT_FILES, MANIFEST}
+        extra = [
+            path
+            for saved in checkpoints(self.checkpoints)
+            for path in saved.iterdir()
+            if path.name not in own
+        ]
+        extra += [self.path / name for name in FILES if is_folder(self.path / name)]
+        if extra:
+            raise UserError(
+                f"{extra[0]} is in the way, which no run wrote: move it away or give another --out"
+            )
         path = self.path / "run.yaml"
         train = read_yaml(path).get("train") if path.exists() else dict.fromkeys(ALWAYS)
         if not isinstance(train, dict) or not train.keys() >= ALWAYS:
@@ -241,11 +255,16 @@ class RunFolder:
 
     def put(self, name: str, text: str) -> None:
         """Write a file whole or not at all; where it says something new, the checksums of a finished run go first."""
-        path, content = self.path / name, text.encode()
+        path, content = self.path / name, encoded(text)
         same = path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content
         if not same:
             (self.path / CHECKSUMS).unlink(missing_ok=True)
             write(path, text)
+
+
+def is_folder(path: Path) -> bool:
+    """Whether it is a folder itself, and no link to one."""
+    return path.is_dir() and not path.is_symlink()
 
 
 def thumbnail(image: np.ndarray) -> str:
