@@ -6,6 +6,7 @@ import argparse
 import datetime
 import json
 import logging
+import re
 from collections import Counter, OrderedDict, defaultdict
 from pathlib import Path
 
@@ -161,6 +162,90 @@ def test_counters_of_averages_and_profilers_are_passed_over_and_said(counters, t
     load_weights(net, tmp_path / "w.pth")
     assert same(source, net)
     assert all(f"'{name}'" in caplog.text for name in counters)
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("average", ["ema.", "swa.module."])
+@pytest.mark.parametrize("strict_head", [True, False])
+def test_an_average_among_the_network_s_own_names_is_passed_over_and_said(
+    prefix, average, strict_head, tmp_path, caplog
+):
+    source, other = (scrambled(num_classes=10 if strict_head else 100) for _ in range(2))
+    net = create_model("resnet8", 10)
+    file = tmp_path / "w.pth"
+    torch.save(
+        under(
+            prefix,
+            {**source.state_dict(), **under(average, other.state_dict()), "ema.n_averaged": torch.tensor(1)},
+        ),
+        file,
+    )
+    load_weights(net, file, strict_head=strict_head)
+    assert torch.equal(net.conv1.weight, source.conv1.weight)
+    assert same(source, net) == strict_head
+    named = f"named {prefix}\\*" if prefix else "without a prefix"
+    assert re.search(rf"the weights {named} are taken, not {prefix}{average[:3]}", caplog.text)
+
+
+def test_another_network_that_is_not_the_same_is_no_average(tmp_path):
+    torch.save(
+        scrambled().state_dict() | under("aux.", scrambled("resnet14").state_dict()), tmp_path / "w.pth"
+    )
+    with pytest.raises(UserError, match=r"another architecture: 'aux\..*' is not in this network"):
+        load_weights(create_model("resnet8", 10), tmp_path / "w.pth")
+
+
+def test_a_compiled_part_loads_under_its_own_names(tmp_path, caplog):
+    source, net = scrambled(), create_model("resnet8", 10)
+    state = {f"module.{k.replace('layer1.', 'layer1._orig_mod.')}": v for k, v in source.state_dict().items()}
+    torch.save(state, tmp_path / "w.pth")
+    load_weights(net, tmp_path / "w.pth")
+    assert same(source, net)
+    assert not caplog.text
+    torch.save(under("_orig_mod.", scrambled().state_dict()) | source.state_dict(), tmp_path / "w.pth")
+    load_weights(create_model("resnet8", 10), tmp_path / "w.pth")
+    assert same(source, net)
+    assert "not _orig_mod" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, of quantised and sparse tensors
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("fc.weight", lambda v: v + 1j, "is torch.complex64 there and torch.float32 here"),
+        ("bn1.num_batches_tracked", lambda v: v + 1j, "is torch.complex64 there and torch.int64 here"),
+        ("fc.weight", lambda v: v.int(), "is torch.int32 there and torch.float32 here"),
+        ("fc.bias", lambda v: v > 1, "is torch.bool there and torch.float32 here"),
+        ("fc.bias", lambda v: v / 0, "is not finite in torch.float32"),
+        ("fc.bias", lambda v: v.double() * 1e300, "is not finite in torch.float32"),
+        ("bn1.running_mean", lambda v: v * float("nan"), "is not finite"),
+        ("bn1.running_var", lambda v: -v, "is negative in places"),
+        ("fc.weight", lambda v: v.to("meta"), r"is without values \(meta\)"),
+        ("fc.weight", lambda v: v.to_sparse(), r"is sparse \(torch.sparse_coo\)"),
+        ("fc.weight", lambda v: v.to_sparse_csr(), r"is sparse \(torch.sparse_csr\)"),
+        (
+            "fc.weight",
+            lambda v: torch.quantize_per_tensor(v, 0.1, 0, torch.qint8),
+            r"is quantised \(torch.qint8\)",
+        ),
+    ],
+)
+def test_tensors_that_cannot_be_a_network_s_are_refused_by_name(name, change, message, tmp_path):
+    net, state = scrambled(), scrambled().state_dict()
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    torch.save({**state, name: change(state[name])}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=rf"^'.*w.pth': its tensor '{name}' {message}[^\n]*$"):
+        load_weights(net, tmp_path / "w.pth")
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+def test_a_mask_that_is_infinite_by_design_loads(tmp_path):
+    source, net = nn.Linear(2, 2), nn.Linear(2, 2)
+    for each in (source, net):
+        each.register_buffer("mask", torch.full((2, 2), -torch.inf).triu(1))
+    torch.save(source.state_dict(), tmp_path / "w.pth")
+    load_weights(net, tmp_path / "w.pth")
+    assert same(source, net)
 
 
 @pytest.mark.parametrize("together", [False, True])
