@@ -28,6 +28,7 @@ from unixkd.models import (
     load_weights,
     save_model,
 )
+from unixkd.models.repdistiller import split
 
 DATA = {"num_classes": 10, "in_channels": 3, "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.1)}
 NAMES = tuple("abcdefghij")
@@ -541,6 +542,41 @@ def test_a_teacher_from_a_run_folder_or_a_file_has_its_weights(run, tmp_path):
     assert same(build(run, "teacher"), source)
     torch.save({"model": source.net.state_dict()}, tmp_path / "t.pth")
     assert same(build("resnet8", "teacher", weights=str(tmp_path / "t.pth")), source)
+
+
+@pytest.mark.parametrize("file", ["w.pth", "W.PTH", "wfile", "a:b/w.pth", "~/w.pth", "W.SafeTensors"])
+def test_an_architecture_with_a_file(file, run, tmp_path, monkeypatch):
+    source = load_model(run)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    path = Path(file).expanduser()
+    path.parent.mkdir(exist_ok=True)
+    (save_file if file.endswith("Tensors") else torch.save)(source.net.state_dict(), path)
+    assert same(build(f"resnet8:{file}", "teacher"), source)
+    assert same(build("resnet8", "teacher", weights=file), source)
+
+
+def test_an_architecture_with_what_is_no_file(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for options in ({"name": "resnet8:run"}, {"name": "resnet8", "weights": "run"}):
+        with pytest.raises(UserError, match="'run' is a folder: name a weights file in it"):
+            build(role="teacher", **options)
+    for file in ("gone", "GONE.PTH", "a:gone.pth"):
+        with pytest.raises(UserError, match=f"no weights file at '{file}'"):
+            build(f"resnet8:{file}", "teacher")
+    run.rename("resnet8:1")  # a folder of this very name is meant
+    assert same(build("resnet8:1", "teacher"), load_model("resnet8:1"))
+
+
+def test_colons_in_other_names():
+    def parts(name: str) -> tuple[str, str | None]:
+        config = split(ModelConfig(name))
+        return config.name, config.weights
+
+    assert parts("timm:resnet18:a:b.PT") == ("timm:resnet18", "a:b.PT")
+    assert parts("resnet9:w.pth") == ("resnet9", "w.pth")
+    for name in ("timm:resnet18", "mine.py:Net", "mine.py:Net:w.pth", "resnet8:", "other:net"):
+        assert parts(name) == (name, None)
 
 
 @pytest.mark.parametrize("role", ["teacher", "model"])
