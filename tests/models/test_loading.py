@@ -6,6 +6,7 @@ import argparse
 import datetime
 import json
 import logging
+import re
 from collections import Counter, OrderedDict, defaultdict
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from unixkd.models import (
     load_weights,
     save_model,
 )
+from unixkd.models.repdistiller import split
 
 DATA = {"num_classes": 10, "in_channels": 3, "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.1)}
 NAMES = tuple("abcdefghij")
@@ -161,6 +163,90 @@ def test_counters_of_averages_and_profilers_are_passed_over_and_said(counters, t
     load_weights(net, tmp_path / "w.pth")
     assert same(source, net)
     assert all(f"'{name}'" in caplog.text for name in counters)
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("average", ["ema.", "swa.module."])
+@pytest.mark.parametrize("strict_head", [True, False])
+def test_an_average_among_the_network_s_own_names_is_passed_over_and_said(
+    prefix, average, strict_head, tmp_path, caplog
+):
+    source, other = (scrambled(num_classes=10 if strict_head else 100) for _ in range(2))
+    net = create_model("resnet8", 10)
+    file = tmp_path / "w.pth"
+    torch.save(
+        under(
+            prefix,
+            {**source.state_dict(), **under(average, other.state_dict()), "ema.n_averaged": torch.tensor(1)},
+        ),
+        file,
+    )
+    load_weights(net, file, strict_head=strict_head)
+    assert torch.equal(net.conv1.weight, source.conv1.weight)
+    assert same(source, net) == strict_head
+    named = f"named {prefix}\\*" if prefix else "without a prefix"
+    assert re.search(rf"the weights {named} are taken, not {prefix}{average[:3]}", caplog.text)
+
+
+def test_another_network_that_is_not_the_same_is_no_average(tmp_path):
+    torch.save(
+        scrambled().state_dict() | under("aux.", scrambled("resnet14").state_dict()), tmp_path / "w.pth"
+    )
+    with pytest.raises(UserError, match=r"another architecture: 'aux\..*' is not in this network"):
+        load_weights(create_model("resnet8", 10), tmp_path / "w.pth")
+
+
+def test_a_compiled_part_loads_under_its_own_names(tmp_path, caplog):
+    source, net = scrambled(), create_model("resnet8", 10)
+    state = {f"module.{k.replace('layer1.', 'layer1._orig_mod.')}": v for k, v in source.state_dict().items()}
+    torch.save(state, tmp_path / "w.pth")
+    load_weights(net, tmp_path / "w.pth")
+    assert same(source, net)
+    assert not caplog.text
+    torch.save(under("_orig_mod.", scrambled().state_dict()) | source.state_dict(), tmp_path / "w.pth")
+    load_weights(create_model("resnet8", 10), tmp_path / "w.pth")
+    assert same(source, net)
+    assert "not _orig_mod" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, of quantised and sparse tensors
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("fc.weight", lambda v: v + 1j, "is torch.complex64 there and torch.float32 here"),
+        ("bn1.num_batches_tracked", lambda v: v + 1j, "is torch.complex64 there and torch.int64 here"),
+        ("fc.weight", lambda v: v.int(), "is torch.int32 there and torch.float32 here"),
+        ("fc.bias", lambda v: v > 1, "is torch.bool there and torch.float32 here"),
+        ("fc.bias", lambda v: v / 0, "is not finite in torch.float32"),
+        ("fc.bias", lambda v: v.double() * 1e300, "is not finite in torch.float32"),
+        ("bn1.running_mean", lambda v: v * float("nan"), "is not finite"),
+        ("bn1.running_var", lambda v: -v, "is negative in places"),
+        ("fc.weight", lambda v: v.to("meta"), r"is without values \(meta\)"),
+        ("fc.weight", lambda v: v.to_sparse(), r"is sparse \(torch.sparse_coo\)"),
+        ("fc.weight", lambda v: v.to_sparse_csr(), r"is sparse \(torch.sparse_csr\)"),
+        (
+            "fc.weight",
+            lambda v: torch.quantize_per_tensor(v, 0.1, 0, torch.qint8),
+            r"is quantised \(torch.qint8\)",
+        ),
+    ],
+)
+def test_tensors_that_cannot_be_a_network_s_are_refused_by_name(name, change, message, tmp_path):
+    net, state = scrambled(), scrambled().state_dict()
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    torch.save({**state, name: change(state[name])}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=rf"^'.*w.pth': its tensor '{name}' {message}[^\n]*$"):
+        load_weights(net, tmp_path / "w.pth")
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+def test_a_mask_that_is_infinite_by_design_loads(tmp_path):
+    source, net = nn.Linear(2, 2), nn.Linear(2, 2)
+    for each in (source, net):
+        each.register_buffer("mask", torch.full((2, 2), -torch.inf).triu(1))
+    torch.save(source.state_dict(), tmp_path / "w.pth")
+    load_weights(net, tmp_path / "w.pth")
+    assert same(source, net)
 
 
 @pytest.mark.parametrize("together", [False, True])
@@ -456,6 +542,41 @@ def test_a_teacher_from_a_run_folder_or_a_file_has_its_weights(run, tmp_path):
     assert same(build(run, "teacher"), source)
     torch.save({"model": source.net.state_dict()}, tmp_path / "t.pth")
     assert same(build("resnet8", "teacher", weights=str(tmp_path / "t.pth")), source)
+
+
+@pytest.mark.parametrize("file", ["w.pth", "W.PTH", "wfile", "a:b/w.pth", "~/w.pth", "W.SafeTensors"])
+def test_an_architecture_with_a_file(file, run, tmp_path, monkeypatch):
+    source = load_model(run)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    path = Path(file).expanduser()
+    path.parent.mkdir(exist_ok=True)
+    (save_file if file.endswith("Tensors") else torch.save)(source.net.state_dict(), path)
+    assert same(build(f"resnet8:{file}", "teacher"), source)
+    assert same(build("resnet8", "teacher", weights=file), source)
+
+
+def test_an_architecture_with_what_is_no_file(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for options in ({"name": "resnet8:run"}, {"name": "resnet8", "weights": "run"}):
+        with pytest.raises(UserError, match="'run' is a folder: name a weights file in it"):
+            build(role="teacher", **options)
+    for file in ("gone", "GONE.PTH", "a:gone.pth"):
+        with pytest.raises(UserError, match=f"no weights file at '{file}'"):
+            build(f"resnet8:{file}", "teacher")
+    run.rename("resnet8:1")  # a folder of this very name is meant
+    assert same(build("resnet8:1", "teacher"), load_model("resnet8:1"))
+
+
+def test_colons_in_other_names():
+    def parts(name: str) -> tuple[str, str | None]:
+        config = split(ModelConfig(name))
+        return config.name, config.weights
+
+    assert parts("timm:resnet18:a:b.PT") == ("timm:resnet18", "a:b.PT")
+    assert parts("resnet9:w.pth") == ("resnet9", "w.pth")
+    for name in ("timm:resnet18", "mine.py:Net", "mine.py:Net:w.pth", "resnet8:", "other:net"):
+        assert parts(name) == (name, None)
 
 
 @pytest.mark.parametrize("role", ["teacher", "model"])

@@ -120,7 +120,7 @@ def _check_no_path(name: str) -> None:
             f"'{name}' is no run folder: it does not hold {WEIGHTS_FILE} and {CARD_FILE}, nor a checkpoint as "
             "RepDistiller and mdistiller name them"
         )
-    if name.endswith(SUFFIXES):
+    if name.lower().endswith(SUFFIXES):
         raise UserError(f"there is no weights file '{name}'")
     if "/" in name or "\\" in name:
         raise UserError(f"there is no run folder '{name}'")

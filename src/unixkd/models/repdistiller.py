@@ -13,7 +13,7 @@ from unixkd.errors import UserError
 from unixkd.models import published
 from unixkd.models.registry import model_names
 from unixkd.models.weights import SUFFIXES, read_content
-from unixkd.names import is_code
+from unixkd.names import local_path
 
 _log = logging.getLogger("unixkd")
 _OTHER_NAMES = {"mobile_half": "MobileNetV2"}  # their name of a network -> ours
@@ -60,11 +60,16 @@ def split(config: ModelConfig) -> ModelConfig:
     >>> split(ModelConfig("timm:resnet18:best.pth")).weights
     'best.pth'
     """
-    name, _, file = config.name.rpartition(":")
-    is_split = re.fullmatch(r"[\w.:-]+", name) and not is_code(name) and f"{name}:" not in published.PREFIXES
-    if not is_split or not file.endswith(SUFFIXES) or config.weights is not None:
+    if config.weights is not None or Path(config.name).exists():
         return config
-    return replace(config, name=name, weights=file)
+    for colon in re.finditer(":(?=.)", config.name):
+        name, file = config.name[: colon.start()], config.name[colon.end() :]
+        # One of the family has nothing but a file after its colon; another's name may itself hold colons.
+        exists = name.startswith(published.PREFIXES) and local_path(file).is_file()
+        is_name = re.fullmatch(r"(?!.*\.py(:|$))[\w.:-]+", name) and f"{name}:" not in published.PREFIXES
+        if name in model_names() or (is_name and (exists or file.lower().endswith(SUFFIXES))):
+            return replace(config, name=name, weights=file)
+    return config
 
 
 def _rank(name: str) -> tuple[int, int] | None:
@@ -78,7 +83,7 @@ def _rank(name: str) -> tuple[int, int] | None:
 
 def _checkpoints(path: Path) -> dict[Path, tuple[int, int]]:
     """The rank of the file itself, or the ranks of a folder's files that are named as checkpoints."""
-    if path.is_file() and path.name.endswith(SUFFIXES):
+    if path.is_file() and path.name.lower().endswith(SUFFIXES):
         return {path: _rank(path.name) or (0, 0)}
     folders = [path, path / _WITHIN] if path.is_dir() else []
     files = [file for folder in folders if folder.is_dir() for file in sorted(folder.iterdir())] or [path]

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from unixkd.errors import UserError, first_line
+from unixkd.names import local_path
 from unixkd.run_files import check_unchanged
 
 _log = logging.getLogger("unixkd")
@@ -73,7 +74,8 @@ def load_weights(net: nn.Module, path: str | Path, *, strict_head: bool = True) 
             and log a warning
 
     Raises:
-        UserError: missing, damaged or foreign file; weights of another architecture or class count; several networks
+        UserError: missing, damaged or foreign file; weights of another architecture or class count; several networks;
+            tensors that are sparse, quantised, complex or whole numbers where the network's are not, or not finite
     """
     found = read_weights(path, net.state_dict())
     if found.passed_over:
@@ -117,7 +119,8 @@ def read_weights(path: str | Path, like: State) -> Found:
             f"'{path}' holds several networks that fit, {names}: save the state_dict of one alone and give that file"
         )
     passed = " and ".join(filter(None, [*(place for _, place in others), taken.passed_over]))
-    words = f"the weights named {taken.place}* are taken, not {passed}" if passed else ""
+    named = f"named {taken.place}*" if taken.place else "without a prefix"
+    words = f"the weights {named} are taken, not {passed}" if passed else ""
     return taken._replace(passed_over=words)
 
 
@@ -138,21 +141,40 @@ def copy_weights(state: State, net: nn.Module, *, source: str, strict_head: bool
             "'%s' holds weights for %d classes: the classifier (%s) starts afresh with %d",
             *(source, counts[0], ", ".join(reshaped), counts[1]),
         )
-    net.load_state_dict({**wanted, **{name: value for name, value in state.items() if name not in reshaped}})
+    loaded = {name: value for name, value in state.items() if name not in reshaped}
+    for name, value in loaded.items():
+        if fault := _fault(name, value, wanted[name]):
+            raise UserError(f"'{source}': its tensor '{name}' {fault}; give a file of plain, finite weights")
+    net.load_state_dict({**wanted, **loaded})
+
+
+def _fault(name: str, value: Tensor, like: Tensor) -> str | None:
+    """Why a tensor cannot take the place of a network's, which torch refuses late or converts without a word."""
+    if value.is_meta or value.is_quantized or value.layout != torch.strided:
+        kind = "without values (meta)" if value.is_meta else "quantised" if value.is_quantized else "sparse"
+        return f"is {kind} ({value.layout if kind == 'sparse' else value.dtype})"
+    lossy = value.is_complex() and not like.is_complex()
+    if lossy or (like.is_floating_point() and not value.is_floating_point()):
+        return f"is {value.dtype} there and {like.dtype} here"
+    values = value.to(like.dtype if like.is_floating_point() else value.dtype)
+    # A mask may be infinite by design: then it is so in the new network too.
+    if not values.isfinite().all() and (is_lazy(like) or like.isfinite().all()):
+        return f"is not finite in {values.dtype}"
+    return "is negative in places" if name.endswith("running_var") and (values < 0).any() else None
 
 
 def read_content(path: str | Path) -> object:
     """All that a weights file holds, on the CPU. Raises UserError where it is missing, damaged or not plain."""
-    path = Path(path)
+    path = local_path(str(path))
     if not path.is_file():
-        raise UserError(f"no weights file at '{path}'")
+        is_folder = f"'{path}' is a folder: name a weights file in it"
+        raise UserError(is_folder if path.is_dir() else f"no weights file at '{path}'")
     check_unchanged(path)
-    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    return _read_safetensors(path) if path.suffix.lower() == ".safetensors" else _read_torch(path)
 
 
 def _candidates(content: object, like: State) -> Iterator[Found]:
     """The tensors of each dictionary in the file that has some, under each prefix that its names may have."""
-    anchor = next(iter(like), "")
     waiting = [("", content)]
     for keys, value in waiting:  # which grows, up to a limit that a hostile file would pass
         if not isinstance(value, Mapping):
@@ -162,12 +184,30 @@ def _candidates(content: object, like: State) -> Iterator[Found]:
             (f"{keys}{key}.", v) for key, v in named.items() if keys.count(".") < 3 and len(waiting) < 10_000
         ]
         state = {key: tensor for key, inner in named.items() if (tensor := _as_tensor(inner)) is not None}
-        prefixes = {name.removesuffix(anchor) for name in state if f".{name}".endswith(f".{anchor}")}
-        for prefix in sorted(prefixes) or [""] * bool(state):
-            under = {name.removeprefix(prefix): v for name, v in state.items() if name.startswith(prefix)}
-            kept = {n: v for n, v in under.items() if n in like or n.rpartition(".")[2] not in _COUNTERS}
-            beside = [n for n in state if not n.startswith(prefix) or n.removeprefix(prefix) not in kept]
-            yield Found(kept, keys + prefix, _listed(beside))
+        yield from _under_prefixes(_uncompiled(state, like), like, keys)
+
+
+def _under_prefixes(state: State, like: State, keys: str) -> list[Found]:
+    """The tensors under each prefix; a whole network beside another one's names, as its average, is not part of it."""
+    anchor = next(iter(like), "")
+    prefixes = {name.removesuffix(anchor) for name in state if f".{name}".endswith(f".{anchor}")}
+    founds: list[Found] = []
+    whole: tuple[str, ...] = ()
+    for prefix in sorted(prefixes or [""] * bool(state), key=len, reverse=True):  # the inner ones first
+        under = {n.removeprefix(prefix): n for n in state if n.startswith(prefix)}
+        other = {n for n in state if n.startswith(whole) or n.rpartition(".")[2] in _COUNTERS}
+        kept = {name: state[n] for name, n in under.items() if name in like or n not in other}
+        beside = [n for n in state if not n.startswith(prefix) or n.removeprefix(prefix) not in kept]
+        founds.append(Found(kept, keys + prefix, _listed(beside)))
+        if _misfit(kept, like) < 2:
+            whole = (*whole, prefix)
+    return sorted(founds, key=lambda found: found.place)
+
+
+def _uncompiled(state: State, like: State) -> State:
+    """Names without torch.compile's `_orig_mod.`, unless the network has it or two names would become one."""
+    plain = {name.replace("_orig_mod.", ""): value for name, value in state.items()}
+    return state if len(plain) < len(state) or any("_orig_mod." in name for name in like) else plain
 
 
 def _as_tensor(value: object) -> Tensor | None:
