@@ -403,10 +403,43 @@ def test_a_column_of_nothing_but_nulls_is_named(tmp_path):
     assert data.notes[0].endswith("none of the 2 labels is a class (None): unlabelled (column label)")
 
 
-def test_a_column_that_holds_no_images_is_named(tmp_path):
-    parquet.write_table(pyarrow.table({"image": [1, 2], "label": [0, 1]}), tmp_path / "a.parquet")
-    with pytest.raises(UserError, match=r"column image holds no images \(Unsupported cast"):
-        load_data(DataConfig(f"parquet:{tmp_path / 'a.parquet'}", size=8))
+@pytest.mark.parametrize("kind", ["parquet", "stream"])
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (1, r"Value\('int64'\)"),
+        ([1, 2], r"(List|Sequence)\("),
+        ([[1, 2], [3, 4]], r"(List|Sequence)\("),
+        ({"a": b"x"}, "{'a': Value"),
+    ],
+)
+def test_a_column_that_holds_no_images_is_named(value, told, kind, tmp_path):
+    parquet.write_table(pyarrow.table({"image": [value] * 2, "label": [0, 1]}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=rf"column image holds no images \({told}"):
+        load_data(DataConfig(f"{kind}:{tmp_path / 'a.parquet'}", size=8, labels=kind == "parquet"))
+
+
+@pytest.mark.parametrize("image", [pyarrow.binary(), pyarrow.large_binary()])
+def test_a_column_of_bytes_alone_holds_images(image, tmp_path):
+    images = pyarrow.array([png()] * 2, image)
+    parquet.write_table(pyarrow.table({"image": images, "label": [0, 1]}), tmp_path / "a.parquet")
+    assert len(load_data(DataConfig(f"parquet:{tmp_path / 'a.parquet'}", size=8)).train) == 2
+
+
+@pytest.mark.parametrize("kind", ["parquet", "stream"])
+@pytest.mark.parametrize("name", ["train-0", "train-1"])
+def test_a_file_without_rows_is_named(name, kind, tmp_path):
+    write_parquet(tmp_path / "train-0.parquet", [png()], [0])
+    write_parquet(tmp_path / f"{name}.parquet", [])
+    with pytest.raises(UserError, match=rf"{name}\.parquet: holds no rows$"):
+        load_data(DataConfig(f"{kind}:{tmp_path}", size=8, labels=kind == "parquet"))
+
+
+@pytest.mark.parametrize("empty", ["", " "])
+def test_an_empty_text_is_no_class(empty, tmp_path):
+    file = column_of(tmp_path, ["a", empty])
+    with pytest.raises(UserError, match=r"train: an empty text .* for sample 1 \(column label\)"):
+        load_data(DataConfig(f"parquet:{file}", size=8))
 
 
 def column_of(folder, values):

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from running import SMALL, call, everything
+from running import SMALL, alone, call, everything
 from unixkd.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from unixkd.errors import UserError
 from unixkd.models import create_model, load_student
 from unixkd.training.resolved import build_run
+from unixkd.training.run import run
 
 MINE = """
 import torch
@@ -114,6 +115,62 @@ class NeedsGPU(Base):
         raise AssertionError("Torch not compiled with CUDA enabled")
 
 
+class BatchMean(Base):
+    def forward(self, x):
+        return super().forward(x).mean(0, keepdim=True)
+
+
+class Complex(Base):
+    def forward(self, x):
+        return super().forward(x).to(torch.complex64)
+
+
+class Integers(Base):
+    def forward(self, x):
+        return super().forward(x).long()
+
+
+class Exits(Base):
+    def forward(self, x):
+        raise SystemExit(3)
+
+
+class ExtraState(Base):
+    def get_extra_state(self):
+        return {"a": 1}
+
+    def set_extra_state(self, state):
+        pass
+
+
+class OnlyFew(Base):
+    def forward(self, x):
+        if len(x) > 2:
+            raise ValueError("too many")
+        return super().forward(x)
+
+
+class ExitsOnMany(Base):
+    def forward(self, x):
+        if len(x) > 2:
+            raise SystemExit(3)
+        return super().forward(x)
+
+
+class FailsInEvaluation(Base):
+    def forward(self, x):
+        if len(x) > 2 and not self.training:
+            raise KeyError("eval")
+        return super().forward(x)
+
+
+class NoMemory(Base):
+    def forward(self, x):
+        if len(x) > 2:
+            raise MemoryError
+        return super().forward(x)
+
+
 class NaN(Base):
     def forward(self, x):
         return super().forward(x) * float("nan")
@@ -158,6 +215,10 @@ FAULTS = {
     "Ignores": rf"gives \(2, 1000\), not logits {SHAPES}",
     "OneLogit": rf"gives \(2, 1\), not logits {SHAPES}",
     "Fixed": r"RuntimeError: .*mat1 and mat2 .* \(mine.py:Fixed\) \(on images of 1 × 8 × 8, before training",
+    "BatchMean": rf"gives \(1, 10\), not logits {SHAPES}",
+    "Complex": "gives logits in torch.complex64, not in floating point",
+    "Integers": "gives logits in torch.int64, not in floating point",
+    "Exits": r"mine.py:\d+: SystemExit: 3 \(mine.py:Exits\) \(on images of 1 × 8 × 8, before training",
     "NoForward": "NotImplementedError: Module .* missing the required",
     "NeedsGPU": "AssertionError: Torch not compiled with CUDA",
     "Double": r"has 'c.weight' in torch.float64: make the network in float32",
@@ -165,6 +226,7 @@ FAULTS = {
     "Meta": "NotImplementedError: Cannot copy out of meta tensor",
 }
 STUDENTS = {
+    "ExtraState": "has '_extra_state' in its state_dict, which is no tensor and cannot be saved",
     "TupleInTraining": f"gives tuple, not logits {SHAPES}",
     "NaN": "gives NaN",
     "Frozen": "cannot be trained: all its parameters are frozen",
@@ -207,6 +269,27 @@ def test_what_is_odd_but_right_is_trained(mine, name):
     assert (
         call("train", "--model", f"mine.py:{name}", *SMALL, "--train.ema_decay", "0.9", "--out", "run") == 0
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("OnlyFew", r"mine\.py:\d+: ValueError: too many \(mine\.py:OnlyFew\)"),
+        ("ExitsOnMany", r"mine\.py:\d+: SystemExit: 3 \(mine\.py:ExitsOnMany\)"),
+        ("FailsInEvaluation", r"mine\.py:\d+: KeyError: .*eval.* \(mine\.py:FailsInEvaluation\)"),
+        ("NoMemory", "out of memory with batches of 32 images"),
+    ],
+)
+def test_what_fails_in_training_names_the_line(mine, name, message):
+    with pytest.raises(UserError, match=message) as raised:
+        run(alone(f"mine.py:{name}", epochs=1), mine / "run")
+    assert "\n" not in str(raised.value)
+
+
+def test_an_error_that_is_none_of_the_network_s_stays_as_it_is(mine, monkeypatch):
+    monkeypatch.setattr("unixkd.training.run.record_epoch", lambda *of: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        run(alone("mine.py:Base", epochs=1), mine / "run")
 
 
 def test_lazy_layers_take_their_shapes_from_an_image(mine):

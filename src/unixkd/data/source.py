@@ -278,7 +278,7 @@ def given_labels(
     may_lack: bool = False,
 ) -> tuple[Sequence[Any] | None, tuple[str, ...]]:
     """Labels with None for each that is hidden (-1, as the Hub marks it, null, NaN) or of a kind that no class is of
-    (a list, a date, a fraction), and a line if all are.
+    (a list, a date, a fraction, an empty text), and a line if all are.
 
     Raises UserError for such kinds where labels are wanted, and where some images have no label and that may not be.
     """
@@ -313,9 +313,11 @@ def given_labels(
 def _odd_kind(value: Any) -> str:
     """What a value is that can be no class, else empty; a whole number may be written as a float.
 
-    >>> _odd_kind([1]), _odd_kind(0.5), _odd_kind(b"cat"), _odd_kind(1.0)
-    ('a list of labels', 'a fraction', 'a value of type bytes', '')
+    >>> _odd_kind([1]), _odd_kind(0.5), _odd_kind(b"cat"), _odd_kind(" "), _odd_kind(1.0)
+    ('a list of labels', 'a fraction', 'a value of type bytes', 'an empty text', '')
     """
+    if isinstance(value, str) and not value.strip():
+        return "an empty text"
     if value is None or isinstance(value, int | str | float):
         return "a fraction" if isinstance(value, float) and math.isfinite(value) and value % 1 else ""
     return "a list of labels" if isinstance(value, list) else f"a value of type {type(value).__name__}"

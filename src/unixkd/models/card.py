@@ -78,7 +78,7 @@ class PixelModel(nn.Module):
 
     Raises:
         UserError: in forward, where images have another number of channels than the card says, or the network gives
-            something else than logits `[N, num_classes]` (themselves, or as `.logits` or `["logits"]` of what it gives)
+            something else than real logits `[N, num_classes]` (as they are, or as `.logits` or `["logits"]`)
 
     >>> from unixkd.models.registry import create_model
     >>> card = ModelCard("resnet8", 10, 1, (0.3,), (0.2,))
@@ -109,9 +109,12 @@ class PixelModel(nn.Module):
         logits = (
             output.get("logits", output) if isinstance(output, Mapping) else getattr(output, "logits", output)
         )
-        if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] != card.num_classes:
+        wanted = (images.shape[0], card.num_classes)
+        if not isinstance(logits, Tensor) or logits.shape != wanted:
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise UserError(f"{card.name} gives {got}, not logits ({len(images)}, {card.num_classes})")
+            raise UserError(f"{card.name} gives {got}, not logits {wanted}")
+        if not logits.is_floating_point():
+            raise UserError(f"{card.name} gives logits in {logits.dtype}, not in floating point")
         return logits
 
 

@@ -157,12 +157,28 @@ def _locating_errors(name: str, file: Path) -> Iterator[None]:
         raise UserError(located(name, error)) from error
 
 
+@contextmanager
+def locating(*names: str) -> Iterator[None]:
+    """Within, an error from the file of one of these networks becomes one line; all others stay what they are."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        own = [name for name in names if is_code(name) and _lines(name, error)]
+        if isinstance(error, UserError) or not own:
+            raise
+        raise UserError(located(own[0], error)) from error
+
+
 def located(name: str, error: BaseException) -> str:
     """An error in one line, for a network of the user's own with the line of its file that raised it."""
     what = f"{type(error).__name__}: {first_line(error)}"
     if not is_code(name):
         return f"{name}: {what}"
-    file, _ = split_code(name)
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == file.resolve()]
-    return f"{file}:{lines[-1]}: {what} ({name})" if lines else f"{name}: {what}"
+    lines = _lines(name, error)
+    return f"{split_code(name)[0]}:{lines[-1]}: {what} ({name})" if lines else f"{name}: {what}"
+
+
+def _lines(name: str, error: BaseException) -> list[int | None]:
+    """Lines of a network's file that an error went through, the last one nearest to where it was raised."""
+    file, frames = split_code(name)[0].resolve(), traceback.extract_tb(error.__traceback__)
+    return [frame.lineno for frame in frames if Path(frame.filename).resolve() == file]

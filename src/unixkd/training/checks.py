@@ -71,11 +71,14 @@ def check_network(
                     logits = network.train()(images)
             with evaluating(network), torch.no_grad():
                 network(images)  # features that it keeps are without a graph again, which could not be copied
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if isinstance(error, UserError) or ran_out(error):
             raise
         shape = " × ".join(map(str, image_shape))
         raise UserError(f"{located(name, error)} (on images of {shape}, before training)") from error
+    state = network.net.state_dict() if trained else {}
+    if odd := next((key for key, value in state.items() if not isinstance(value, torch.Tensor)), None):
+        raise UserError(f"{name} has '{odd}' in its state_dict, which is no tensor and cannot be saved")
     if trained and logits.isnan().any():
         raise UserError(f"{name} gives NaN on noise in [0, 1], before training")
     if trained and not logits.requires_grad:

@@ -42,7 +42,7 @@ def explained(train: TrainConfig) -> Iterator[None]:
         ) from error
 
 
-def ran_out(error: Exception) -> bool:
+def ran_out(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on a device or on the host.
 
     >>> ran_out(MemoryError()), ran_out(RuntimeError("shapes do not match"))

@@ -18,6 +18,7 @@ import torch
 
 from unixkd.config import NO_LOG, LogConfig, RunConfig, flatten, to_plain
 from unixkd.errors import UserError
+from unixkd.models.user_code import locating
 from unixkd.planning.timing import synchronize
 from unixkd.run_files import Epoch, Images
 from unixkd.training import resume, stopping
@@ -67,8 +68,9 @@ def run(
         Stopped: on SIGTERM or Ctrl-C, saved after the step at work; `mode="resume"` goes on
     """
     folder = RunFolder(out)
+    networks = [model.code or model.name for model in (config.student, config.teacher) if model is not None]
     try:
-        with stoppable(), together() as world, explained(config.train):
+        with stoppable(), locating(*networks), together() as world, explained(config.train):
             world.once(lambda: check_installed(log))
             shown = unfailing(display) if world.leads else silent
             started = start(config, folder, mode, shown, world, as_if_alone)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,10 +23,7 @@ class Column:
     """The encoded images of one column of a `datasets.Dataset`; paths among them lie below one of the places."""
 
     def __init__(self, dataset: Any, column: str, origin: str, places: Sequence[Path]) -> None:
-        try:
-            self.dataset = undecoded(dataset, column)
-        except Exception as error:  # whatever the library raises where the column holds no images
-            raise UserError(f"{origin}: column {column} holds no images ({reason_of(error)})") from error
+        self.dataset = undecoded(dataset, origin, column)
         self.column, self.origin, self.places = column, origin, places
 
     def __len__(self) -> int:
@@ -73,6 +71,16 @@ def parquet_files(path: Path) -> dict[str, list[str]]:
     return shards
 
 
+def check_rows(files: dict[str, list[str]]) -> None:
+    """Raise UserError where one of these Parquet files has a group of no rows, which `datasets` cannot read."""
+    from pyarrow import ArrowException, parquet  # datasets itself needs it
+
+    for file in chain(*files.values()):
+        with contextlib.suppress(ArrowException, OSError):  # what is no Parquet is found by `datasets`
+            if (read := parquet.read_metadata(file)).num_row_groups and not read.num_rows:
+                raise UserError(f"{file}: holds no rows")
+
+
 def load_hub(identifier: str, config: DataConfig) -> Source:
     """A data set of the Hub (or a local folder that `datasets` can load) as a source."""
     origin = f"hub:{identifier}"
@@ -114,6 +122,7 @@ def load_splits(origin: str, *args: Any, **options: Any) -> dict[str, Any]:
         with contextlib.nullcontext() if "data_files" in options else not_waiting():
             return dict(library.load_dataset(*args, **options))
     except Exception as error:  # whatever the library, the network or a file's parser raises
+        check_rows(options.get("data_files", {}))
         local = "" if "data_files" in options else "; files on this machine are parquet:PATH or folder:PATH"
         raise UserError(f"{origin}: cannot be loaded as a data set ({reason_of(error)}){local}") from error
 
@@ -142,9 +151,17 @@ def _source(splits: dict[str, Any], origin: str, config: DataConfig, files_in: S
     return labelled_source(read, others, names, origin, wanted=config.labels, column=label)
 
 
-def undecoded(dataset: Any, image: str, *others: str) -> Any:
-    """The data set with these columns alone, whose images stay encoded."""
-    return dataset.select_columns([image, *others]).cast_column(image, datasets_library().Image(decode=False))
+def undecoded(dataset: Any, origin: str, image: str, *others: str) -> Any:
+    """The data set with these columns alone, whose images stay encoded. Raises UserError where they are no images."""
+    library, feature = datasets_library(), (dataset.features or {}).get(image)
+    encoded = getattr(feature, "dtype", None) in ("binary", "large_binary", "string", "large_string")
+    parts = isinstance(feature, dict) and not feature.keys().isdisjoint(("bytes", "path"))
+    if not (feature is None or encoded or parts or isinstance(feature, library.Image)):
+        raise UserError(f"{origin}: column {image} holds no images ({str(feature)[:60]})")
+    try:
+        return dataset.select_columns([image, *others]).cast_column(image, library.Image(decode=False))
+    except Exception as error:  # whatever the library raises; of lists of numbers it would make images
+        raise UserError(f"{origin}: column {image} holds no images ({reason_of(error)})") from error
 
 
 def find_columns(

@@ -27,6 +27,7 @@ from unixkd.data.images import Pixels, read_photo
 from unixkd.data.source import Items, Source, labelled_source
 from unixkd.data.sources.hub import (
     Column,
+    check_rows,
     datasets_library,
     find_columns,
     load_splits,
@@ -57,19 +58,20 @@ def load_stream(place: str, config: DataConfig) -> tuple[Source, Streamed]:
     files = parquet_files(path) if path.exists() else None
     how: dict[str, Any] = {"path": place} if files is None else {"path": "parquet", "data_files": files}
     splits = load_splits(origin, streaming=True, **how)
+    check_rows(files or {})
     train = training_split(splits)
     if train is None or train.features is None:
         known = ", ".join(splits) or "none"
         raise UserError(f"{origin}: no training images whose columns are known; its splits are {known}")
     image, label, names = find_columns(train.features, config, origin)
     columns = [image] if label is None else [image, label]
-    train = undecoded(train, *columns)
+    train = undecoded(train, origin, *columns)
     head, total = _head(train, image, origin), _total(train, files)
 
     def read(split: str, where: str) -> tuple[Items, Sequence[Any] | None]:
         if split == "train":
             return list(head), None  # its labels come with the images, in training
-        fetched = _fetch(undecoded(splits[split], *columns), where, _version(place, files))
+        fetched = _fetch(undecoded(splits[split], where, *columns), where, _version(place, files))
         return Column(fetched, image, where, ()), written_labels(fetched, label)
 
     labelled = {split for split, examples in splits.items() if label in (examples.features or {})}
