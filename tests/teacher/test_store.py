@@ -439,15 +439,20 @@ def test_space_taken_by_the_one_who_came_first_is_no_error(tmp_path, monkeypatch
 
 
 def test_what_a_killed_maker_left_is_removed_once_it_is_old(tmp_path):
-    names = (".answers.1f.tmp", ".answers.2f.tmp", ".answers2.3f.tmp", ".answers.txt")
-    for name in names:
+    names = (
+        *(f".{name}.{'1f' * 16}.tmp" for name in ("answers", "answers2")),
+        ".answers.1f.tmp",
+        ".answers.txt",
+    )
+    young = f".answers.{'2f' * 16}.tmp"
+    for name in (*names, young):
         (tmp_path / name).mkdir()
         (tmp_path / name / "logits.bin").write_bytes(b"0" * 10)
     hours_ago = time.time() - 2 * 3600
-    for name in names[0], names[2], names[3]:
+    for name in names:
         os.utime(tmp_path / name, (hours_ago, hours_ago))
     open_store(tmp_path / "answers")
-    assert {p.name for p in tmp_path.iterdir()} == {"answers", *names[1:]}
+    assert {p.name for p in tmp_path.iterdir()} == {"answers", young, *names[1:]}
 
 
 # Other stores, other folders, damage

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -148,12 +149,16 @@ def test_ctrl_c_in_a_terminal_reaches_all_processes_and_the_run_still_saves(tmp_
     assert "Traceback" not in told
 
 
-def test_results_that_cannot_be_written_are_an_error_and_the_checkpoints_stay(tmp_path, capsys):
+def test_results_that_cannot_be_written_are_an_error_and_the_checkpoints_stay(tmp_path, capsys, monkeypatch):
     words = ("train", "--model", "resnet8", *SMALL, "--out", tmp_path / "run")
-    (tmp_path / "run" / "config.json").mkdir(parents=True)
-    assert call(*words) == 1
+
+    def full(*anything: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("unixkd.models.folder.save_file", full)
+        assert call(*words) == 1
     told = capsys.readouterr().err
     assert f"cannot write to the run folder {tmp_path / 'run'}" in told
     assert (tmp_path / "run" / "checkpoints" / "epoch-00001").exists()
-    (tmp_path / "run" / "config.json").rmdir()
     assert call(*words, "--resume") == 0

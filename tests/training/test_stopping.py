@@ -282,7 +282,8 @@ def test_a_folder_in_use_is_refused_and_free_afterwards(tmp_path, monkeypatch):
 def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
     folder = tmp_path / "run"
     run(alone(), folder)
-    half = [folder / ".summary.json.123.tmp", folder / "checkpoints" / ".epoch-00003.123.tmp" / "state.json"]
+    end = f".{'0f' * 16}.tmp"
+    half = [folder / f".summary.json{end}", folder / "checkpoints" / f".epoch-00003{end}" / "state.json"]
     half[1].parent.mkdir()
     for path in half:
         path.write_text("{")
