@@ -7,10 +7,12 @@ differ (LayerDrop, a warm-up that counts its calls) is trained eagerly instead.
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import sys
 from collections.abc import Callable, Iterator
 from itertools import zip_longest
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -67,14 +69,26 @@ def described(argument: object, shows_value: bool) -> str:
     return text
 
 
+def drawn_from(frame: FrameType | None) -> str:
+    """The file that calls for a random number, through the functions of Python's module or not."""
+    while frame is not None and frame.f_code.co_filename == random.__file__:
+        frame = frame.f_back
+    return "" if frame is None else frame.f_code.co_filename
+
+
+def is_for_itself(file: str) -> bool:
+    """Whether who draws does so for ends of its own: beartype, also in code that it has made, and torch."""
+    return "beartype" in file or file.startswith(str(Path(torch.__file__).parent) + os.sep)
+
+
 @contextlib.contextmanager
 def noting_draws(draws: list[str]) -> Iterator[None]:
     """Inside, random numbers of Python and NumPy that are drawn are added to a list; torch's a `StepTrace` sees."""
 
     def note(frame: FrameType, event: str, called: Any) -> None:
-        # Not by the state: beartype draws which item of a list it checks.
+        # Not by the state: beartype draws which item of a list it checks; torch's compiler puts the state back.
         drawn = event == "c_call" and isinstance(getattr(called, "__self__", None), random.Random)
-        if drawn and "beartype" not in frame.f_code.co_filename:
+        if drawn and called.__name__ in ("random", "getrandbits") and not is_for_itself(drawn_from(frame)):
             draws.append("Python's random")
 
     before, profiler = np.random.get_state(), sys.getprofile()
