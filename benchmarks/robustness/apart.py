@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from bad_inputs import Outcome, in_process, judged
 
@@ -82,8 +83,9 @@ def apart(words: list[str], place: Path) -> tuple[Outcome, list[str]]:
 
 
 def as_real(words: list[str], place: Path) -> tuple[Outcome, list[str]]:
-    """Run a command as a user does."""
-    environment = os.environ | {"TMPDIR": str(place / "tmp"), "COLUMNS": "200"}
+    """Run a command as a user does, with as many threads as here: others round otherwise."""
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    environment = os.environ | threads | {"TMPDIR": str(place / "tmp"), "COLUMNS": "200"}
     process = subprocess.Popen(
         [sys.executable, "-m", "unixkd", *words], cwd=place, env=environment, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace", preexec_fn=limit_room,
