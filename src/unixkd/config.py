@@ -368,7 +368,7 @@ GONE: dict[str, Any] = {
 def decided_before(values: dict[str, Any]) -> dict[str, Any]:
     """A run.yaml's options with what older runs did without saying so: they decoded images in full."""
     data = values.get("data")
-    if not isinstance(data, dict) or ":" not in str(data.get("name")):  # which are decoded by nobody
+    if not isinstance(data, dict) or ":" not in str(data.get("name")):  # digits and CIFAR are at one scale
         return values
     return {**values, "data": {"decoding": "full", **data}}
 

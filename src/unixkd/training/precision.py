@@ -38,7 +38,7 @@ OPTIONS = ("precision", "teacher_precision")
 def remembered(config: RunConfig, folder: Path | None) -> RunConfig:
     """The configuration with each "auto" as the stored answers, or an earlier run in `folder`, have it.
 
-    Images are decoded at a smaller scale where neither says; data without files (digits) are decoded by nobody.
+    Images are decoded at a smaller scale where neither says; digits and CIFAR are at one scale.
     """
     decided: dict[str, str] = {}
     decoding = "scaled"
