@@ -20,6 +20,7 @@ from unixkd.errors import UserError, parse_yaml, read_text
 
 Precision = Literal["auto", "fp32", "bf16"]
 Positive = Annotated[int, Meta(ge=1)]
+Threads = Literal["auto"] | Positive | None
 NotNegative = Annotated[int, Meta(ge=0)]
 Seed = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Pixels = Annotated[int, Meta(ge=1, le=4096)]
@@ -234,7 +235,7 @@ class TrainConfig:
         precision: auto | fp32 | bf16 of the student (weights stay fp32); auto: bf16 where it is faster here
         teacher_precision: auto | fp32 | bf16 of the teacher
         device: auto | cpu | cuda | mps
-        threads: CPU threads (default: torch's)
+        threads: CPU threads, auto (all, or one where a probe says that it is faster here) or null (torch's number)
         channels_last: keep images and weights in channels_last
         fused: one fused kernel for the optimiser's step
         flush_denormal: count denormal numbers as 0 (CPU)
@@ -270,7 +271,7 @@ class TrainConfig:
     precision: Precision = "auto"
     teacher_precision: Precision = "auto"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    threads: Positive | None = None
+    threads: Threads = "auto"
     channels_last: bool = True
     fused: bool = True
     flush_denormal: bool = True

@@ -66,7 +66,7 @@ def run_comparison(
     for method in methods:
         build_method(method)  # a value out of range must not wait for the data
     check_page(out / "report.html")  # before hours of runs, not after
-    base = decide_once(base, out, say)
+    base = decide_once(base, out, say, jobs or default_workers(base.train))
     planned = plan_jobs(base, methods, seeds, out)
     if match:
         planned += matched_jobs(base, cost_matches(base, methods), seeds, out)

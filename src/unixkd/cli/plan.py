@@ -11,6 +11,7 @@ from jsonargparse import Namespace
 from unixkd.cli.options import number_of_images, options_on_paper
 from unixkd.cli.plan_cluster import plan_cluster
 from unixkd.cli.plan_ranking import rank_strategies
+from unixkd.cli.plan_timing import how_timed, planned_pair
 from unixkd.cli.recipes import IMAGENET
 from unixkd.cli.screen import console, new_table, percents, say, say_pair
 from unixkd.cli.sizes import KNOWN_DATA, Shape, at_teachers_size, teachers_size
@@ -28,7 +29,6 @@ from unixkd.names import IMAGENET_IMAGES, NONE
 from unixkd.planning.catalogue import parse_target
 from unixkd.planning.expected import Workload
 from unixkd.planning.methods import MethodPlan, Plan, make_plan
-from unixkd.planning.timing import Pair
 from unixkd.training.checks import check_network
 from unixkd.training.resolved import default_device
 
@@ -43,13 +43,14 @@ def plan(options: Namespace) -> None:
     if options_on_paper(options):
         plan_cluster(options, *networks, planned_methods(options.method), shape.images, shape.size)
         return
-    pair = Pair.on_random_pixels(*networks, options.batch_size, shape.size)
+    pair = planned_pair(*networks, options.batch_size, shape.size, timed=options.rounds > 0)
     workload = planned_workload(options, data, shape)
     if target is not None:
         rank_strategies(options, target, data, workload, pair)
         return
     say_pair(options, pair.ledger)
-    print_plan(make_plan(pair, planned_methods(options.method), workload, options.rounds))
+    result = make_plan(pair, planned_methods(options.method), workload, options.rounds)
+    print_plan(result, how_timed(pair))
 
 
 def planned_methods(config: MethodConfig) -> list[Method]:
@@ -140,8 +141,8 @@ def data_shape(config: DataConfig) -> Shape:
     return known._replace(size=size, images=images, views=num_views(padding, flip))
 
 
-def print_plan(result: Plan) -> None:
-    """The plan as a table, with what to make of it."""
+def print_plan(result: Plan, how: str) -> None:
+    """The plan as a table, with how its steps were timed and what to make of it."""
     table = new_table(
         *("method", "cost %\nback ×1", "cost %\nback ×2", "ms per\nstep", "time %\nof kd"),
         "pays above\nF_t/F_s of",
@@ -151,7 +152,7 @@ def print_plan(result: Plan) -> None:
     console.print(table)
     say(
         "Costs are shares of plain KD's, with the backward pass counted as 1 or 2 forwards.",
-        "Times are steps on this machine with random pixels, interleaved with plain KD's.",
+        f"Times are steps on this machine with random pixels, interleaved with plain KD's: {how}.",
         "--match-kd or --budget 50% ranks strategies, those with stored answers and few views included.",
     )
     for warning in result.warnings():

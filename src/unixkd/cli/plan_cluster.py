@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from jsonargparse import Namespace
 from rich.table import Table
 
+from unixkd.cli.plan_timing import planned_pair
 from unixkd.cli.screen import console, new_table, say, say_pair
 from unixkd.errors import UserError, first_line
 from unixkd.method.method import Method
@@ -37,8 +39,7 @@ def plan_cluster(
     plan, methods = cluster_plan(options, student, images), [kd(), *methods]
     on_cpu = next(student.parameters()).device.type == "cpu"
     rounds = 0 if options.tflops else options.rounds
-    rows = 1 if not rounds else min(plan.rows, TIMED_ROWS) if on_cpu else plan.rows
-    pair = Pair.on_random_pixels(teacher, student, rows, size)
+    pair = planned_pair(teacher, student, plan.rows, size, timed=rounds > 0, most=TIMED_ROWS)
     ledger, compute = pair.ledger, compute_seconds(pair, methods, plan, rounds)
     rate = 1e12 * options.tflops if options.tflops else None
     timed = zip(methods, compute, strict=True)
@@ -82,7 +83,7 @@ def compute_seconds(
         return [None] * len(methods)
     steps, rows = [step_of(method.at(0.5), pair.size) for method in methods], len(pair.batch)
     try:
-        seconds = time_steps(pair, steps, rounds)
+        seconds = time_steps(replace(pair, scale=1.0), steps, rounds)
     except (MemoryError, RuntimeError) as error:
         if not ran_out(error):
             raise

@@ -9,6 +9,7 @@ from jsonargparse import Namespace
 from rich.table import Table
 from rich.text import Text
 
+from unixkd.cli.plan_timing import how_timed
 from unixkd.cli.screen import console, new_table, percents, say, say_pair
 from unixkd.config import AnswersConfig, DataConfig, RunConfig, TrainConfig, flatten, to_plain
 from unixkd.errors import UsageError
@@ -29,15 +30,15 @@ def rank_strategies(
     """Rank the strategies, say what each relies on, print the command of the first that reaches the target."""
     if options.data.mixes is not None:
         raise UsageError("plan ranks fixed mixes among the other strategies: leave --data.mixes out")
+    say_pair(options, pair.ledger)
+    say(about(workload))
     known = strategies(workload.images)
     predicted = estimate_strategies(known, pair, workload, options.rounds)
     estimates = {each.strategy.name: each for each in predicted}
     cost = {name: each.relative["backward_2x"] for name, each in estimates.items()}
     groups = target.groups([each.strategy for each in predicted], cost)
-    say_pair(options, pair.ledger)
-    say(about(workload))
     console.print(ranking(groups, estimates))
-    for line in notes(known, estimates, workload.images):
+    for line in notes(known, estimates, workload.images, how_timed(pair)):
         say(line)
     best = next((group.strategies[0] for group in groups if group.eligible), None)
     if best is None:
@@ -100,14 +101,16 @@ def points(evidence: Evidence) -> str:
     return f"{evidence.difference:+.2f} ± {evidence.sd:.2f} ({evidence.n})"
 
 
-def notes(known: list[Strategy], estimates: dict[str, StrategyEstimate], images: int) -> list[str]:
-    """Remarks below the table, for a training set of this size."""
+def notes(known: list[Strategy], estimates: dict[str, StrategyEstimate], images: int, how: str) -> list[str]:
+    """Remarks below the table, for a training set of this size, with how steps were timed."""
     shown = [each.strategy for each in estimates.values()]
     lines = [
         "Costs are shares of plain KD's, with the backward pass counted as 1 or 2 forwards; ×2 counts here."
     ]
     if any(each.seconds is not None for each in estimates.values()):
-        lines.append("Times are forwards and backwards of random pixels, interleaved with plain KD's.")
+        lines.append(
+            f"Times are forwards and backwards of random pixels, interleaved with plain KD's: {how}."
+        )
     lines += [f"{each.name} was measured on {each.evidence.where}." for each in shown if each.evidence]
     lines += [
         f"{each.name} was measured with {each.elsewhere.images:,} images only ({points(each.elsewhere)}, "

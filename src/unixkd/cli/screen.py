@@ -26,6 +26,12 @@ def say(*lines: str, style: str | None = None) -> None:
             console.print(shown(line), style=style, soft_wrap=True)
 
 
+def progress(text: str) -> None:
+    """Tell on standard error what is going on."""
+    if rank() == 0:
+        Console(stderr=True, markup=False, highlight=False, emoji=False).print(shown(text), soft_wrap=True)
+
+
 @contextmanager
 def showing(runs: int = 1) -> Iterator[Display]:
     """A live display on a terminal, plain lines elsewhere."""

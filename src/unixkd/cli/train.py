@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Collection
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,24 @@ from unixkd.config import DataConfig, MethodConfig, ModelConfig, RunConfig, read
 from unixkd.data.files import list_images, load_images
 from unixkd.data.load import load_data, may_download
 from unixkd.errors import UsageError, UserError
+from unixkd.method.network import Network, evaluating
+from unixkd.method.resizing import Size
+from unixkd.models.card import PixelModel
 from unixkd.models.folder import load_model, read_card
 from unixkd.names import percent
+from unixkd.planning.timing import timed_rows
 from unixkd.run_files import check_unchanged
+from unixkd.training.precision import one_pass
 from unixkd.training.predictions import predict
-from unixkd.training.resolved import build_network, default_device
+from unixkd.training.resolved import PROBED, build_network, default_device
 from unixkd.training.run import run
 from unixkd.training.run_folder import Mode
+from unixkd.training.threads import set_threads
 
 _log = logging.getLogger(__name__)
 PREDICT_BATCH = 256
+WORTH_A_PROBE = 40
+"""Times the images of a pass of it."""
 
 
 def train(options: Namespace) -> None:
@@ -64,6 +73,7 @@ def evaluate(options: Namespace) -> None:
     # An absolute path, as a folder may have a model's name; classes are checked against the data's.
     network = ModelConfig(str(folder.absolute()), code=options.code)
     model = build_network(network, data, "model").to(device)
+    choose_threads_for(model, data.image_shape[1:], len(data.test))
     answers = predict(model, data.test.eval_batches(options.batch_size), device)
     say(
         f"{folder}: {card.name} on {len(answers):,} images of {data.name}: "
@@ -80,6 +90,7 @@ def predict_images(options: Namespace) -> None:
         raise UserError(f"{options.run}: its config.json does not say how large its training images were")
     files = list_images([Path(path) for path in options.images])
     scaled = decoding_of(Path(options.run)) != "full"
+    choose_threads_for(model, (card.size, card.size), len(files))
     for start in range(0, len(files), PREDICT_BATCH):
         images, paths = load_images(files[start : start + PREDICT_BATCH], card.size, card.in_channels, scaled)
         with torch.no_grad():
@@ -88,6 +99,16 @@ def predict_images(options: Namespace) -> None:
         for path, classes, values in zip(paths, top.indices.tolist(), top.values.tolist(), strict=True):
             names = [card.class_names[c] if card.class_names else str(c) for c in classes]
             say(answer_line(str(path), dict(zip(names, values, strict=True)), as_json=options.json))
+
+
+def choose_threads_for(model: PixelModel, size: Size, images: int) -> None:
+    """Compute with the better number of threads, where there are many times the images that a probe takes."""
+    rows = timed_rows(PREDICT_BATCH, size, PROBED)
+    if images > WORTH_A_PROBE * rows:
+        device = next(model.parameters()).device
+        pixels = torch.rand(rows, model.card.in_channels, *size, device=device)
+        with evaluating(model):
+            set_threads(partial(one_pass, Network(model), pixels, False), device)
 
 
 def answer_line(path: str, answers: dict[str, float], *, as_json: bool) -> str:

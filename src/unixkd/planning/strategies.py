@@ -109,11 +109,12 @@ def with_seconds(
     steps = {strategy.name: strategy_steps(strategy, workload, pair.size) for strategy in strategies}
     to_time = [TEACHER_FORWARD, *(step for counted in steps.values() for step, _ in counted)]
     seconds = time_steps(pair, to_time, rounds)
+    timed_rounds = len(seconds[TEACHER_FORWARD])
 
     def run_seconds(strategy: Strategy, asked: float) -> list[float]:
         """Of a run, round by round; what the store lacks is asked in batches."""
         counted = [*steps[strategy.name], (TEACHER_FORWARD, asked * workload.images / workload.batch_size)]
-        return [math.fsum(seconds[step][i] * times for step, times in counted) for i in range(rounds)]
+        return [math.fsum(seconds[step][i] * times for step, times in counted) for i in range(timed_rounds)]
 
     kd_seconds, timed = run_seconds(plain, 0.0), []
     for estimate in estimates:

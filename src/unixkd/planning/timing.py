@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,6 +23,17 @@ from unixkd.method.resizing import Size, image_size, shrunk_share
 from unixkd.models.card import PixelModel
 
 K = TypeVar("K")
+PIXELS = 32 * 32 * 32
+"""That are timed at once on a CPU, in as many images as have them: larger images fill it in smaller numbers."""
+
+
+def timed_rows(rows: int, size: Size, least: int) -> int:
+    """How many images of a batch to time at once on a CPU.
+
+    >>> timed_rows(64, (32, 32), 4), timed_rows(64, (224, 224), 4), timed_rows(64, (8, 8), 4)
+    (32, 4, 64)
+    """
+    return min(rows, max(least, PIXELS // (size[0] * size[1])))
 
 
 @dataclass(frozen=True)
@@ -47,13 +60,25 @@ def step_of(method: Method, size: Size, *, stored: bool = False) -> Step:
 
 @dataclass(frozen=True)
 class Pair:
-    """A teacher and a student, and images to time their steps on; the precision is that of `Distiller`."""
+    """A teacher and a student, and images to time their steps on.
+
+    Args:
+        teacher: the teacher
+        student: the student, in train mode
+        batch: images that are timed at once
+        student_dtype: precision, as `Distiller` has it
+        teacher_dtype: of the teacher
+        scale: images of a run's step over those of the batch; it is taken to take so many times longer
+        limit: seconds after which no further round is timed; one always is
+    """
 
     teacher: PixelModel
-    student: PixelModel  # in train mode
-    batch: Batch  # its number of images is the configured batch size
+    student: PixelModel
+    batch: Batch
     student_dtype: torch.dtype | None = None
     teacher_dtype: torch.dtype | None = None
+    scale: float = 1.0
+    limit: float = math.inf
 
     @classmethod
     def on_random_pixels(cls, teacher: PixelModel, student: PixelModel, rows: int, size: int) -> Pair:
@@ -75,7 +100,10 @@ class Pair:
 
 
 def time_steps(pair: Pair, steps: Iterable[Step], rounds: int) -> dict[Step, list[float]]:
-    """Seconds of every step in each round (≥ 1): its forwards and its backward, without optimiser or loading."""
+    """Seconds of every step of a run in each round: its forwards and its backward, without optimiser or loading.
+
+    There are as many rounds (≥ 1) as asked for, or as fit the pair's limit.
+    """
     batch = pair.batch
     teacher = Network(pair.teacher.requires_grad_(False).eval(), dtype=pair.teacher_dtype)
 
@@ -97,7 +125,8 @@ def time_steps(pair: Pair, steps: Iterable[Step], rounds: int) -> dict[Step, lis
             teacher_dtype=pair.teacher_dtype,
         )
         calls[step] = _step_call(distiller, replace(batch, answers=answers if step.stored else None))
-    return interleaved(calls, rounds, batch.images.device)
+    timed = interleaved(calls, rounds, batch.images.device, limit=pair.limit)
+    return {step: [pair.scale * each for each in seconds] for step, seconds in timed.items()}
 
 
 def _step_call(distiller: Distiller, batch: Batch) -> Callable[[], None]:
@@ -112,22 +141,39 @@ def _step_call(distiller: Distiller, batch: Batch) -> Callable[[], None]:
 
 
 def interleaved(
-    calls: Mapping[K, Callable[[], object]], rounds: int, device: torch.device
+    calls: Mapping[K, Callable[[], object]],
+    rounds: int,
+    device: torch.device,
+    *,
+    limit: float = math.inf,
+    least: int = 0,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[K, list[float]]:
     """Seconds of each call on a device in each round after one that warms up.
 
     Every other round runs the calls in reverse, so that none always comes first.
+
+    Args:
+        calls: what is timed
+        rounds: how many, at least 1
+        device: waited for before and after each call
+        limit: seconds on the wall; no round that would go beyond them is begun
+        least: rounds that are timed all the same; with 0 the first one counts where there is no other
+        clock: seconds by it
     """
     seconds: dict[K, list[float]] = {key: [] for key in calls}
-    for round_number in range(rounds + 1):
-        for key in list(calls) if round_number % 2 else reversed(list(calls)):
+    begun = time.perf_counter()
+    for done in itertools.count():
+        for key in list(calls) if done % 2 else reversed(list(calls)):
             synchronize(device)
-            started = time.perf_counter()
+            started = clock()
             calls[key]()
             synchronize(device)
-            if round_number:
-                seconds[key].append(time.perf_counter() - started)
-    return seconds
+            seconds[key].append(clock() - started)
+        taken = time.perf_counter() - begun
+        if done == rounds or (done >= least and taken * (done + 2) / (done + 1) > limit):
+            return {key: each[1:] or each for key, each in seconds.items()}
+    raise AssertionError
 
 
 def median_and_ratio(seconds: Sequence[float], kd_seconds: Sequence[float]) -> tuple[float, float]:

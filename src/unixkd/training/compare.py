@@ -38,6 +38,7 @@ from unixkd.training.resume import check_inputs, check_state
 from unixkd.training.run import run
 from unixkd.training.run_folder import RunFolder
 from unixkd.training.stopping import Stopped, stoppable
+from unixkd.training.threads import known_threads
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,17 @@ class Job:
     log: LogConfig = NO_LOG
 
 
-def decide_once(base: RunConfig, out: Path, note: Callable[[str], None]) -> RunConfig:
-    """The protocol with the precision decided for all runs alike: as an earlier one in `out`, else by a probe."""
+def decide_once(base: RunConfig, out: Path, note: Callable[[str], None], workers: int = 1) -> RunConfig:
+    """The protocol with precision and threads decided for all runs alike: as an earlier one in `out`, else by a probe.
+
+    Of several at a time each has one thread unless the protocol says otherwise.
+    """
     if (earlier := min(out.glob("runs/*/run.yaml"), default=None)) is not None:
         return remembered(base, earlier.parent)
     device = pick_device(base.train)
-    if not has_native_bf16(device):  # nothing to probe
+    threads = known_threads(base.train.threads, device)
+    base = with_auto(base, {"threads": 1 if workers > 1 else threads})
+    if not has_native_bf16(device) and base.train.threads != "auto":  # nothing to probe
         return with_auto(remembered(base, None), dict.fromkeys(OPTIONS, "fp32"))
     return resolve(base, device, None, note).config
 
@@ -214,7 +220,8 @@ def default_workers(train: TrainConfig) -> int:
     """One-thread runs side by side beat one run with many threads on a CPU; a GPU takes one at a time here."""
     if train.device in ("cuda", "mps") or (train.device == "auto" and torch.cuda.is_available()):
         return 1
-    return max(1, (os.cpu_count() or 1) // (train.threads or 1))
+    threads = train.threads if isinstance(train.threads, int) else 1
+    return max(1, (os.cpu_count() or 1) // threads)
 
 
 _events: SimpleQueue[Event] | None = None

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import statistics
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -19,10 +21,12 @@ from unixkd.method.network import Network
 from unixkd.names import local_path
 from unixkd.planning.timing import interleaved
 from unixkd.teacher.folder import read_key
+from unixkd.training.threads import choose_threads
 
 DTYPES: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
 """What `Network` wants to hear, by the name the command line knows."""
-ROUNDS = 3
+ROUNDS, LIMIT = 3, 1.0
+"""Of a probe, and the seconds within which all but the first are begun."""
 GAIN = 1.05
 """bf16 is chosen where it is faster by more than this factor: at par, full precision is the better bargain."""
 NATIVE = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
@@ -32,6 +36,7 @@ TEACHER_PRECISION = "teacher precision"
 DECODING = "decoding of the images"
 """Name in that key of data.decoding where it is not full, which it was before it had a name."""
 OPTIONS = ("precision", "teacher_precision")
+DECIDED = (*OPTIONS, "threads")
 """Options of `train` whose "auto" a run decides at its start; its run.yaml holds what was decided."""
 
 
@@ -40,22 +45,22 @@ def remembered(config: RunConfig, folder: Path | None) -> RunConfig:
 
     Images are decoded at a smaller scale where neither says; digits and CIFAR are at one scale.
     """
-    decided: dict[str, str] = {}
+    decided: dict[str, Any] = {}
     decoding = "scaled"
     if config.answers.path is not None and (key := read_key(local_path(config.answers.path))):
         decided = {"teacher_precision": key[TEACHER_PRECISION]} if TEACHER_PRECISION in key else {}
         decoding = key.get(DECODING, "full")
     if folder is not None and (folder / "run.yaml").exists():
         saved = read_yaml(folder / "run.yaml")
-        decided |= {name: saved["train"][name] for name in OPTIONS if name in saved.get("train", {})}
+        decided |= {name: saved["train"][name] for name in DECIDED if name in saved.get("train", {})}
         decoding = saved.get("data", {}).get("decoding", decoding)
     if config.data.decoding == "auto" and ":" in config.data.name:
         config = replace(config, data=replace(config.data, decoding=decoding))  # type: ignore[arg-type]
     return with_auto(config, decided)
 
 
-def with_auto(config: RunConfig, decided: Mapping[str, str]) -> RunConfig:
-    """The configuration with these precisions, by name, in the place of "auto".
+def with_auto(config: RunConfig, decided: Mapping[str, Any]) -> RunConfig:
+    """The configuration with these decisions, by name, in the place of "auto".
 
     >>> from unixkd.config import ModelConfig
     >>> config = RunConfig(ModelConfig("vgg8"), train=TrainConfig(teacher_precision="fp32"))
@@ -63,7 +68,7 @@ def with_auto(config: RunConfig, decided: Mapping[str, str]) -> RunConfig:
     'bf16'
     """
     changes = {name: value for name, value in decided.items() if getattr(config.train, name) == "auto"}
-    return replace(config, train=replace(config.train, **changes))  # type: ignore[arg-type]
+    return replace(config, train=replace(config.train, **changes))
 
 
 def settle(
@@ -74,9 +79,10 @@ def settle(
     device: torch.device,
     note: Callable[[str], None],
 ) -> TrainConfig:
-    """The configuration with both networks' precision decided; what a probe found is noted.
+    """The configuration with both networks' precision, and the threads, decided; what a probe found is noted.
 
     Args:
+        config: its threads may be "auto" on a CPU alone, see `known_threads`
         student: probed forward and backward
         teacher: probed forward; None: fp32
         images: gives a batch to probe with
@@ -97,7 +103,11 @@ def settle(
             if speedup is not None:
                 who = "student" if training else "teacher"
                 note(f"{who} in {settled[name]}: bf16 takes {1 / speedup:.0%} of fp32's time here")
-    return replace(config, **settled)  # type: ignore[arg-type]
+    config = replace(config, **settled)  # type: ignore[arg-type]
+    if config.threads == "auto":
+        network = Network(copy.deepcopy(student).train(), dtype=DTYPES[config.precision])
+        config = replace(config, threads=choose_threads(partial(one_pass, network, images(), True), note))
+    return config
 
 
 def has_native_bf16(device: torch.device) -> bool:
@@ -132,13 +142,18 @@ def choose_precision(
 
 
 def probe(module: nn.Module, images: Float[Tensor, "n c h w"], *, training: bool) -> float:
-    """How many times faster a forward (and backward) is in bf16."""
+    """How many times faster a forward (and backward) is in bf16, in one thread by CPU time: whatever else runs."""
     clone = copy.deepcopy(module).train(training)
     calls = {
         name: partial(one_pass, Network(clone, dtype=dtype), images, training)
         for name, dtype in DTYPES.items()
     }
-    seconds = interleaved(calls, ROUNDS, images.device)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        seconds = interleaved(calls, ROUNDS, images.device, limit=LIMIT, least=1, clock=time.process_time)
+    finally:
+        torch.set_num_threads(threads)
     return statistics.median(fp32 / bf16 for fp32, bf16 in zip(seconds["fp32"], seconds["bf16"], strict=True))
 
 

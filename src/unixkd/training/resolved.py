@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +22,7 @@ from unixkd.models.card import PixelModel
 from unixkd.models.loading import build_model, class_names_of, own_num_classes
 from unixkd.models.user_code import code_fingerprint
 from unixkd.names import is_code
+from unixkd.planning.timing import timed_rows
 from unixkd.training.checks import (
     check_data,
     check_network,
@@ -33,6 +35,10 @@ from unixkd.training.distributed.sharding import is_sharded_role
 from unixkd.training.distributed.world import ALONE, World
 from unixkd.training.fingerprint import teacher_fingerprint
 from unixkd.training.precision import remembered, settle
+from unixkd.training.threads import known_threads
+
+PROBED = 4
+"""Images that a probe takes at least."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,7 @@ class Resolved:
     """A configuration and everything it names, checked to fit together.
 
     Args:
-        config: with both precisions decided (by `resolve`)
+        config: with precisions and threads decided (by `resolve`)
         teacher: None for training on labels alone
         fingerprint: of the teacher, and of the student's code, by what a user calls them
     """
@@ -71,21 +77,25 @@ def resolve(
     """
     config = remembered(config, folder)
     built = world.leader_first(lambda: build_run(config, device))
-    if config.train.threads is not None:
+    config = world.once(lambda: decide(built, note, world.size))
+    if isinstance(config.train.threads, int):
         torch.set_num_threads(config.train.threads)
-    return replace(built, config=world.once(lambda: decide_precisions(built, note)))
+    return replace(built, config=config)
 
 
-def decide_precisions(built: Resolved, note: Callable[[str], None]) -> RunConfig:
-    """The configuration with each "auto" precision that is left as a probe says."""
-    config = built.config
-    split, size = built.data.train, config.train.batch_size
+def decide(built: Resolved, note: Callable[[str], None], processes: int = 1) -> RunConfig:
+    """The configuration with each "auto" precision, and the threads, that are left as a probe on a few images says."""
+    split, train = built.data.train, built.config.train
+    rows = timed_rows(train.batch_size, built.data.image_shape[1:], least=PROBED)
 
+    @cache
     def images() -> Tensor:
-        return next(split.train_batches(0, torch.arange(size), size)).pixels.to(built.device)
+        return next(split.train_batches(0, torch.arange(rows), rows)).pixels.to(built.device)
 
-    train = settle(config.train, built.student, built.teacher, images, built.device, note)
-    return replace(config, train=train)
+    train = replace(train, threads=known_threads(train.threads, built.device, processes))
+    return replace(
+        built.config, train=settle(train, built.student, built.teacher, images, built.device, note)
+    )
 
 
 def build_run(config: RunConfig, device: torch.device) -> Resolved:

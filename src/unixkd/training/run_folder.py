@@ -184,7 +184,7 @@ class RunFolder:
         saved = flatten(read_yaml(self.path / "run.yaml"))
         given = flatten(yaml.safe_load(yaml.safe_dump(to_plain(config))))  # tuples are lists there
         usual = flatten(to_plain(RunConfig(config.student, config.teacher)))
-        decided = {"data.decoding", *(f"train.{name}" for name in precision.OPTIONS)}
+        decided = {"data.decoding", *(f"train.{name}" for name in precision.DECIDED)}
         unread = unread_options(config)
         groups = {key.rpartition(".")[0] for key in saved}
         for key in given.keys() - saved.keys():  # an option that is younger than the run
