@@ -1,0 +1,59 @@
+"""`plan`: a pair that is timed as `distill` would run it, within a time box; standard error tells what is going on."""
+
+from __future__ import annotations
+
+import torch
+
+from unixkd.cli.screen import progress
+from unixkd.config import TrainConfig
+from unixkd.models.card import PixelModel
+from unixkd.names import plural
+from unixkd.planning.timing import Pair, timed_rows
+from unixkd.training.precision import DTYPES, settle
+from unixkd.training.resolved import PROBED
+from unixkd.training.threads import known_threads
+
+LIMIT = 12.0
+"""Seconds within which all rounds but the first are timed."""
+LEAST = 8
+"""Images at once, so that shares of a batch in eighths are exact."""
+
+
+def planned_pair(
+    teacher: PixelModel, student: PixelModel, rows: int, size: int, *, timed: bool, most: int | None = None
+) -> Pair:
+    """A pair on random pixels, in the precision and with the threads that a run's probe chooses.
+
+    Args:
+        teacher: the teacher
+        student: the student
+        rows: images of a step
+        size: side of the images
+        timed: whether anything is to be timed; else nothing is probed
+        most: images that are timed at once on a CPU, if their size allows as many
+    """
+    device = next(student.parameters()).device
+    on_cpu = device.type == "cpu"
+    at_once = min(most or rows, timed_rows(rows, (size, size), LEAST)) if on_cpu else rows
+    pair = Pair.on_random_pixels(teacher, student, at_once if timed else 1, size)
+    if not timed:
+        return pair
+    few = timed_rows(at_once, (size, size), PROBED)
+    progress("choosing precision and threads, as distill would")
+    open_config = TrainConfig(threads=known_threads("auto", device))
+    train = settle(open_config, student, teacher, lambda: pair.batch.pixels[:few], device, progress)
+    if isinstance(train.threads, int):
+        torch.set_num_threads(train.threads)
+    progress(f"timing steps of {plural(at_once, 'image')}: within {LIMIT:g} s, or a round of them")
+    dtypes = DTYPES[train.precision], DTYPES[train.teacher_precision]
+    return Pair(teacher, student, pair.batch, *dtypes, scale=rows / at_once, limit=LIMIT)
+
+
+def how_timed(pair: Pair) -> str:
+    """In which precision, with how many threads and images the steps were timed."""
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    student, teacher = names[pair.student_dtype], names[pair.teacher_dtype]
+    precision = student if student == teacher else f"{student} (teacher: {teacher})"
+    longer = f", {pair.scale:g} × as many taken to take {pair.scale:g} × as long" if pair.scale != 1 else ""
+    threads = plural(torch.get_num_threads(), "thread")
+    return f"{precision}, {threads}, {plural(len(pair.batch), 'image')} at once{longer}"

@@ -1,0 +1,64 @@
+"""How many CPU threads to compute with: all, unless a short probe says that one is faster."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from unixkd.config import Threads
+from unixkd.names import plural
+from unixkd.planning.timing import interleaved
+
+SLOWER, ROUNDS, LIMIT = 1.1, 8, 0.5
+"""One thread is chosen where all take longer by this factor; rounds, and seconds, of the probe."""
+
+
+def known_threads(wanted: Threads, device: torch.device, processes: int = 1) -> Threads:
+    """The number of threads where nothing has to be probed, else "auto".
+
+    None, as many as torch has, stands where they decide little, on a GPU, and where processes share a machine. The
+    user's OMP_NUM_THREADS counts as said.
+    """
+    if wanted != "auto":
+        return wanted
+    if device.type != "cpu" or processes > 1:
+        return None
+    every = torch.get_num_threads()
+    return every if every == 1 or "OMP_NUM_THREADS" in os.environ else "auto"
+
+
+def choose_threads(call: Callable[[], object], note: Callable[[str], None] = lambda _: None) -> int:
+    """The better number of threads for a call, all or one; what was found is noted.
+
+    All it is where both are equally fast, as beside other processes: these may end. One it is where all take longer, or
+    as much CPU time as would leave no gain on a free machine; waiting in a spin counts there.
+    """
+    every = torch.get_num_threads()
+    cpu: dict[int, list[float]] = {1: [], every: []}
+
+    def call_with(threads: int) -> None:
+        torch.set_num_threads(threads)
+        started = time.process_time()
+        call()
+        cpu[threads].append(time.process_time() - started)
+
+    try:
+        calls = {threads: partial(call_with, threads) for threads in cpu}
+        wall = interleaved(calls, ROUNDS, torch.device("cpu"), limit=LIMIT, least=1)
+    finally:
+        torch.set_num_threads(every)
+    slower, dearer = (min(seconds[every]) / min(seconds[1]) for seconds in (wall, cpu))
+    chosen = 1 if slower > SLOWER or dearer / every > 1 / SLOWER else every
+    found = f"{every} take {slower:.0%} of the time of one and {dearer:.0%} of its CPU time here"
+    note(f"{plural(chosen, 'thread')}: {found}")
+    return chosen
+
+
+def set_threads(call: Callable[[], object], device: torch.device) -> None:
+    """Compute with the better number of threads from here on."""
+    if known_threads("auto", device) == "auto":
+        torch.set_num_threads(choose_threads(call))
