@@ -102,7 +102,8 @@ class Pair:
 def time_steps(pair: Pair, steps: Iterable[Step], rounds: int) -> dict[Step, list[float]]:
     """Seconds of every step of a run in each round: its forwards and its backward, without optimiser or loading.
 
-    There are as many rounds (≥ 1) as asked for, or as fit the pair's limit.
+    There are as many rounds (≥ 1) as asked for, or as fit the pair's limit. On a CPU steps are compared by CPU time,
+    which other processes hardly change, as shares of the time that all took on the wall.
     """
     batch = pair.batch
     teacher = Network(pair.teacher.requires_grad_(False).eval(), dtype=pair.teacher_dtype)
@@ -125,8 +126,12 @@ def time_steps(pair: Pair, steps: Iterable[Step], rounds: int) -> dict[Step, lis
             teacher_dtype=pair.teacher_dtype,
         )
         calls[step] = _step_call(distiller, replace(batch, answers=answers if step.stored else None))
-    timed = interleaved(calls, rounds, batch.images.device, limit=pair.limit)
-    return {step: [pair.scale * each for each in seconds] for step, seconds in timed.items()}
+    on_cpu = batch.images.device.type == "cpu"
+    clock = time.process_time if on_cpu else time.perf_counter
+    wall, begun = time.perf_counter(), clock()
+    timed = interleaved(calls, rounds, batch.images.device, limit=pair.limit, clock=clock)
+    scale = pair.scale * (time.perf_counter() - wall) / (clock() - begun)
+    return {step: [scale * each for each in seconds] for step, seconds in timed.items()}
 
 
 def _step_call(distiller: Distiller, batch: Batch) -> Callable[[], None]:

@@ -15,6 +15,10 @@ from unixkd.planning.timing import interleaved
 
 SLOWER, ROUNDS, LIMIT = 1.1, 8, 0.5
 """One thread is chosen where all take longer by this factor; rounds, and seconds, of the probe."""
+HOPELESS = 3.0
+"""Times that the first pass of all threads may take longer, as it has to set them up."""
+SMALL = 0.05
+"""CPU seconds of a pass below which threads wait for each other longer than they compute: nothing is probed."""
 
 
 def known_threads(wanted: Threads, device: torch.device, processes: int = 1) -> Threads:
@@ -34,24 +38,30 @@ def known_threads(wanted: Threads, device: torch.device, processes: int = 1) -> 
 def choose_threads(call: Callable[[], object], note: Callable[[str], None] = lambda _: None) -> int:
     """The better number of threads for a call, all or one; what was found is noted.
 
-    All it is where both are equally fast, as beside other processes: these may end. One it is where all take longer, or
-    as much CPU time as would leave no gain on a free machine; waiting in a spin counts there.
+    All it is where both are equally fast, as beside other processes: these may end. One it is where a pass is short, or
+    where all take longer, or as much CPU time as would leave no gain on a free machine; waiting in a spin counts there.
     """
     every = torch.get_num_threads()
-    cpu: dict[int, list[float]] = {1: [], every: []}
+    passes: dict[int, list[tuple[float, float]]] = {1: [], every: []}
 
-    def call_with(threads: int) -> None:
+    def call_with(threads: int) -> tuple[float, float]:
         torch.set_num_threads(threads)
-        started = time.process_time()
+        wall, cpu = time.perf_counter(), time.process_time()
         call()
-        cpu[threads].append(time.process_time() - started)
+        passes[threads].append((time.perf_counter() - wall, time.process_time() - cpu))
+        return passes[threads][-1]
 
     try:
-        calls = {threads: partial(call_with, threads) for threads in cpu}
-        wall = interleaved(calls, ROUNDS, torch.device("cpu"), limit=LIMIT, least=1)
+        wall, cpu = call_with(1)
+        if cpu < SMALL:
+            return 1
+        if call_with(every)[0] < HOPELESS * wall:
+            calls = {threads: partial(call_with, threads) for threads in passes}
+            interleaved(calls, ROUNDS, torch.device("cpu"), limit=LIMIT)
     finally:
         torch.set_num_threads(every)
-    slower, dearer = (min(seconds[every]) / min(seconds[1]) for seconds in (wall, cpu))
+    best = {threads: [min(column) for column in zip(*rows, strict=True)] for threads, rows in passes.items()}
+    slower, dearer = (ours / one for ours, one in zip(best[every], best[1], strict=True))
     chosen = 1 if slower > SLOWER or dearer / every > 1 / SLOWER else every
     found = f"{every} take {slower:.0%} of the time of one and {dearer:.0%} of its CPU time here"
     note(f"{plural(chosen, 'thread')}: {found}")
