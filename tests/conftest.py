@@ -42,6 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
     from unixkd.training import precision
 
     torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # in processes that tests start too
     # Precision "auto" is fp32 on every processor: what a probe has timed would differ from run to run.
     precision.NATIVE = ()
 

@@ -49,7 +49,9 @@ def timings(monkeypatch: pytest.MonkeyPatch, bf16: Seconds) -> list[tuple[Networ
     """fp32 takes a second, bf16 what is said; the passes that were asked for."""
     passes = []
 
-    def interleaved(calls: dict[str, partial], rounds: int, device: torch.device) -> dict[str, list[float]]:
+    def interleaved(
+        calls: dict[str, partial], rounds: int, device: torch.device, **_: object
+    ) -> dict[str, list[float]]:
         passes.extend((call.args[0], call.args[2]) for call in calls.values())
         network = calls["bf16"].args[0]
         return {"fp32": [1.0] * rounds, "bf16": [bf16(network) for _ in range(rounds)]}

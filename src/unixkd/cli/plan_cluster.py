@@ -47,7 +47,7 @@ def plan_cluster(
     gpu = bool(options.tflops) or not on_cpu
     classes = teacher.card.num_classes
     say_pair(options, ledger)
-    say(about(options, plan, size, classes))
+    say(*about(options, plan, size, classes).splitlines())
     console.print(run_table(runs, plan, "GPU" if gpu else "CPU"))
     views = [options.data.views] if options.data.views else VIEWS
     stored = {v: estimate(kd(), plan, ledger, asked=asked_share(plan, v)) for v in views if v <= plan.epochs}

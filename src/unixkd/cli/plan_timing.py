@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from unixkd.cli.screen import progress
@@ -9,9 +11,8 @@ from unixkd.config import TrainConfig
 from unixkd.models.card import PixelModel
 from unixkd.names import plural
 from unixkd.planning.timing import Pair, timed_rows
-from unixkd.training.precision import DTYPES, settle
+from unixkd.training.precision import DTYPES, settle, settle_threads
 from unixkd.training.resolved import PROBED
-from unixkd.training.threads import known_threads
 
 LIMIT = 12.0
 """Seconds within which all rounds but the first are timed."""
@@ -40,8 +41,9 @@ def planned_pair(
         return pair
     few = timed_rows(at_once, (size, size), PROBED)
     progress("choosing precision and threads, as distill would")
-    open_config = TrainConfig(threads=known_threads("auto", device))
-    train = settle(open_config, student, teacher, lambda: pair.batch.pixels[:few], device, progress)
+    images = partial(pair.batch.pixels.__getitem__, slice(few))
+    train = settle(TrainConfig(), student, teacher, images, device, progress)
+    train = settle_threads(train, student, images, device, progress)
     if isinstance(train.threads, int):
         torch.set_num_threads(train.threads)
     progress(f"timing steps of {plural(at_once, 'image')}: within {LIMIT:g} s, or a round of them")

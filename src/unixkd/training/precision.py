@@ -21,7 +21,7 @@ from unixkd.method.network import Network
 from unixkd.names import local_path
 from unixkd.planning.timing import interleaved
 from unixkd.teacher.folder import read_key
-from unixkd.training.threads import choose_threads
+from unixkd.training.threads import choose_threads, known_threads
 
 DTYPES: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
 """What `Network` wants to hear, by the name the command line knows."""
@@ -79,10 +79,9 @@ def settle(
     device: torch.device,
     note: Callable[[str], None],
 ) -> TrainConfig:
-    """The configuration with both networks' precision, and the threads, decided; what a probe found is noted.
+    """The configuration with both networks' precision decided; what a probe found is noted.
 
     Args:
-        config: its threads may be "auto" on a CPU alone, see `known_threads`
         student: probed forward and backward
         teacher: probed forward; None: fp32
         images: gives a batch to probe with
@@ -103,11 +102,23 @@ def settle(
             if speedup is not None:
                 who = "student" if training else "teacher"
                 note(f"{who} in {settled[name]}: bf16 takes {1 / speedup:.0%} of fp32's time here")
-    config = replace(config, **settled)  # type: ignore[arg-type]
-    if config.threads == "auto":
+    return replace(config, **settled)  # type: ignore[arg-type]
+
+
+def settle_threads(
+    config: TrainConfig,
+    student: nn.Module,
+    images: Callable[[], Float[Tensor, "n c h w"]],
+    device: torch.device,
+    note: Callable[[str], None],
+    processes: int = 1,
+) -> TrainConfig:
+    """The configuration with the number of threads decided for the student's precision; what a probe found is noted."""
+    threads = known_threads(config.threads, device, processes)
+    if threads == "auto":
         network = Network(copy.deepcopy(student).train(), dtype=DTYPES[config.precision])
-        config = replace(config, threads=choose_threads(partial(one_pass, network, images(), True), note))
-    return config
+        threads = choose_threads(partial(one_pass, network, images(), True), note)
+    return replace(config, threads=threads)
 
 
 def has_native_bf16(device: torch.device) -> bool:

@@ -34,8 +34,7 @@ from unixkd.training.checks import (
 from unixkd.training.distributed.sharding import is_sharded_role
 from unixkd.training.distributed.world import ALONE, World
 from unixkd.training.fingerprint import teacher_fingerprint
-from unixkd.training.precision import remembered, settle
-from unixkd.training.threads import known_threads
+from unixkd.training.precision import remembered, settle, settle_threads
 
 PROBED = 4
 """Images that a probe takes at least."""
@@ -92,9 +91,9 @@ def decide(built: Resolved, note: Callable[[str], None], processes: int = 1) -> 
     def images() -> Tensor:
         return next(split.train_batches(0, torch.arange(rows), rows)).pixels.to(built.device)
 
-    train = replace(train, threads=known_threads(train.threads, built.device, processes))
+    train = settle(train, built.student, built.teacher, images, built.device, note)
     return replace(
-        built.config, train=settle(train, built.student, built.teacher, images, built.device, note)
+        built.config, train=settle_threads(train, built.student, images, built.device, note, processes)
     )
 
 
