@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,3 +56,15 @@ def ratio(over: Samples, under: Samples) -> dict[str, Any]:
     low, _, high = statistics.quantiles(values, n=4) if len(values) > 1 else (values[0],) * 3
     cpu = statistics.median(a / b for a, b in zip(over.cpu, under.cpu, strict=True))
     return {"median": statistics.median(values), "quartiles": [low, high], "cpu": cpu, "n": len(values)}
+
+
+@contextmanager
+def busy_core() -> Iterator[None]:
+    """Within, another process keeps the last core that this one may use busy."""
+    spin = "import os; os.sched_setaffinity(0, [max(os.sched_getaffinity(0))])\nwhile True: pass"
+    process = subprocess.Popen([sys.executable, "-c", spin])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()

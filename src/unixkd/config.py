@@ -20,7 +20,6 @@ from unixkd.errors import UserError, parse_yaml, read_text
 
 Precision = Literal["auto", "fp32", "bf16"]
 Positive = Annotated[int, Meta(ge=1)]
-Threads = Literal["auto"] | Positive | None
 NotNegative = Annotated[int, Meta(ge=0)]
 Seed = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Pixels = Annotated[int, Meta(ge=1, le=4096)]
@@ -271,7 +270,7 @@ class TrainConfig:
     precision: Precision = "auto"
     teacher_precision: Precision = "auto"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    threads: Threads = "auto"
+    threads: Literal["auto"] | Positive | None = "auto"
     channels_last: bool = True
     fused: bool = True
     flush_denormal: bool = True

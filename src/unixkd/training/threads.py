@@ -6,12 +6,14 @@ import os
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Literal
 
 import torch
 
-from unixkd.config import Threads
 from unixkd.names import plural
 from unixkd.planning.timing import interleaved
+
+Threads = int | Literal["auto"] | None
 
 SLOWER, ROUNDS, LIMIT = 1.1, 8, 0.5
 """One thread is chosen where all take longer by this factor; rounds, and seconds, of the probe."""
