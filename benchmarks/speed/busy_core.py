@@ -33,7 +33,7 @@ from timing import busy_core
 PAIR, QUICK = ("wrn_40_2", "wrn_16_2"), ("resnet20", "resnet8")
 PRECISIONS = ("auto", "fp32")
 IMAGES, CLASSES, SIZE = 512, 100, 32
-ROUNDS, QUICK_ROUNDS = 6, 2
+ROUNDS, QUICK_ROUNDS = 5, 2
 
 
 def child(folder: Path, teacher: str, student: str, threads: str, precision: str) -> None:
