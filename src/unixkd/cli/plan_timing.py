@@ -23,15 +23,9 @@ LEAST = 8
 def planned_pair(
     teacher: PixelModel, student: PixelModel, rows: int, size: int, *, timed: bool, most: int | None = None
 ) -> Pair:
-    """A pair on random pixels, in the precision and with the threads that a run's probe chooses.
+    """A pair on random pixels, in the precision and with the threads that a probe chooses; untimed, none is probed.
 
-    Args:
-        teacher: the teacher
-        student: the student
-        rows: images of a step
-        size: side of the images
-        timed: whether anything is to be timed; else nothing is probed
-        most: images that are timed at once on a CPU, if their size allows as many
+    On a CPU few of a step's `rows` are timed at once, as their size allows, and at `most` so many.
     """
     device = next(student.parameters()).device
     on_cpu = device.type == "cpu"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import statistics
 import time
@@ -168,7 +167,7 @@ def interleaved(
     """
     seconds: dict[K, list[float]] = {key: [] for key in calls}
     begun = time.perf_counter()
-    for done in itertools.count():
+    for done in range(rounds + 1):
         for key in list(calls) if done % 2 else reversed(list(calls)):
             synchronize(device)
             started = clock()
@@ -176,9 +175,9 @@ def interleaved(
             synchronize(device)
             seconds[key].append(clock() - started)
         taken = time.perf_counter() - begun
-        if done == rounds or (done >= least and taken * (done + 2) / (done + 1) > limit):
-            return {key: each[1:] or each for key, each in seconds.items()}
-    raise AssertionError
+        if done >= least and taken * (done + 2) / (done + 1) > limit:
+            break
+    return {key: each[1:] or each for key, each in seconds.items()}
 
 
 def median_and_ratio(seconds: Sequence[float], kd_seconds: Sequence[float]) -> tuple[float, float]:

@@ -25,8 +25,7 @@ from unixkd.training.threads import choose_threads, known_threads
 
 DTYPES: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
 """What `Network` wants to hear, by the name the command line knows."""
-ROUNDS, LIMIT = 3, 1.0
-"""Of a probe, and the seconds within which all but the first are begun."""
+ROUNDS, LIMIT = 3, 1.0  # seconds, within which all rounds but the first end
 GAIN = 1.05
 """bf16 is chosen where it is faster by more than this factor: at par, full precision is the better bargain."""
 NATIVE = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
