@@ -50,12 +50,13 @@ class Job:
 
 
 def decide_once(base: RunConfig, out: Path, note: Callable[[str], None]) -> RunConfig:
-    """The protocol with the precision decided for all runs alike: as an earlier one in `out`, else by a probe."""
+    """The protocol with what a probe decides, decided for all runs alike: as an earlier one in `out`, else by it."""
     if (earlier := min(out.glob("runs/*/run.yaml"), default=None)) is not None:
         return remembered(base, earlier.parent)
     device = pick_device(base.train)
     if not has_native_bf16(device):  # nothing to probe
-        return with_auto(remembered(base, None), dict.fromkeys(OPTIONS, "fp32"))
+        decided = {**dict.fromkeys(OPTIONS, "fp32"), "frozen_teacher": "eager"}
+        return with_auto(remembered(base, None), decided)
     return resolve(base, device, None, note).config
 
 

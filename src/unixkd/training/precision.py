@@ -31,7 +31,7 @@ TEACHER_PRECISION = "teacher precision"
 """Name of the precision that answers were computed in, in the key of their store."""
 DECODING = "decoding of the images"
 """Name in that key of data.decoding where it is not full, which it was before it had a name."""
-OPTIONS = ("precision", "teacher_precision")
+OPTIONS = ("precision", "teacher_precision", "frozen_teacher")
 """Options of `train` whose "auto" a run decides at its start; its run.yaml holds what was decided."""
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +22,11 @@ from unixkd.method.objective import Objective
 from unixkd.models.card import PixelModel
 from unixkd.models.loading import build_model, class_names_of, own_num_classes
 from unixkd.models.user_code import code_fingerprint
-from unixkd.names import is_code
+from unixkd.names import is_code, local_path
+from unixkd.planning.catalogue import Strategy
+from unixkd.planning.expected import Workload, expected_images
+from unixkd.planning.strategies import teacher_forwards
+from unixkd.teacher.folder import read_key
 from unixkd.training.checks import (
     check_data,
     check_network,
@@ -32,7 +38,8 @@ from unixkd.training.checks import (
 from unixkd.training.distributed.sharding import is_sharded_role
 from unixkd.training.distributed.world import ALONE, World
 from unixkd.training.fingerprint import teacher_fingerprint
-from unixkd.training.precision import remembered, settle
+from unixkd.training.frozen_teacher import FORMS, TeacherForms
+from unixkd.training.precision import DTYPES, remembered, settle
 
 
 @dataclass(frozen=True)
@@ -40,9 +47,10 @@ class Resolved:
     """A configuration and everything it names, checked to fit together.
 
     Args:
-        config: with both precisions decided (by `resolve`)
+        config: with both precisions and the teacher's form decided (by `resolve`)
         teacher: None for training on labels alone
         fingerprint: of the teacher, and of the student's code, by what a user calls them
+        form: the teacher in the form in which it is asked (by `resolve`); None: as it is
     """
 
     config: RunConfig
@@ -53,6 +61,12 @@ class Resolved:
     method: Method
     objective: Objective
     fingerprint: Mapping[str, str]
+    form: PixelModel | None = None
+
+    @property
+    def asked(self) -> PixelModel | None:
+        """The network that answers for the teacher."""
+        return self.teacher if self.form is None else self.form
 
 
 def resolve(
@@ -73,19 +87,73 @@ def resolve(
     built = world.leader_first(lambda: build_run(config, device))
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
-    return replace(built, config=world.once(lambda: decide_precisions(built, note)))
+    built = replace(built, config=world.once(lambda: decide_precisions(built, note)))
+    return with_form(built, note, world)
 
 
 def decide_precisions(built: Resolved, note: Callable[[str], None]) -> RunConfig:
     """The configuration with each "auto" precision that is left as a probe says."""
-    config = built.config
-    split, size = built.data.train, config.train.batch_size
-
-    def images() -> Tensor:
-        return next(split.train_batches(0, torch.arange(size), size)).pixels.to(built.device)
-
+    config, images = built.config, partial(first_batch, built)
     train = settle(config.train, built.student, built.teacher, images, built.device, note)
     return replace(config, train=train)
+
+
+def first_batch(built: Resolved) -> Tensor:
+    """A batch of training images `[N, C, H, W]`, the same at each start of a run."""
+    size = built.config.train.batch_size
+    return next(built.data.train.train_batches(0, torch.arange(size), size)).pixels.to(built.device)
+
+
+def with_form(built: Resolved, note: Callable[[str], None], world: World) -> Resolved:
+    """The run with its teacher in the configured form; "auto" is decided, on a CPU by a probe in the leader."""
+    config, train, teacher = built.config, built.config.train, built.teacher
+    wanted = train.frozen_teacher
+    if wanted == "auto" and (teacher is None or not is_probed(built)):
+        wanted = "eager"
+    if teacher is not None and wanted != "eager":
+        layout = torch.channels_last if train.channels_last else torch.contiguous_format
+        dtype, images = DTYPES[train.teacher_precision], partial(first_batch, built)
+        forms = TeacherForms(teacher, dtype, layout, images, note if world.leads else ignored)
+        if wanted == "auto":
+            rows, pixels = (
+                rows_asked(config, built.method, built.data) / world.size,
+                math.prod(built.data.image_shape[1:]),
+            )
+            wanted = world.once(lambda: forms.choose(rows, pixels))
+        built = replace(built, form=world.leader_first(lambda: forms.get(wanted)))
+    return replace(built, config=replace(config, train=replace(train, frozen_teacher=wanted)))
+
+
+def is_probed(built: Resolved) -> bool:
+    """Whether other forms of the teacher may be tried; on a GPU none has been."""
+    train = built.config.train
+    asked = any(term.loss.needs_teacher for term in built.objective)
+    whole = not (train.compile or is_sharded_role(train, "teacher") or reads_features(built.objective))
+    return asked and whole and built.device.type == "cpu"
+
+
+def reads_features(objective: Objective) -> bool:
+    """Whether a loss compares features inside the networks."""
+    return any(isinstance(term.loss, FeatureLoss) for term in objective)
+
+
+def rows_asked(config: RunConfig, method: Method, data: Data) -> float:
+    """Images on which a run's teacher is expected to be run, all processes together; a store that is there is full."""
+    split, epochs = data.train, config.train.epochs
+    workload = Workload(
+        len(split), config.train.batch_size, epochs, views=split.num_views, in_turn=split.in_turn
+    )
+    rows = expected_images(method, workload.sizes, epochs)["teacher_forwarded"]
+    if config.answers.path is None or split.num_views is None:
+        return rows
+    strategy = Strategy(method.name, config.method, stored=True, mixed=split.mixes is not None)
+    forwards = teacher_forwards(strategy, workload)
+    asked = 0.0 if read_key(local_path(config.answers.path)) else forwards.asked
+    return rows - (forwards.needed - asked) * len(split)
+
+
+def ignored(text: str) -> None:
+    """Notes of processes that do not lead are those of the leader once more."""
 
 
 def build_run(config: RunConfig, device: torch.device) -> Resolved:
@@ -110,8 +178,25 @@ def read_method(config: RunConfig, device: torch.device) -> tuple[Method, Object
     objective = build_objective(config.loss, method, config.train.label_smoothing)
     if config.teacher is None and method.teacher:
         raise UserError(f"method {method.name} needs a teacher")
-    if config.train.compile and any(isinstance(term.loss, FeatureLoss) for term in objective):
-        raise UserError("at and sp read features inside the networks, which --train.compile does not allow")
+    if reads_features(objective):
+        if config.train.compile:
+            raise UserError(
+                "at and sp read features inside the networks, which --train.compile does not allow"
+            )
+        if (form := config.train.frozen_teacher) in FORMS[1:]:
+            raise UserError(
+                f"at and sp read features inside the teacher, which is not there {form}: leave "
+                "--train.frozen_teacher at auto"
+            )
+    if config.train.frozen_teacher == "compiled" and device.type != "cpu":
+        raise UserError(
+            f"a frozen teacher is compiled on a CPU only, not on {device.type}: give --train.frozen_teacher folded, or "
+            "--train.compile for both networks"
+        )
+    if config.train.frozen_teacher in FORMS[1:] and is_sharded_role(config.train, "teacher"):
+        raise UserError(
+            "a teacher that is sharded over processes is asked as it is: leave --train.frozen_teacher out"
+        )
     if method.mixes_answers and config.answers.path is None:
         raise UserError(
             f"method {method.name} mixes stored answers: give --answers.path, where to store them"
