@@ -13,15 +13,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from operator import truediv
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from unixkd.config import TeacherForm
 from unixkd.errors import first_line
-from unixkd.method.network import Network, set_eval
+from unixkd.method.network import Network, logits_of, set_eval
 from unixkd.models.card import PixelModel
 from unixkd.planning.timing import interleaved, synchronize
 from unixkd.training.memory import ran_out
@@ -67,15 +70,27 @@ class CompiledNet(nn.Module):
         # Strides are compared at every call, and those of an axis of length 1 differ from caller to caller.
         inputs = torch.empty_like(images, memory_format=self.layout).copy_(images)
         torch._dynamo.mark_dynamic(inputs, 0)
-        logits: Tensor = self.net(inputs)
-        return logits[:rows]
+        return logits_of(self.net(inputs), self.net)[:rows]
+
+
+class Uses(TorchFunctionMode):
+    """Inside, how often tensors go into something that gives a tensor is counted, by their id."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number: Counter[int] = Counter()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if any(isinstance(leaf, Tensor) for leaf in tree_leaves(out)):
+            self.number.update(id(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
+        return out
 
 
 def fold(net: nn.Module, forward: Callable[[], object]) -> int:
-    """Fold each BatchNorm that follows a convolution into it, in place; how many there are.
+    """Fold each BatchNorm that alone reads a convolution's output into the convolution, in place; how many there are.
 
-    Which one follows which is seen in a forward. Whether a convolution's output is read by something else too is not,
-    so the logits have to be compared afterwards.
+    Which ones do is seen in a forward; a network may do otherwise in another one, so compare its logits afterwards.
 
     >>> net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.BatchNorm2d(2)).eval()
     >>> fold(net, lambda: net(torch.ones(1, 1, 2, 2)))
@@ -84,30 +99,33 @@ def fold(net: nn.Module, forward: Callable[[], object]) -> int:
     ['Conv2d', 'Identity', 'BatchNorm2d']
     """
     calls: Counter[nn.Module] = Counter()
+    uses = Uses()
     outputs: dict[int, tuple[nn.Conv2d, Tensor]] = {}  # the tensors too: ids of what is freed come again
-    pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
+    pairs: list[tuple[int, nn.BatchNorm2d]] = []
 
     def watch(module: nn.Module, inputs: tuple[object, ...], output: Tensor) -> None:
         calls[module] += 1
         if isinstance(module, nn.Conv2d):
             outputs[id(output)] = (module, output)
+            uses.number[id(output)] = 0  # what had this id before was another tensor
         elif isinstance(module, nn.BatchNorm2d) and inputs and id(inputs[0]) in outputs:
-            pairs.append((outputs[id(inputs[0])][0], module))
+            pairs.append((id(inputs[0]), module))
 
     names = {module: name for name, module in net.named_modules()}
     plain = [m for m in names if type(m) in (nn.Conv2d, nn.BatchNorm2d)]  # a subclass may do something else
     hooks = [module.register_forward_hook(watch) for module in plain]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), uses:
             forward()
     finally:
         for hook in hooks:
             hook.remove()
-    pairs = [(c, n) for c, n in pairs if calls[c] == calls[n] == 1 and n.running_mean is not None]
-    for conv, norm in pairs:
+    alone = [(outputs[place][0], norm) for place, norm in pairs if uses.number[place] == 1]
+    found = [(c, n) for c, n in alone if calls[c] == calls[n] == 1 and n.running_mean is not None]
+    for conv, norm in found:
         net.set_submodule(names[conv], fuse_conv_bn_eval(conv, norm))
         net.set_submodule(names[norm], nn.Identity())
-    return len(pairs)
+    return len(found)
 
 
 @dataclass
@@ -167,6 +185,7 @@ class TeacherForms:
         model = copy.deepcopy(self.teacher)
         if not fold(model.net, lambda: model(self.images[:2])):
             raise RefusedError("no BatchNorm follows a convolution in it")
+        set_eval(model)
         return model.to(memory_format=self.layout)
 
     def compiled(self) -> PixelModel:
