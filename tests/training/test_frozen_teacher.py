@@ -15,9 +15,9 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from running import DATA, distilled, has_compiler, make_teacher, metrics, model_bytes, weights
+from running import DATA, alone, distilled, has_compiler, make_teacher, metrics, model_bytes, weights
 from slow import TinyNet, images_of
-from unixkd.config import AnswersConfig, LossConfig
+from unixkd.config import AnswersConfig, LossConfig, ModelConfig
 from unixkd.errors import UserError
 from unixkd.method.network import Network
 from unixkd.models import create_model
@@ -113,11 +113,11 @@ class Branching(TinyNet):
 
 
 class ByShape(TinyNet):
-    """What is done depends on the batch: on two images a BatchNorm follows, on more it does not."""
+    """What is done depends on the batch: on eight images no BatchNorm follows, else it does."""
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.stem[0](images)
-        return self.head(self.body(self.stem[1](x) if len(x) == 2 else x).mean(dim=(2, 3)))
+        return self.head(self.body(self.stem[1](x) if len(x) != 8 else x).mean(dim=(2, 3)))
 
 
 @pytest.mark.parametrize(
@@ -351,10 +351,25 @@ def test_a_compiled_teacher_gives_the_eager_logits_on_batches_of_any_size(dtype)
                 assert (ours - full).norm() <= allowed
 
 
+SMALL_NETWORK = """
+from torch import nn
+
+
+class Small(nn.Sequential):
+    def __init__(self, num_classes, in_channels):
+        layers = [nn.Conv2d(in_channels, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten()]
+        super().__init__(*layers, nn.Linear(8 * 6 * 6, num_classes))
+"""
+
+
 @needs_compiler
-def test_a_compiled_teacher_is_the_same_run_again_and_resumed(teacher, tmp_path):
+def test_a_compiled_teacher_is_the_same_run_again_and_resumed(tmp_path):
     """Resumed after a kill, compiled anew; the mean loss is the eager run's but for rounding."""
-    config = distilled(teacher, "unix", frozen_teacher="compiled")
+    (tmp_path / "small.py").write_text(SMALL_NETWORK)
+    code = f"{tmp_path}/small.py:Small"
+    run(alone(code, epochs=1), tmp_path / "teacher")
+    config = distilled(tmp_path / "teacher", "unix", frozen_teacher="compiled")
+    config = replace(config, teacher=ModelConfig(str(tmp_path / "teacher"), code=code))
     notes: list[Event] = []
     run(config, tmp_path / "whole", display=notes.append)
     assert not any(isinstance(event, Note) and "cannot" in event.text for event in notes)
@@ -376,7 +391,7 @@ def test_a_compiled_teacher_is_the_same_run_again_and_resumed(teacher, tmp_path)
 def test_without_a_compiler_the_teacher_is_folded(monkeypatch):
     torch._dynamo.reset()
     notes: list[str] = []
-    forms = replace(forms_of(model_of(TinyNet(num_classes=4, width=6))), note=notes.append)
+    forms = replace(forms_of(model_of(TinyNet(width=6))), note=notes.append)
     with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",), "force_disable_caches": True}):
         assert forms.get("compiled") is forms.made["folded"]
     assert len(notes) == 1

@@ -40,6 +40,8 @@ GAIN = 1.02
 """A form is chosen where it is faster by more than this factor."""
 TOLERANCE, FLOOR = 1.5, 1e-3
 """A form's logits may be so many times as far from fp32's as the eager ones are, or as far as this share of them."""
+LEAST_ROWS = 16
+"""Smaller batches are filled up: torch compiles its convolutions anew for fewer."""
 CHECKED = 63
 """Images to compare logits on; an odd number, as an epoch's last batch may have."""
 
@@ -65,10 +67,10 @@ class CompiledNet(nn.Module):
     def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n classes"]:
         """The network's logits."""
         rows = len(images)
-        if rows == 1:  # which dynamo would compile anew for
-            images = torch.cat([images, images])
-        # Strides are compared at every call, and those of an axis of length 1 differ from caller to caller.
-        inputs = torch.empty_like(images, memory_format=self.layout).copy_(images)
+        shape = (max(rows, LEAST_ROWS), *images.shape[1:])
+        # A new tensor always: strides are compared too, and those of an axis of length 1 differ from caller to caller.
+        inputs = torch.empty(shape, dtype=images.dtype, device=images.device, memory_format=self.layout)
+        inputs[:rows], inputs[rows:] = images, 0.0
         torch._dynamo.mark_dynamic(inputs, 0)
         return logits_of(self.net(inputs), self.net)[:rows]
 
