@@ -27,7 +27,6 @@ from unixkd.errors import first_line
 from unixkd.method.network import Network, logits_of, set_eval
 from unixkd.models.card import PixelModel
 from unixkd.planning.timing import interleaved, synchronize
-from unixkd.training.memory import ran_out
 
 FORMS = ("eager", "folded", "compiled")
 """Each includes what the one before it does."""
@@ -175,9 +174,11 @@ class TeacherForms:
             try:
                 model = self.folded() if form == "folded" else self.compiled()
                 self.check(model)
-            except Exception as error:  # whatever a network, or a compiler of it, may raise
-                if isinstance(error, RefusedError) or ran_out(error):
-                    raise
+            except RefusedError:
+                raise
+            except (
+                Exception
+            ) as error:  # whatever a network, or a compiler of it, may raise; a copy needs memory, too
                 raise RefusedError(first_line(error)) from error
             self.made[form] = model
         return self.made[form]
@@ -214,7 +215,10 @@ class TeacherForms:
             for each, dtype in ((self.teacher, None), (self.teacher, self.dtype), (model, self.dtype))
         )
         allowed = torch.maximum(TOLERANCE * (eager - full).norm(), FLOOR * full.norm())
-        if not (distance := (ours - full).norm()) <= allowed:  # also where something is NaN
+        distance = (ours - full).norm()
+        if not distance.isfinite():
+            raise RefusedError("logits on the first images are not finite")
+        if distance > allowed:
             raise RefusedError(f"its logits would differ by {distance / full.norm():.1%} of their size")
 
     def choose(self, rows: float, pixels: int) -> TeacherForm:
@@ -224,10 +228,8 @@ class TeacherForms:
             pixels: of an image
         """
         weights = sum(parameter.numel() for parameter in self.teacher.parameters())
-        most = (
-            2 * weights * max((self.teacher.card.size or 0) ** 2, pixels)
-        )  # each weight meets each pixel at most once
-        if most * rows < LEAST_WORK * SLOWEST:
+        pixels = max(pixels, (self.teacher.card.size or 0) ** 2)
+        if 2 * weights * pixels * rows < LEAST_WORK * SLOWEST:  # a weight meets each pixel at most once
             return "eager"
         self.ask(self.teacher)
         work = rows / len(self.images) * self.seconds(partial(self.ask, self.teacher))

@@ -115,10 +115,8 @@ def with_form(built: Resolved, note: Callable[[str], None], world: World) -> Res
         dtype, images = DTYPES[train.teacher_precision], partial(first_batch, built)
         forms = TeacherForms(teacher, dtype, layout, images, note if world.leads else ignored)
         if wanted == "auto":
-            rows, pixels = (
-                rows_asked(config, built.method, built.data) / world.size,
-                math.prod(built.data.image_shape[1:]),
-            )
+            rows = rows_asked(config, built.method, built.data) / world.size
+            pixels = math.prod(built.data.image_shape[1:])
             wanted = world.once(lambda: forms.choose(rows, pixels))
         built = replace(built, form=world.leader_first(lambda: forms.get(wanted)))
     return replace(built, config=replace(config, train=replace(train, frozen_teacher=wanted)))
