@@ -34,7 +34,7 @@ LEAST_WORK = 600.0
 """Seconds of the teacher's work in a run below which nothing is tried: to compile takes up to a minute."""
 SLOWEST = 5e9
 """FLOPs a second that every processor reaches: what would be short even so is not timed."""
-ROUNDS = 3
+ROUNDS = 5
 GAIN = 1.02
 """A form is chosen where it is faster by more than this factor."""
 TOLERANCE, FLOOR = 1.5, 1e-3
