@@ -301,7 +301,7 @@ def test_losses_on_features_read_the_teacher_as_it_is(form, teacher, tmp_path, m
     config = replace(distilled(teacher, "kd", epochs=1), loss=LossConfig(sp=1.0))
     run(config, tmp_path / "run")
     assert form_in(tmp_path / "run") == "eager"
-    with pytest.raises(UserError, match="which is not there"):
+    with pytest.raises(UserError, match="at and sp read features inside the teacher"):
         read_method(replace(config, train=replace(config.train, frozen_teacher=form)), CPU)
 
 

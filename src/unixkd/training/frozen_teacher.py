@@ -10,6 +10,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from operator import truediv
@@ -26,7 +27,7 @@ from unixkd.config import TeacherForm
 from unixkd.errors import first_line
 from unixkd.method.network import Network, logits_of, set_eval
 from unixkd.models.card import PixelModel
-from unixkd.planning.timing import interleaved, synchronize
+from unixkd.planning.timing import interleaved
 
 FORMS = ("eager", "folded", "compiled")
 """Each includes what the one before it does."""
@@ -114,13 +115,10 @@ def fold(net: nn.Module, forward: Callable[[], object]) -> int:
 
     names = {module: name for name, module in net.named_modules()}
     plain = [m for m in names if type(m) in (nn.Conv2d, nn.BatchNorm2d)]  # a subclass may do something else
-    hooks = [module.register_forward_hook(watch) for module in plain]
-    try:
-        with torch.no_grad(), uses:
-            forward()
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with torch.no_grad(), uses, ExitStack() as hooks:
+        for module in plain:
+            hooks.enter_context(module.register_forward_hook(watch))
+        forward()
     alone = [(outputs[place][0], norm) for place, norm in pairs if uses.number[place] == 1]
     found = [(c, n) for c, n in alone if calls[c] == calls[n] == 1 and n.running_mean is not None]
     for conv, norm in found:
@@ -155,7 +153,6 @@ class TeacherForms:
 
     @cached_property
     def images(self) -> Float[Tensor, "n c h w"]:
-        """The batch."""
         return self.batch()
 
     def get(self, form: str) -> PixelModel:
@@ -204,7 +201,6 @@ class TeacherForms:
 
     @torch.no_grad()
     def ask(self, model: PixelModel) -> Tensor:
-        """A forward of the batch."""
         return Network(model, dtype=self.dtype)(self.images).logits
 
     @torch.no_grad()
@@ -222,11 +218,7 @@ class TeacherForms:
             raise RefusedError(f"its logits would differ by {distance / full.norm():.1%} of their size")
 
     def choose(self, rows: float, pixels: int) -> TeacherForm:
-        """The form that takes the least time for so many images, what it takes to compile included; it is noted.
-
-        Args:
-            pixels: of an image
-        """
+        """The form that takes the least time for so many images of so many pixels, set-up included; it is noted."""
         weights = sum(parameter.numel() for parameter in self.teacher.parameters())
         pixels = max(pixels, (self.teacher.card.size or 0) ** 2)
         if 2 * weights * pixels * rows < LEAST_WORK * SLOWEST:  # a weight meets each pixel at most once
@@ -238,9 +230,8 @@ class TeacherForms:
         setup = self.seconds(partial(self.get, "compiled"))
         calls = {form: partial(self.ask, model) for form, model in self.made.items()}
         seconds = interleaved(calls, ROUNDS, self.images.device)
-        share = {
-            form: statistics.median(map(truediv, each, seconds["eager"])) for form, each in seconds.items()
-        }
+        eager = seconds["eager"]
+        share = {form: statistics.median(map(truediv, each, eager)) for form, each in seconds.items()}
         form = best_form(share, work, setup)
         shares = ", ".join(f"{name} {share[name]:.0%}" for name in FORMS[1:] if name in share)
         if shares:
@@ -251,10 +242,9 @@ class TeacherForms:
         return form
 
     def seconds(self, call: Callable[[], object]) -> float:
-        """What a call takes."""
+        """What a call takes, on a CPU."""
         started = time.perf_counter()
         call()
-        synchronize(self.images.device)
         return time.perf_counter() - started
 
 

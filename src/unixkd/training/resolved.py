@@ -113,13 +113,26 @@ def with_form(built: Resolved, note: Callable[[str], None], world: World) -> Res
     if teacher is not None and wanted != "eager":
         layout = torch.channels_last if train.channels_last else torch.contiguous_format
         dtype, images = DTYPES[train.teacher_precision], partial(first_batch, built)
-        forms = TeacherForms(teacher, dtype, layout, images, note if world.leads else ignored)
+        forms = TeacherForms(teacher, dtype, layout, images, note if world.leads else lambda _: None)
         if wanted == "auto":
             rows = rows_asked(config, built.method, built.data) / world.size
             pixels = math.prod(built.data.image_shape[1:])
             wanted = world.once(lambda: forms.choose(rows, pixels))
         built = replace(built, form=world.leader_first(lambda: forms.get(wanted)))
     return replace(built, config=replace(config, train=replace(train, frozen_teacher=wanted)))
+
+
+def check_form(train: TrainConfig, objective: Objective, device: torch.device) -> None:
+    """Raise where the teacher cannot be had in the form that is asked for."""
+    why = None
+    if reads_features(objective):
+        why = "at and sp read features inside the teacher"
+    elif is_sharded_role(train, "teacher"):
+        why = "the teacher is sharded over processes"
+    elif train.frozen_teacher == "compiled" and device.type != "cpu":
+        why = f"it is compiled on a CPU only, not on {device.type}"
+    if why and train.frozen_teacher in FORMS[1:]:
+        raise UserError(f"{why}: leave --train.frozen_teacher {train.frozen_teacher} out")
 
 
 def is_probed(built: Resolved) -> bool:
@@ -137,10 +150,8 @@ def reads_features(objective: Objective) -> bool:
 
 def rows_asked(config: RunConfig, method: Method, data: Data) -> float:
     """Images on which a run's teacher is expected to be run, all processes together; a store that is there is full."""
-    split, epochs = data.train, config.train.epochs
-    workload = Workload(
-        len(split), config.train.batch_size, epochs, views=split.num_views, in_turn=split.in_turn
-    )
+    split, size, epochs = data.train, config.train.batch_size, config.train.epochs
+    workload = Workload(len(split), size, epochs, views=split.num_views, in_turn=split.in_turn)
     rows = expected_images(method, workload.sizes, epochs)["teacher_forwarded"]
     if config.answers.path is None or split.num_views is None:
         return rows
@@ -148,10 +159,6 @@ def rows_asked(config: RunConfig, method: Method, data: Data) -> float:
     forwards = teacher_forwards(strategy, workload)
     asked = 0.0 if read_key(local_path(config.answers.path)) else forwards.asked
     return rows - (forwards.needed - asked) * len(split)
-
-
-def ignored(text: str) -> None:
-    """Notes of processes that do not lead are those of the leader once more."""
 
 
 def build_run(config: RunConfig, device: torch.device) -> Resolved:
@@ -176,25 +183,9 @@ def read_method(config: RunConfig, device: torch.device) -> tuple[Method, Object
     objective = build_objective(config.loss, method, config.train.label_smoothing)
     if config.teacher is None and method.teacher:
         raise UserError(f"method {method.name} needs a teacher")
-    if reads_features(objective):
-        if config.train.compile:
-            raise UserError(
-                "at and sp read features inside the networks, which --train.compile does not allow"
-            )
-        if (form := config.train.frozen_teacher) in FORMS[1:]:
-            raise UserError(
-                f"at and sp read features inside the teacher, which is not there {form}: leave "
-                "--train.frozen_teacher at auto"
-            )
-    if config.train.frozen_teacher == "compiled" and device.type != "cpu":
-        raise UserError(
-            f"a frozen teacher is compiled on a CPU only, not on {device.type}: give --train.frozen_teacher folded, or "
-            "--train.compile for both networks"
-        )
-    if config.train.frozen_teacher in FORMS[1:] and is_sharded_role(config.train, "teacher"):
-        raise UserError(
-            "a teacher that is sharded over processes is asked as it is: leave --train.frozen_teacher out"
-        )
+    if config.train.compile and reads_features(objective):
+        raise UserError("at and sp read features inside the networks, which --train.compile does not allow")
+    check_form(config.train, objective, device)
     if method.mixes_answers and config.answers.path is None:
         raise UserError(
             f"method {method.name} mixes stored answers: give --answers.path, where to store them"
