@@ -19,6 +19,7 @@ from msgspec import Meta
 from unixkd.errors import UserError, parse_yaml, read_text
 
 Precision = Literal["auto", "fp32", "bf16"]
+TeacherForm = Literal["auto", "eager", "folded", "compiled"]
 Positive = Annotated[int, Meta(ge=1)]
 NotNegative = Annotated[int, Meta(ge=0)]
 Seed = Annotated[int, Meta(ge=0, le=2**63 - 1)]
@@ -233,6 +234,8 @@ class TrainConfig:
         seed: seed of initial weights, order of images and every draw of the method
         precision: auto | fp32 | bf16 of the student (weights stay fp32); auto: bf16 where it is faster here
         teacher_precision: auto | fp32 | bf16 of the teacher
+        frozen_teacher: eager | folded (BatchNorm into convolutions) | compiled (folded, then torch.compile, weights
+            packed once; CPU) | auto: what is fastest here, where a run is long enough to find out
         device: auto | cpu | cuda | mps
         threads: CPU threads, auto (all, or one where a probe says that it is faster here) or null (torch's number)
         channels_last: keep images and weights in channels_last
@@ -269,6 +272,7 @@ class TrainConfig:
     seed: Seed = 0
     precision: Precision = "auto"
     teacher_precision: Precision = "auto"
+    frozen_teacher: TeacherForm = "auto"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     threads: Literal["auto"] | Positive | None = "auto"
     channels_last: bool = True
@@ -366,7 +370,9 @@ GONE: dict[str, Any] = {
 
 
 def decided_before(values: dict[str, Any]) -> dict[str, Any]:
-    """A run.yaml's options with what older runs did without saying so: they decoded images in full."""
+    """A run.yaml's options with what older runs did without saying so: images decoded in full, an eager teacher."""
+    if isinstance(values.get("train"), dict):
+        values = {**values, "train": {"frozen_teacher": "eager", **values["train"]}}
     data = values.get("data")
     if not isinstance(data, dict) or ":" not in str(data.get("name")):  # digits and CIFAR are at one scale
         return values

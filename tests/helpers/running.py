@@ -126,3 +126,8 @@ def stop_and_resume(config: RunConfig, folder: Path, *at: int) -> None:
                 run(config, folder, mode="resume")
         assert not (folder / "summary.json").exists()
     run(config, folder, mode="resume")
+
+
+def has_compiler() -> bool:
+    """Whether torch.compile can work here."""
+    return any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++"))

@@ -6,8 +6,6 @@ is far below what another seed changes. `train.graph` is in test_capture.py.
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from running import alone, distilled, metrics, summary, weights
+from running import alone, distilled, has_compiler, metrics, summary, weights
 from slow import RowCounter, images_of, labels_of
 from unixkd.config import AnswersConfig, DataConfig, MethodConfig, RunConfig
 from unixkd.data import load_data
@@ -133,10 +131,6 @@ def test_the_switches_reach_the_step(wanted, tmp_path, monkeypatch):
     run(config, tmp_path / "run")
     assert seen == [(wanted, wanted, wanted)] * 4
     assert (torch.tensor([1e-39]) * torch.tensor([0.5])).item() > 0  # the process is as it was
-
-
-def has_compiler() -> bool:
-    return any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++"))
 
 
 @pytest.mark.slow

@@ -49,9 +49,7 @@ GC_THRESHOLDS = (50_000, 20, 100)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 done, 1 failed, 2 bad usage, 75 stopped and resumable."""
     show_logged_names()
-    if (
-        "torch" not in sys.modules
-    ):  # read when it is loaded; threads that wait in a spin block those that work
+    if "torch" not in sys.modules:  # which reads it when it is loaded: a thread that waits spinning takes a core
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if sys.stdout is None:  # it was closed before the start
         sys.stdout = io.StringIO()

@@ -75,7 +75,7 @@ def make_distiller(
     train, path = run.config.train, run.config.answers.path
     return Distiller(
         student,
-        run.teacher,
+        run.asked,
         run.method,
         run.objective,
         batch_size=own_batch_size(train.batch_size, world),

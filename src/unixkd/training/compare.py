@@ -51,7 +51,7 @@ class Job:
 
 
 def decide_once(base: RunConfig, out: Path, note: Callable[[str], None], workers: int = 1) -> RunConfig:
-    """The protocol with precision and threads decided for all runs alike: as an earlier one in `out`, else by a probe.
+    """The protocol with what a probe decides, decided for all runs alike: as an earlier one in `out`, else anew.
 
     Of several at a time each has one thread unless the protocol says otherwise.
     """
@@ -61,7 +61,8 @@ def decide_once(base: RunConfig, out: Path, note: Callable[[str], None], workers
     threads = known_threads(base.train.threads, device)
     base = with_auto(base, {"threads": 1 if workers > 1 else threads})
     if not has_native_bf16(device) and base.train.threads != "auto":  # nothing to probe
-        return with_auto(remembered(base, None), dict.fromkeys(OPTIONS, "fp32"))
+        decided = {**dict.fromkeys(OPTIONS, "fp32"), "frozen_teacher": "eager"}
+        return with_auto(remembered(base, None), decided)
     return resolve(base, device, None, note).config
 
 

@@ -43,7 +43,7 @@ def evaluate_student(run: Run) -> Predictions | None:
 
 def evaluate_teacher(run: Run) -> Predictions | None:
     """The teacher's answers on the evaluation split; its accuracy is shown before training starts."""
-    if (teacher := run.resolved.teacher) is None:
+    if (teacher := run.resolved.asked) is None:
         return None
     if (answers := answers_of(run, teacher, run.config.train.teacher_precision)) is None:
         return None

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Literal
 
@@ -21,8 +22,12 @@ from unixkd.method.objective import Objective
 from unixkd.models.card import PixelModel
 from unixkd.models.loading import build_model, class_names_of, own_num_classes
 from unixkd.models.user_code import code_fingerprint
-from unixkd.names import is_code
+from unixkd.names import is_code, local_path
+from unixkd.planning.catalogue import Strategy
+from unixkd.planning.expected import Workload, expected_images
+from unixkd.planning.strategies import teacher_forwards
 from unixkd.planning.timing import timed_rows
+from unixkd.teacher.folder import read_key
 from unixkd.training.checks import (
     check_data,
     check_network,
@@ -34,7 +39,8 @@ from unixkd.training.checks import (
 from unixkd.training.distributed.sharding import is_sharded_role
 from unixkd.training.distributed.world import ALONE, World
 from unixkd.training.fingerprint import teacher_fingerprint
-from unixkd.training.precision import remembered, settle, settle_threads
+from unixkd.training.frozen_teacher import FORMS, TeacherForms
+from unixkd.training.precision import DTYPES, remembered, settle, settle_threads
 
 PROBED = 4
 """Images that a probe takes at least."""
@@ -45,9 +51,10 @@ class Resolved:
     """A configuration and everything it names, checked to fit together.
 
     Args:
-        config: with precisions and threads decided (by `resolve`)
+        config: with precisions, threads and the teacher's form decided (by `resolve`)
         teacher: None for training on labels alone
         fingerprint: of the teacher, and of the student's code, by what a user calls them
+        form: the teacher in the form in which it is asked (by `resolve`); None: as it is
     """
 
     config: RunConfig
@@ -58,6 +65,12 @@ class Resolved:
     method: Method
     objective: Objective
     fingerprint: Mapping[str, str]
+    form: PixelModel | None = None
+
+    @property
+    def asked(self) -> PixelModel | None:
+        """The network that answers for the teacher."""
+        return self.teacher if self.form is None else self.form
 
 
 def resolve(
@@ -79,22 +92,79 @@ def resolve(
     config = world.once(lambda: decide(built, note, world.size))
     if isinstance(config.train.threads, int):
         torch.set_num_threads(config.train.threads)
-    return replace(built, config=config)
+    return with_form(replace(built, config=config), note, world)
 
 
 def decide(built: Resolved, note: Callable[[str], None], processes: int = 1) -> RunConfig:
     """The configuration with each "auto" precision, and the threads, that are left as a probe on a few images says."""
-    split, train = built.data.train, built.config.train
+    train = built.config.train
     rows = timed_rows(train.batch_size, built.data.image_shape[1:], least=PROBED)
-
-    @cache
-    def images() -> Tensor:
-        return next(split.train_batches(0, torch.arange(rows), rows)).pixels.to(built.device)
-
+    images = cache(partial(first_images, built, rows))
     train = settle(train, built.student, built.teacher, images, built.device, note)
-    return replace(
-        built.config, train=settle_threads(train, built.student, images, built.device, note, processes)
-    )
+    train = settle_threads(train, built.student, images, built.device, note, processes)
+    return replace(built.config, train=train)
+
+
+def first_images(built: Resolved, rows: int) -> Tensor:
+    """So many training images `[N, C, H, W]`, the same at each start of a run."""
+    return next(built.data.train.train_batches(0, torch.arange(rows), rows)).pixels.to(built.device)
+
+
+def with_form(built: Resolved, note: Callable[[str], None], world: World) -> Resolved:
+    """The run with its teacher in the configured form; "auto" is decided, on a CPU by a probe in the leader."""
+    config, train, teacher = built.config, built.config.train, built.teacher
+    wanted = train.frozen_teacher
+    if wanted == "auto" and (teacher is None or not is_probed(built)):
+        wanted = "eager"
+    if teacher is not None and wanted != "eager":
+        layout = torch.channels_last if train.channels_last else torch.contiguous_format
+        dtype, images = DTYPES[train.teacher_precision], partial(first_images, built, train.batch_size)
+        forms = TeacherForms(teacher, dtype, layout, images, note if world.leads else lambda _: None)
+        if wanted == "auto":
+            rows = rows_asked(config, built.method, built.data) / world.size
+            pixels = math.prod(built.data.image_shape[1:])
+            wanted = world.once(lambda: forms.choose(rows, pixels))
+        built = replace(built, form=world.leader_first(lambda: forms.get(wanted)))
+    return replace(built, config=replace(config, train=replace(train, frozen_teacher=wanted)))
+
+
+def check_form(train: TrainConfig, objective: Objective, device: torch.device) -> None:
+    """Raise where the teacher cannot be had in the form that is asked for."""
+    why = None
+    if reads_features(objective):
+        why = "at and sp read features inside the teacher"
+    elif is_sharded_role(train, "teacher"):
+        why = "the teacher is sharded over processes"
+    elif train.frozen_teacher == "compiled" and device.type != "cpu":
+        why = f"it is compiled on a CPU only, not on {device.type}"
+    if why and train.frozen_teacher in FORMS[1:]:
+        raise UserError(f"{why}: leave --train.frozen_teacher {train.frozen_teacher} out")
+
+
+def is_probed(built: Resolved) -> bool:
+    """Whether other forms of the teacher may be tried; on a GPU none has been."""
+    train = built.config.train
+    asked = any(term.loss.needs_teacher for term in built.objective)
+    whole = not (train.compile or is_sharded_role(train, "teacher") or reads_features(built.objective))
+    return asked and whole and built.device.type == "cpu"
+
+
+def reads_features(objective: Objective) -> bool:
+    """Whether a loss compares features inside the networks."""
+    return any(isinstance(term.loss, FeatureLoss) for term in objective)
+
+
+def rows_asked(config: RunConfig, method: Method, data: Data) -> float:
+    """Images on which a run's teacher is expected to be run, all processes together; a store that is there is full."""
+    split, size, epochs = data.train, config.train.batch_size, config.train.epochs
+    workload = Workload(len(split), size, epochs, views=split.num_views, in_turn=split.in_turn)
+    rows = expected_images(method, workload.sizes, epochs)["teacher_forwarded"]
+    if config.answers.path is None or split.num_views is None:
+        return rows
+    strategy = Strategy(method.name, config.method, stored=True, mixed=split.mixes is not None)
+    forwards = teacher_forwards(strategy, workload)
+    asked = 0.0 if read_key(local_path(config.answers.path)) else forwards.asked
+    return rows - (forwards.needed - asked) * len(split)
 
 
 def build_run(config: RunConfig, device: torch.device) -> Resolved:
@@ -119,8 +189,9 @@ def read_method(config: RunConfig, device: torch.device) -> tuple[Method, Object
     objective = build_objective(config.loss, method, config.train.label_smoothing)
     if config.teacher is None and method.teacher:
         raise UserError(f"method {method.name} needs a teacher")
-    if config.train.compile and any(isinstance(term.loss, FeatureLoss) for term in objective):
+    if config.train.compile and reads_features(objective):
         raise UserError("at and sp read features inside the networks, which --train.compile does not allow")
+    check_form(config.train, objective, device)
     if method.mixes_answers and config.answers.path is None:
         raise UserError(
             f"method {method.name} mixes stored answers: give --answers.path, where to store them"
