@@ -120,15 +120,15 @@ def run_command(arguments: list[str]) -> int:
 def tell(error: UserError) -> None:
     """Print an error; one that all processes of a run meet, or that the first has reported, only once."""
     if rank() == 0:
-        complain(f"error: {error}")
+        complain(f"error: {error}", *error.details)
     elif not isinstance(error, LeaderError | UsageError):
         complain(f"error in process {rank()}: {error}")
 
 
-def complain(text: str) -> None:
-    """Print a line to standard error; where that is closed or full the exit code has to do."""
+def complain(text: str, *details: str) -> None:
+    """Print a line to standard error, and its details; where that is closed or full the exit code has to do."""
     with contextlib.suppress(OSError, AttributeError):
-        sys.stderr.write(f"unixkd: {shown(text)}\n")
+        sys.stderr.write("".join([f"unixkd: {shown(text)}\n", *(f"  {shown(line)}\n" for line in details)]))
 
 
 def check_alone(name: str) -> None:

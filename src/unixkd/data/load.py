@@ -45,7 +45,7 @@ _BY_NAME: dict[str, Callable[[DataConfig], Source]] = {
 }
 
 _BY_PREFIX: dict[str, Callable[[str, DataConfig], Source]] = {
-    "folder": lambda place, config: load_folder(local_path(place)),
+    "folder": lambda place, config: load_folder(local_path(place), config),
     "parquet": lambda place, config: load_parquet(local_path(place), config),
     "wds": lambda place, config: load_shards(place, config.label_column, config.labels),
     "hub": lambda place, config: load_hub(place, config),

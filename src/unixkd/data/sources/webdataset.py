@@ -159,26 +159,31 @@ def _make(file: Path, label_field: str | None) -> Index:
     return np.array(rows, dtype=kind)
 
 
-class _Bounded:
-    """A file of which no more is read at a time than a header may take."""
+class Bounded:
+    """A file of which no more is read at a time than a header may take, and none behind a position."""
 
     # A header may declare an extended header (a long name of GNU tar, a pax record) of any size, which tarfile reads
     # into memory as a whole: a hostile file of a few kilobytes could ask for all the memory there is. So tarfile is
     # handed this file, which refuses to read more than 1 MiB at once; images are read past it, by their offsets.
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.seek, self.tell = file, file.seek, file.tell
+    def __init__(self, file: BinaryIO, end: int | None = None) -> None:
+        self.file, self.end, self.tell = file, end, file.tell
 
     def read(self, size: int = -1) -> bytes:
         if not 0 <= size <= _MAX_HEADER:
             raise tarfile.ReadError(f"a header of {size:,} bytes")
         return self.file.read(size)
 
+    def seek(self, position: int) -> int:
+        if self.end is not None and position > self.end:  # a compressed file is read as far as that
+            raise tarfile.ReadError(f"more than {self.end:,} bytes")
+        return self.file.seek(position)
+
 
 def _samples(opened: BinaryIO, file: Path) -> dict[str, dict[str, tarfile.TarInfo]]:
     """The members of each sample by what follows the first dot of their names."""
     samples: dict[str, dict[str, tarfile.TarInfo]] = {}
     last = ""
-    with tarfile.open(fileobj=_Bounded(opened), mode="r:") as tar:  # type: ignore[call-overload]
+    with tarfile.open(fileobj=Bounded(opened), mode="r:") as tar:  # type: ignore[call-overload]
         for member in _members(tar):
             path = PurePosixPath(member.name)
             stem, dot, extension = path.name.partition(".")
