@@ -198,11 +198,11 @@ def test_predict_never_prints_more_classes_than_there_are(trained, images, capsy
 
 
 def test_predict_in_parts_says_the_same(trained, images, capsys, monkeypatch):
-    from unixkd.cli import train
+    from unixkd.cli import predict
 
     assert call("predict", trained, images) == 0
     whole = capsys.readouterr().out
-    monkeypatch.setattr(train, "PREDICT_BATCH", 5)
+    monkeypatch.setattr(predict, "PREDICT_BATCH", 5)
     assert call("predict", trained, images) == 0
     assert capsys.readouterr().out == whole
 

@@ -1,25 +1,23 @@
-"""`train`, `distill`, `evaluate`, `predict`: commands about one model."""
+"""`train`, `distill`, `evaluate`: commands about one model."""
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from jsonargparse import Namespace
 
 from unixkd.cli.screen import say, showing
 from unixkd.cli.sizes import at_teachers_size
 from unixkd.config import DataConfig, MethodConfig, ModelConfig, RunConfig, read_yaml
-from unixkd.data.files import list_images, load_images
 from unixkd.data.load import load_data, may_download
 from unixkd.errors import UsageError, UserError
-from unixkd.models.folder import load_model, read_card
-from unixkd.names import percent
+from unixkd.models.folder import read_card
+from unixkd.names import local_path, percent
 from unixkd.run_files import check_unchanged
 from unixkd.training.predictions import predict
 from unixkd.training.resolved import build_network, default_device
@@ -27,7 +25,6 @@ from unixkd.training.run import run
 from unixkd.training.run_folder import Mode
 
 _log = logging.getLogger(__name__)
-PREDICT_BATCH = 256
 
 
 def train(options: Namespace) -> None:
@@ -51,12 +48,14 @@ def evaluate(options: Namespace) -> None:
     folder, device = Path(options.run), default_device()
     card = read_card(folder)
     config = evaluated_data(options.data, folder)
+    named = options.data.name
+    other = bool(named) and not is_trained_on(folder, named)
     try:
-        data = load_data(config, card.class_names)
+        data = load_data(config, card.class_names, all_to_evaluate=other)
     except UserError as error:
-        if options.data.name:
+        if named:
             raise
-        raise UserError(f"{folder / 'run.yaml'}: {error}") from error
+        raise UserError(f"{folder / 'run.yaml'}: {error}", *error.details) from error
     for line in data.notes:
         _log.warning("%s", line)
     if data.test is None:
@@ -69,37 +68,6 @@ def evaluate(options: Namespace) -> None:
         f"{folder}: {card.name} on {len(answers):,} images of {data.name}: "
         f"accuracy {percent(answers.accuracy)}, calibration error {percent(answers.calibration_error)}"
     )
-
-
-def predict_images(options: Namespace) -> None:
-    """`unixkd predict`: images in, class names out."""
-    device = default_device()
-    model = load_model(Path(options.run), options.code).to(device)
-    card = model.card
-    if card.size is None:
-        raise UserError(f"{options.run}: its config.json does not say how large its training images were")
-    files = list_images([Path(path) for path in options.images])
-    scaled = decoding_of(Path(options.run)) != "full"
-    for start in range(0, len(files), PREDICT_BATCH):
-        images, paths = load_images(files[start : start + PREDICT_BATCH], card.size, card.in_channels, scaled)
-        with torch.no_grad():
-            probabilities = torch.softmax(model(images.to(device)).float(), dim=1).cpu()
-        top = probabilities.topk(max(1, min(options.top, card.num_classes)), dim=1)
-        for path, classes, values in zip(paths, top.indices.tolist(), top.values.tolist(), strict=True):
-            names = [card.class_names[c] if card.class_names else str(c) for c in classes]
-            say(answer_line(str(path), dict(zip(names, values, strict=True)), as_json=options.json))
-
-
-def answer_line(path: str, answers: dict[str, float], *, as_json: bool) -> str:
-    """One image's most probable classes and their probabilities.
-
-    >>> answer_line("a.png", {"cat": 0.75}, as_json=False)
-    'a.png: cat 75.0 %'
-    """
-    if as_json:
-        classes = [{"class": name, "probability": round(value, 6)} for name, value in answers.items()]
-        return json.dumps({"image": path, "answers": classes})
-    return f"{path}: " + "  ".join(f"{name} {100 * value:.1f} %" for name, value in answers.items())
 
 
 def mode(options: Namespace) -> Mode:
@@ -142,6 +110,18 @@ def run_and_show(config: RunConfig, options: Namespace, default: str) -> None:
 def slug(name: str) -> str:
     """A model name as part of a folder name."""
     return Path(name).name.replace(":", "-").replace("/", "-")
+
+
+def is_trained_on(folder: Path, name: str) -> bool:
+    """Whether data of this name, whichever way its path is written, are those of a run."""
+
+    def place(name: str) -> str:
+        kind, colon, path = name.partition(":")
+        return f"{kind}:{local_path(path).resolve()}" if colon else kind
+
+    with suppress(UserError, TypeError, LookupError):  # the folder may be no run's
+        return place(str(read_yaml(folder / "run.yaml")["data"]["name"])) == place(name)
+    return False
 
 
 def data_of_run(folder: Path, unread: Collection[str] = (), **changes: Any) -> DataConfig:

@@ -62,14 +62,13 @@ class Table:
         found: dict[int, Path] = {}
         lacking = []
         for image in images:
-            if (i := self._row(image, index)) is None:
+            if (row := self._row(image, index)) is None:
                 lacking.append(image)
-            elif i in found:
-                raise UserError(
-                    f"{self.path}: {self.rows[i][0]} may be {found[i]} or {image}: give its folder"
-                )
+            elif row in found:
+                name = self.rows[row][0]
+                raise UserError(f"{self.path}: {name} may be {found[row]} or {image}: give its folder")
             else:
-                found[i] = image
+                found[row] = image
         if not found:
             return None
         self.used |= found.keys()

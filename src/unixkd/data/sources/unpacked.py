@@ -1,6 +1,6 @@
 """A zip or tar file of images as it came, unpacked once into the cache, and nowhere else.
 
-It is not read in place: a compressed tar file cannot be read at random, and what finds the layout and the labels needs a
+It is not read in place: a compressed tar file cannot be read at random, and what finds layouts and labels needs a
 folder. Nothing but plain files is written, and no name leads out of the new folder.
 """
 
