@@ -46,6 +46,8 @@ def predict_images(options: Namespace) -> None:
     top = max(1, min(options.top, model.card.num_classes))
     least = detail(model.card.size) if decoding_of(Path(options.run)) != "full" else None
     given, wrong = list(given_images(options.images)), []
+    if not given:
+        raise UserError("no images were given: standard input is empty")
     if options.csv:
         names = [name for i in range(1, top + 1) for name in (f"class_{i}", f"probability_{i}")]
         write_csv(["image", *names, "error"])
