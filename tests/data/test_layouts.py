@@ -222,14 +222,17 @@ def test_a_column_of_splits(tmp_path):
     data = opened(tree(tmp_path, *(f"images/{i}.png" for i in range(4)), **{"metadata.csv": rows}))
     assert shades(data) == {1: "a", 3: "b"}
     assert shades(data, "test") == {4: "a"}
-    unused = f"{tmp_path}/metadata.csv: not used: 2 of 5 rows, without an image (1.png)"
+    unused = f"{tmp_path}/metadata.csv: not used: 2 of 5 rows (1.png)"
     assert unused in data.notes
 
 
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("file,label\n0.png,a\n0.png,b\n", "labels.csv: 0.png is a and b, where one class is wanted"),
+        (
+            "file,label\n0.png,a\n0.png,b\n",
+            "labels.csv: 0.png is a and b, where one class is wanted; or --data.labels false",
+        ),
         (
             "file,label\n0.png,a\n1.png,\n",
             "labels.csv: an empty text () for sample 1 ({root}/1.png) where one class is wanted: name another column "
@@ -243,6 +246,29 @@ def test_faulty_tables(text, told, tmp_path):
     with pytest.raises(UserError) as caught:
         opened(tmp_path)
     assert str(caught.value) == f"{tmp_path}/{told.format(root=tmp_path)}"
+
+
+def test_splits_in_a_column_that_are_not_known_are_not_trained_on(tmp_path):
+    rows = "file,split,label\n0.png,{},a\n1.png,b-side,b\n2.png,{},b\n"
+    tree(tmp_path, "0.png", "1.png", "2.png", **{"labels.csv": rows.format("train", "training")})
+    assert shades(opened(tmp_path)) == {1: "a", 3: "b"}
+    tree(tmp_path, **{"labels.csv": rows.format("x", "y")})
+    data = opened(tmp_path)
+    assert len(data.train) == 3
+    assert f"{tmp_path}/labels.csv: column split names no splits (x)" in data.notes
+
+
+def test_boxes_of_several_classes_are_no_labels(tmp_path):
+    """As of detection: refused, and without labels trained on; rows of one class are one label."""
+    rows = "filename,class,xmin\n0.png,a,1\n0.png,a,5\n1.png,b,2\n"
+    tree(tmp_path, "0.png", "1.png", **{"annotations.csv": rows})
+    assert shades(opened(tmp_path)) == {1: "a", 2: "b"}
+    tree(tmp_path, **{"annotations.csv": rows + "1.png,a,3\n"})
+    with pytest.raises(UserError, match=r"annotations\.csv: 1\.png is b and a, where one class is wanted"):
+        opened(tmp_path)
+    data = opened(tmp_path, labels=False)
+    assert shades(data) == {1: None, 2: None}
+    assert any(line.startswith(f"{tmp_path}/annotations.csv: 1.png is b and a") for line in data.notes)
 
 
 def test_columns_that_are_not_found_are_told_and_can_be_named(tmp_path):
@@ -267,7 +293,7 @@ def test_rows_open_no_other_file(tmp_path):
     tree(tmp_path, **{"data/metadata.jsonl": "\n".join(map(json.dumps, rows))})
     data = opened(tmp_path / "data")
     assert shades(data) == {2: "a"}
-    assert data.notes[-1].endswith("not used: 2 of 3 rows, without an image (../secret.png)")
+    assert data.notes[-1].endswith("not used: 2 of 3 rows (../secret.png)")
 
 
 # what is not understood
@@ -332,7 +358,7 @@ EXPECTED = {
     ),
     "deeper": (
         ("images/a/0.png", "images/b/0.png", "parts/parts.txt", "classes.txt"),
-        "unixkd: error: ROOT; ROOT: 2 of 4 files are no images: .txt 2: 1 of 2 classes have no images ('parts'); "
+        "unixkd: error: ROOT: 2 of 4 files are no images: .txt 2: 1 of 2 classes have no images ('parts'); "
         """the others have 2 to 2 (2 images in all)
   found: images/ (2 folders)
   found: parts/ (.txt 1)

@@ -60,10 +60,8 @@ def predict_images(options: Namespace) -> None:
         elif options.json or not error:
             say(answer_line(path, classes, error, as_json=options.json))
     if wrong:
-        one = len(given) == 1
-        raise UserError(
-            wrong[0] if one else f"no answer for {len(wrong):,} of {len(given):,} images:", *wrong[one:]
-        )
+        several = [f"no answer for {len(wrong):,} of {len(given):,} images:"] if len(given) > 1 else []
+        raise UserError(*several, *wrong)
 
 
 def given_images(words: Iterable[str]) -> Iterator[Given]:
@@ -84,37 +82,28 @@ def given_images(words: Iterable[str]) -> Iterator[Given]:
 
 
 def answers(model: PixelModel, given: Sequence[Given], top: int, least: int | None) -> Iterator[Answer]:
-    """What a network says of each image, in their order; threads read ahead as many as are asked about at once.
+    """What a network says of each image, in their order: its `top` classes, of at most all there are.
 
-    Args:
-        model: on any device
-        given: the images
-        top: number of classes of each, at most all there are
-        least: see `read_photo`
+    Images are decoded as `read_photo` says, by threads, as many ahead as are asked about at once.
     """
-    card = model.card
-    assert card.size is not None
-    names = card.class_names or [str(number) for number in range(card.num_classes)]
-    size, channels, device = card.size, card.in_channels, next(model.parameters()).device
-    count = max(1, min(PREDICT_BATCH, BATCH_PIXELS // size**2))
+    card, device = model.card, next(model.parameters()).device
+    size, names = card.size or 0, card.class_names or [str(number) for number in range(card.num_classes)]
 
-    def read(part: Sequence[Given]) -> list[Pixels | UserError]:
-        return [error or _read(path) for path, error in part]
-
-    def _read(path: str) -> Pixels | UserError:
+    def read(image: Given) -> Pixels | UserError:
+        path, error = image
         try:
-            return fit(read_photo(Path(path), path, channels, least).image, size)
-        except UserError as error:
-            return error
+            return error or fit(read_photo(Path(path), path, card.in_channels, least).image, size)
+        except UserError as found:
+            return found
 
+    count = max(1, min(PREDICT_BATCH, BATCH_PIXELS // size**2))
     parts = [given[start : start + count] for start in range(0, len(given), count)]
-    for part, images in zip(parts, ahead(read, parts, _WORKERS), strict=True):
-        whole = [image for image in images if not isinstance(image, UserError)]
+    for part, images in zip(parts, ahead(lambda part: list(map(read, part)), parts, _WORKERS), strict=True):
         said: Iterator[dict[str, float]] = iter(())
-        if whole:
+        if whole := [image for image in images if not isinstance(image, UserError)]:
             with torch.no_grad():
-                pixels = to_pixels(torch.from_numpy(np.stack(whole)).to(device))
-                best = torch.softmax(model(pixels).float(), dim=1).topk(top, dim=1)
+                logits = model(to_pixels(torch.from_numpy(np.stack(whole)).to(device)))
+            best = torch.softmax(logits.float(), dim=1).topk(top, dim=1)
             rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
             said = ({names[c]: value for c, value in zip(*row, strict=True)} for row in rows)
         for (path, _), image in zip(part, images, strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,7 +84,7 @@ def _source(train: _Part, test: _Part | None, place: Path, names: Names, notes: 
     if names is not None and trained.labels is not None:
         try:
             labels = trained.labels[trained.labels >= 0]
-            check_filled(labels, len(names), names, "; ".join([str(place), *train.notes]))
+            check_filled(labels, len(names), names, "; ".join(train.notes) or str(place))
         except UserError as error:
             raise UserError(str(error), *details(place)) from None
     names = names or (test and test.classes())
@@ -140,25 +141,34 @@ def _read(folder: Path, split: str, tables: Tables, names: Names = None) -> _Par
 
 def _labelled(folder: Path, split: str, tables: Tables, names: Names) -> _Part | None:
     """The images below a folder whose labels lie beside them, or None."""
-    images, kinds = find_images(folder)
-    for table in tables.of(folder, split) if images else ():
-        if not (found := table.match(images, split)):
-            continue
-        where, wanted, chosen = str(table.path), tables.config.labels, list(found.values())
-        called = {i: f" ({image})" for i, image in enumerate(chosen)}.__getitem__
-        given, lines = given_labels(
-            [table.rows[i].label for i in found], where, called, False, wanted, not wanted
-        )
-        written = None if given is None else [value if value is None else _word(value) for value in given]
-        unknown = [word for word in written or () if names is not None and word not in (None, *names)]
-        if unknown:
-            raise UserError(f"{where}: class '{unknown[0]}' is none of the training set's")
-        kinds[table.path.suffix.lower()] -= table.path.is_relative_to(folder)
-        notes = (f"{where}: labels of {plural(len(chosen), 'image')} ({table.columns})", *lines)
-        if lacking := sorted(set(images).difference(chosen)):
-            notes += (f"{where}: not used: {plural(len(lacking), 'image')} without a row ({lacking[0]})",)
-        return _Part(chosen, written, None, notes + passed_over(folder, len(images), +kinds))
-    return None
+    known = list(tables.of(folder, split))
+    images, kinds = find_images(folder) if known else ([], Counter[str]())
+    wanted, found = tables.config.labels, dict[int, Path]()
+    for table in known:
+        try:
+            found = table.match(images, split)
+        except UserError as error:
+            if wanted or split != "train":
+                raise
+            tables.notes += (str(error),)
+        if found:
+            break
+    else:
+        return None
+    chosen, where = list(found.values()), str(table.path)
+    labels = [table.rows[i].label for i in found]
+    given, notes = given_labels(
+        labels, where, lambda i: f" ({chosen[i]})", False, wanted, may_lack=not wanted
+    )
+    written = None if given is None else [value if value is None else _word(value) for value in given]
+    unknown = [word for word in written or () if names is not None and word not in (None, *names)]
+    if unknown:
+        raise UserError(f"{where}: class '{unknown[0]}' is none of the training set's")
+    notes = (f"{where}: labels of {plural(len(chosen), 'image')} ({table.columns})", *notes)
+    if lacking := sorted(set(images).difference(chosen)):
+        notes += (f"{where}: not used: {plural(len(lacking), 'image')} without a row ({lacking[0]})",)
+    kinds[table.path.suffix.lower()] -= table.path.is_relative_to(folder)
+    return _Part(chosen, written, None, notes + passed_over(folder, len(images), +kinds))
 
 
 def _word(value: Any) -> str:

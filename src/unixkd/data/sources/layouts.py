@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from unixkd.data.files import is_hidden, sort_out
+from unixkd.data.files import find_images, is_hidden, sort_out
 from unixkd.data.source import TEST_NAMES
 from unixkd.errors import UserError
 from unixkd.names import plural
@@ -63,6 +63,7 @@ def find_splits(folder: Path) -> tuple[Path | None, list[Path]]:
     every = all(kinds.values())
     splits = {entry: kind for entry, kind in kinds.items() if every or entry.name.lower() in _KINDS}
     tests = [entry for entry, kind in splits.items() if kind != "train"]
+    tests = [entry for entry in tests if entry.name in TEST_NAMES or find_images(entry)[0]]  # or eval/*.py
     first = {name: i for i, name in enumerate(TEST_NAMES)}
     tests.sort(key=lambda entry: (first.get(entry.name, len(first)), splits[entry] != "test", entry.name))
     if (folder / "train").is_dir():
@@ -96,7 +97,8 @@ def _nearest(folder: Path) -> str:
     folders, files = entries(folder)
     for entry in folders:
         inside, loose = entries(entry)
-        if (entry / "train").is_dir() or (len(inside) > 1 and not sort_out(loose)[0]):
+        filled = [one for one in inside[:_SHOWN] if sort_out(entries(one)[1])[0]]
+        if (entry / "train").is_dir() or (len(filled) > 1 and not sort_out(loose)[0]):
             return f"folder:{entry}"
     if folders and sort_out(files)[0]:
         return "every image in the folder of its class, or their classes in labels.csv (columns file, label)"

@@ -31,6 +31,10 @@ class Row(NamedTuple):
     label: Any
     split: str | None = None
 
+    def agrees(self, folders: Sequence[str]) -> bool:
+        """Whether its path has these folders, the innermost first, as far as both have any."""
+        return all(a == b for a, b in zip(folders, self.file.parts[-2::-1], strict=False))
+
 
 class Table(NamedTuple):
     """Labels by file; `used` are the numbers of the rows that are known to be an image's."""
@@ -53,25 +57,15 @@ class Table(NamedTuple):
                 index.setdefault(row.file.name, []).append(i)
         found: dict[int, Path] = {}
         for image in images:
-            folders = (
-                image.relative_to(self.path.parent).parts[-2::-1]
-                if image.is_relative_to(self.path.parent)
-                else ()
-            )
-            bare = [i for i in index.get(image.stem, ()) if self.rows[i].file.suffix.lower() not in SUFFIXES]
-            rows = [
-                i
-                for i in (*index.get(image.name, ()), *bare)
-                if all(a == b for a, b in zip(folders, self.rows[i].file.parts[-2::-1], strict=False))
-            ]
+            folders = image.parts[len(self.path.parent.parts) : -1][::-1]
+            rows = [i for i in index.get(image.stem, ()) if self.rows[i].file.suffix.lower() not in SUFFIXES]
+            rows = [i for i in (*index.get(image.name, ()), *rows) if self.rows[i].agrees(folders)]
             if len(labels := {str(self.rows[i].label)[:40]: i for i in rows}) > 1:
-                raise UserError(
-                    f"{self.path}: {image.name} is {' and '.join(labels)}, where one class is wanted"
-                )
+                words = f"{' and '.join(labels)}, where one class is wanted; or --data.labels false"
+                raise UserError(f"{self.path}: {image.name} is {words}")
             if rows and (other := found.setdefault(rows[0], image)) != image:
-                raise UserError(
-                    f"{self.path}: {self.rows[rows[0]].file} may be {other} or {image}: give its folder"
-                )
+                name = self.rows[rows[0]].file
+                raise UserError(f"{self.path}: {name} may be {other} or {image}: give its folder")
         self.used.update(found)
         return found
 
@@ -80,7 +74,7 @@ class Table(NamedTuple):
         files = {self.rows[i].file for i in self.used}
         left = [row.file for row in self.rows if row.file not in files]
         counts = f"{len(left):,} of {plural(len(self.rows), 'row')}"
-        return (f"{self.path}: not used: {counts}, without an image ({left[0]})",) if left else ()
+        return (f"{self.path}: not used: {counts} ({left[0]})",) if left else ()
 
 
 class Tables:
@@ -130,8 +124,10 @@ class Tables:
             self.notes += (f"{file}: not used: no column of {lacks} ({shown}): --data.{kind}_column",)
             return None
         split = _first(_SPLITS, names)
-        kinds = [split and kind_of(str(record[split])) for record in records]
-        kinds = kinds if all(kinds) else [None] * len(kinds)
+        kinds = [split and (kind_of(str(record[split])) or "none") for record in records]
+        if split and set(kinds) == {"none"}:
+            self.notes += (f"{file}: column {split} names no splits ({str(records[0][split])[:40]})",)
+            kinds = [None] * len(kinds)
         files = [PurePosixPath(str(record[image]).replace("\\", "/")) for record in records]
         rows = [Row(*row) for row in zip(files, (record[label] for record in records), kinds, strict=True)]
         return Table(file, f"columns {image}, {label}", rows, set())

@@ -12,7 +12,6 @@ import lzma
 import shutil
 import tarfile
 import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -29,16 +28,6 @@ from unixkd.names import format_bytes
 
 _OPENERS: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
 _RATIO, _LEAST, _BLOCK = 100, 1 << 30, 1 << 20  # images are compressed already
-_BROKEN = (
-    OSError,
-    EOFError,
-    ValueError,
-    RuntimeError,
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-    tarfile.TarError,
-)
 
 
 def unpacked(archive: Path) -> tuple[Path, tuple[str, ...]]:
@@ -55,19 +44,17 @@ def unpacked(archive: Path) -> tuple[Path, tuple[str, ...]]:
             if not whole.is_dir():
                 shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
                 try:
-                    left.write_text(
-                        ", ".join(f"{kind} {count:,}" for kind, count in _unpack(archive, part).items())
-                    )
+                    others = _unpack(archive, part)
+                    left.write_text(", ".join(f"{kind} {count:,}" for kind, count in others.items()))
                     part.rename(whole)
                 finally:
                     shutil.rmtree(part, ignore_errors=True)
             notes = (f"{archive}: unpacked in {whole}", f"{archive}: not unpacked: {left.read_text()}")
     except UserError:
         raise
-    except _BROKEN as error:
-        raise UserError(
-            f"{archive}: cannot be unpacked as a zip or tar file ({first_line(error)})"
-        ) from error
+    except Exception as error:  # whatever the readers of damaged files raise, and what the disk does
+        problem = f"cannot be unpacked as a zip or tar file ({first_line(error)})"
+        raise UserError(f"{archive}: {problem}") from error
     return whole, notes if left.stat().st_size else notes[:1]
 
 
