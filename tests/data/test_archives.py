@@ -64,7 +64,11 @@ def test_an_archive_is_the_folder_in_it(suffix, tmp_path, cache):
     assert shades(data) == {1: "a", 2: "b"}
     assert shades(data, "test") == {3: "a", 4: "b"}
     (folder,) = cache.glob("*/files")
-    assert data.notes == (f"{file}: unpacked in {folder}", f"{file}: read from set/ in it")
+    assert data.notes == (
+        f"{file}: unpacked in {folder}",
+        f"{file}: read from set/ in it",
+        f"{file}: 2 hidden",
+    )
     shutil.copytree(folder, tmp_path / "copy")
     assert (
         opened(file, in_memory=False, size=8).fingerprint
@@ -120,6 +124,16 @@ def test_names_that_lead_out_are_refused_and_nothing_stays(name, kind, tmp_path,
         opened(file)
     assert str(caught.value) == f"{file}: the name {name!r} leads out of the folder; nothing is unpacked"
     assert not list(tmp_path.rglob("*.png"))
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".tar.gz"])
+@pytest.mark.parametrize("name", ["{}", "a/" * 200 + "{}"])
+def test_empty_files_and_folders_without_end_are_refused(suffix, name, tmp_path, monkeypatch):
+    monkeypatch.setattr(unpacked, "_LEAST", 1 << 16)
+    monkeypatch.setattr(unpacked, "_RATIO", 1)
+    file = archive_of(tmp_path, suffix, {name.format(i): b"" for i in range(300)})
+    with pytest.raises(UserError, match=r"unpacks to more than|zip or tar file \(more than"):
+        opened(file)
 
 
 @pytest.mark.parametrize("suffix", [".zip", ".tar.gz"])

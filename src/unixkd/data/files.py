@@ -46,7 +46,7 @@ def sort_out(files: Iterable[Path]) -> tuple[list[Path], Counter[str]]:
     """The images among files, sorted, and how many others there are of each suffix."""
     files = list(files)
     images = [file for file in files if is_image(file)]
-    others = Counter(file.suffix.lower() or "no suffix" for file in set(files).difference(images))
+    others = Counter(file.suffix.lower() or "no suffix" for file in sorted(set(files).difference(images)))
     return sorted(images), others
 
 

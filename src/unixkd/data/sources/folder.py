@@ -60,6 +60,9 @@ def load_folder(path: Path, config: DataConfig | None = None) -> Source:
     if place != folder:
         notes += (f"{path}: read from {place.relative_to(folder).as_posix()}/ in it",)
     tables, (training, others) = Tables(config or DataConfig(), (place, folder)), find_splits(place)
+    above = {folder, place} - (set() if training else {place})  # whose hidden files are not those of a split
+    hidden = sum(is_hidden(entry.name) for level in above for entry in level.iterdir())
+    notes += passed_over(path, 0, Counter({HIDDEN: hidden}))
     train, test = _read(beginning(training or place), "train", tables), None
     names = train.classes()
     for other in others:

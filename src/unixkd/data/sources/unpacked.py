@@ -70,13 +70,16 @@ def _unpack(archive: Path, folder: Path) -> Counter[str]:
                 raise UserError(
                     f"{archive}: the name {name[:200]!r} leads out of the folder; nothing is unpacked"
                 )
+            written += tarfile.BLOCKSIZE * len(path.parts)  # files and folders without content take room too
             target = folder.joinpath(*path.parts)
             target.parent.mkdir(parents=True, exist_ok=True)
             with member() as source, target.open("xb") as file:
-                while block := source.read(_BLOCK):
+                while True:
+                    block = source.read(_BLOCK)
                     if (written := written + len(block)) > most:
                         raise UserError(f"{archive}: unpacks to more than {format_bytes(most)}, refused")
-                    file.write(block)
+                    if not file.write(block):
+                        break
     return left
 
 

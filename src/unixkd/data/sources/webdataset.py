@@ -171,12 +171,15 @@ class Bounded:
     def read(self, size: int = -1) -> bytes:
         if not 0 <= size <= _MAX_HEADER:
             raise tarfile.ReadError(f"a header of {size:,} bytes")
-        return self.file.read(size)
+        return self.file.read(self._within(size, self.end and self.tell()))
 
     def seek(self, position: int) -> int:
-        if self.end is not None and position > self.end:  # a compressed file is read as far as that
+        return self.file.seek(self._within(position, position))  # a compressed file is read as far as that
+
+    def _within(self, number: int, position: int | None) -> int:
+        if self.end is not None and position is not None and position > self.end:
             raise tarfile.ReadError(f"more than {self.end:,} bytes")
-        return self.file.seek(position)
+        return number
 
 
 def _samples(opened: BinaryIO, file: Path) -> dict[str, dict[str, tarfile.TarInfo]]:
