@@ -320,7 +320,6 @@ EXPECTED = {
     "empty": (
         (),
         f"""unixkd: error: ROOT: no images and no class folders
-  found: no files
   would do: {FORMS}
 """,
     ),
@@ -343,7 +342,6 @@ EXPECTED = {
         """unixkd: error: ROOT: none to train on, but test, val
   found: test/ (1 folder)
   found: val/ (1 folder)
-  found: no files
   would do: call one of them train
 """,
     ),
@@ -353,7 +351,6 @@ EXPECTED = {
   found: test/ (1 folder)
   found: train_1/ (1 folder)
   found: train_2/ (1 folder)
-  found: no files
   would do: call one of them train
 """,
     ),

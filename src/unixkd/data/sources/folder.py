@@ -11,7 +11,7 @@ import numpy as np
 from unixkd.config import DataConfig
 from unixkd.data.files import HIDDEN, find_images, is_hidden, passed_over, sort_out
 from unixkd.data.source import Encoded, Source, check_filled, class_order, given_labels
-from unixkd.data.sources.layouts import beginning, details, entries, find_splits, kind_of
+from unixkd.data.sources.layouts import beginning, details, entries, find_splits, kind_of, nearest
 from unixkd.data.sources.tables import Tables
 from unixkd.data.sources.unpacked import unpacked
 from unixkd.errors import UserError
@@ -89,7 +89,8 @@ def _source(train: _Part, test: _Part | None, place: Path, names: Names, notes: 
             labels = trained.labels[trained.labels >= 0]
             check_filled(labels, len(names), names, "; ".join(train.notes) or str(place))
         except UserError as error:
-            raise UserError(str(error), *details(place)) from None
+            deeper = nearest(place) in {f"folder:{place / name}" for name in names}
+            raise UserError(str(error), *(details(place) if deeper else ())) from None
     names = names or (test and test.classes())
     there = set(test.written or ()) if test else set(names or ())
     if lacking := [name for name in names or () if name not in there]:

@@ -81,19 +81,18 @@ def details(folder: Path, advice: str = "") -> list[str]:
     folders, files = entries(folder)
     lines = [f"{entry.name}/ ({_counted(*entries(entry))})" for entry in folders[:_SHOWN]]
     lines += [plural(len(folders) - _SHOWN, "more folder")] if len(folders) > _SHOWN else []
-    lines.append(_counted([], files))
-    return [*(f"found: {line}" for line in lines), f"would do: {advice or _nearest(folder)}"]
+    lines += [_counted([], files)] if files else []
+    return [*(f"found: {line}" for line in lines), f"would do: {advice or nearest(folder)}"]
 
 
 def _counted(folders: list[Path], files: list[Path]) -> str:
     images, others = sort_out(files)
     counts = [plural(len(found), what) for found, what in ((folders, "folder"), (images, "image")) if found]
-    return (
-        ", ".join(counts + [f"{kind} {count:,}" for kind, count in others.most_common(_SHOWN)]) or "no files"
-    )
+    return ", ".join(counts + [f"{kind} {count:,}" for kind, count in others.most_common(_SHOWN)]) or "empty"
 
 
-def _nearest(folder: Path) -> str:
+def nearest(folder: Path) -> str:
+    """The form that is read and comes nearest to what a folder holds."""
     folders, files = entries(folder)
     for entry in folders:
         inside, loose = entries(entry)
