@@ -67,7 +67,7 @@ def test_an_archive_is_the_folder_in_it(suffix, tmp_path, cache):
     assert data.notes == (
         f"{file}: unpacked in {folder}",
         f"{file}: read from set/ in it",
-        f"{file}: 2 hidden",
+        f"{file}: 2 hidden files passed over",
     )
     shutil.copytree(folder, tmp_path / "copy")
     assert (

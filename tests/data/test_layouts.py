@@ -88,8 +88,8 @@ def test_what_is_hidden_or_missing_is_counted(tmp_path):
     data = opened(tmp_path)
     assert shades(data) == {1: "a", 2: "b"}
     assert data.notes == (
-        f"{tmp_path}: 2 hidden",
-        f"{tmp_path}/train: 3 hidden",
+        f"{tmp_path}: 2 hidden files passed over",
+        f"{tmp_path}/train: 3 hidden files passed over",
         f"{tmp_path}: no images to evaluate on of 1 of 2 classes: b",
     )
 

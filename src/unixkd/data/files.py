@@ -16,6 +16,7 @@ from torch import Tensor
 from unixkd.data.images import SUFFIXES, detail, fit, read_header, read_photo
 from unixkd.data.views import to_pixels
 from unixkd.errors import UserError
+from unixkd.names import plural
 
 _log = logging.getLogger(__name__)
 _OF_SYSTEMS = ("thumbs.db", "desktop.ini", "__macosx")
@@ -71,17 +72,15 @@ def passed_over(where: str | Path, images: int, others: Counter[str]) -> tuple[s
     """A line about what is no image, where there is anything.
 
     >>> passed_over("d", 8, Counter({".txt": 15, ".heic": 1, HIDDEN: 2}))
-    ('d: 16 of 24 files are no images: .txt 15, .heic 1; 2 hidden',)
+    ('d: 16 of 24 files are no images: .txt 15, .heic 1; 2 hidden files passed over',)
     """
-    hidden, others = (
-        others[HIDDEN],
-        Counter({kind: count for kind, count in others.items() if kind != HIDDEN}),
-    )
+    others = others.copy()
+    hidden = others.pop(HIDDEN, 0)
     kinds = [f"{kind} {count:,}" for kind, count in others.most_common(_SHOWN_KINDS)]
     kinds += ["..."] if len(others) > _SHOWN_KINDS else []
     count = others.total()
     parts = [f"{count:,} of {images + count:,} files are no images: {', '.join(kinds)}"] if count else []
-    parts += [f"{hidden:,} hidden"] if hidden else []
+    parts += [f"{plural(hidden, 'hidden file')} passed over"] if hidden else []
     return (f"{where}: {'; '.join(parts)}",) if parts else ()
 
 

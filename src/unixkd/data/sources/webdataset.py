@@ -165,21 +165,22 @@ class Bounded:
     # A header may declare an extended header (a long name of GNU tar, a pax record) of any size, which tarfile reads
     # into memory as a whole: a hostile file of a few kilobytes could ask for all the memory there is. So tarfile is
     # handed this file, which refuses to read more than 1 MiB at once; images are read past it, by their offsets.
-    def __init__(self, file: BinaryIO, end: int | None = None) -> None:
+    def __init__(self, file: BinaryIO, end: float = math.inf) -> None:
         self.file, self.end, self.tell = file, end, file.tell
 
     def read(self, size: int = -1) -> bytes:
         if not 0 <= size <= _MAX_HEADER:
             raise tarfile.ReadError(f"a header of {size:,} bytes")
-        return self.file.read(self._within(size, self.end and self.tell()))
+        self._check(self.tell())
+        return self.file.read(size)
 
     def seek(self, position: int) -> int:
-        return self.file.seek(self._within(position, position))  # a compressed file is read as far as that
+        self._check(position)  # a compressed file is read as far as that
+        return self.file.seek(position)
 
-    def _within(self, number: int, position: int | None) -> int:
-        if self.end is not None and position is not None and position > self.end:
+    def _check(self, position: int) -> None:
+        if position > self.end:
             raise tarfile.ReadError(f"more than {self.end:,} bytes")
-        return number
 
 
 def _samples(opened: BinaryIO, file: Path) -> dict[str, dict[str, tarfile.TarInfo]]:
