@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,11 +22,15 @@ _FORMS = "PATH/CLASS/*.jpg, or PATH/train/CLASS/*.jpg and PATH/val/CLASS/*.jpg, 
 
 def entries(folder: Path) -> tuple[list[Path], list[Path]]:
     """The folders and the files in a folder, sorted; what a system hides is left out."""
+    split: tuple[list[Path], list[Path]] = [], []
     try:
-        shown = sorted(entry for entry in folder.iterdir() if not is_hidden(entry.name))
+        with os.scandir(folder) as found:
+            for entry in sorted(found, key=lambda entry: os.path.normcase(entry.name)):  # as paths are sorted
+                if not is_hidden(entry.name):
+                    split[not entry.is_dir()].append(folder / entry.name)
     except OSError as error:
         raise UserError(f"{folder}: cannot be read ({error.strerror})") from error
-    return [entry for entry in shown if entry.is_dir()], [entry for entry in shown if not entry.is_dir()]
+    return split
 
 
 def kind_of(name: str) -> str | None:

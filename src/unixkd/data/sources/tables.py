@@ -157,11 +157,12 @@ class Tables:
 def _in(place: Path, split: str) -> Iterator[Path]:
     """The files in a folder that may hold labels of a split."""
     for file in entries(place)[1]:
-        words = set(re.split("[^a-z]+", file.stem.lower())) - _BESIDE
-        wanted = bool(words) and all(word in _WORDS or kind_of(word) == split for word in words)
-        table = wanted and file.suffix.lower() in (".csv", ".tsv", ".jsonl")
-        if (table or (split != "train" and file.name in (_OF_KAGGLE, _OF_TINY))) and file.is_file():
-            yield file
+        if file.suffix.lower() in (".csv", ".tsv", ".jsonl", ".txt") and file.is_file():
+            words = set(re.split("[^a-z]+", file.stem.lower())) - _BESIDE
+            named = bool(words) and all(word in _WORDS or kind_of(word) == split for word in words)
+            listed = split != "train" and file.name in (_OF_KAGGLE, _OF_TINY)
+            if listed or (named and file.suffix.lower() != ".txt"):
+                yield file
     devkit = (place / name / _OF_DEVKIT for name in ("", "ILSVRC2012_devkit_t12/data", "data"))
     yield from (file for file in devkit if split != "train" and file.is_file())
 
