@@ -72,6 +72,18 @@ def test_words_of_splits_in_the_names_of_classes_make_no_split(tmp_path):
     assert opened(tmp_path).class_names == ("bullet_train", "cat", "test_tube")
     tree(tmp_path / "b", "Bus/0.png", "Car/0.png", "Train/0.png")
     assert opened(tmp_path / "b").class_names == ("Bus", "Car", "Train")
+    tree(tmp_path / "c", "test_positive/0.png", "test_negative/0.png")
+    assert opened(tmp_path / "c").class_names == ("test_negative", "test_positive")
+
+
+def test_splits_beside_other_folders(tmp_path):
+    """As in contests: two folders are a pair by the rest of their names, the others are named."""
+    tree(tmp_path, *(f"seg_{name}/seg_{name}/{i}/0.png" for name in ("test", "train") for i in "ab"))
+    tree(tmp_path, "seg_pred/0.png", **{"a_train/0.rec": "", "a_test/0.rec": ""})
+    data = opened(tmp_path)
+    assert shades(data) == {3: "a", 4: "b"}
+    assert shades(data, "test") == {1: "a", 2: "b"}
+    assert data.notes == (f"{tmp_path}: not used: a_test, a_train, seg_pred",)
 
 
 def test_what_is_hidden_or_missing_is_counted(tmp_path):
@@ -339,7 +351,7 @@ EXPECTED = {
     ),
     "no train": (
         ("val/a/0.png", "test/a/0.png"),
-        """unixkd: error: ROOT: none to train on, but test, val
+        """unixkd: error: ROOT: no single folder to train on (test, val)
   found: test/ (1 folder)
   found: val/ (1 folder)
   would do: call one of them train
@@ -347,7 +359,7 @@ EXPECTED = {
     ),
     "several": (
         ("train_1/a/0.png", "train_2/a/0.png", "test/a/0.png"),
-        """unixkd: error: ROOT: several folders to train on (train_1, train_2)
+        """unixkd: error: ROOT: no single folder to train on (test, train_1, train_2)
   found: test/ (1 folder)
   found: train_1/ (1 folder)
   found: train_2/ (1 folder)

@@ -61,24 +61,31 @@ def beginning(folder: Path, known: Sequence[str] = ()) -> Path:
 def find_splits(folder: Path) -> tuple[Path | None, list[Path]]:
     """The folder to train on, or None, and those to evaluate on, the preferred one first.
 
-    `train` is one whatever lies beside it. Other names are splits where one is to train on and one is not, and either
-    both are such a word and no more (Training, Testing) or all folders have one (train_images, test_images).
+    Splits are folders whose names differ by their split's word alone: train and val, seg_train and seg_test. `train` is
+    one whatever lies beside it, and needs none to evaluate on.
     """
-    kinds = {entry: kind_of(entry.name) for entry in entries(folder)[0]}
-    every = all(kinds.values())
-    splits = {entry: kind for entry, kind in kinds.items() if every or entry.name.lower() in _KINDS}
-    tests = [entry for entry, kind in splits.items() if kind != "train"]
+    folders, groups = entries(folder)[0], dict[str, list[Path]]()
+    for entry in (entry for entry in folders if kind_of(entry.name)):
+        rest = " ".join(
+            word for word in re.split("[^a-z]+", entry.name.lower()) if word and word not in _KINDS
+        )
+        groups.setdefault(rest, []).append(entry)
+    bare, exact = groups.get("", []), folder / "train"
+    pairs = (group for group in groups.values() if {"train"} < {kind_of(entry.name) for entry in group})
+    whole = (group for group in pairs if any(find_images(entry)[0] for entry in group))  # and no other files
+    chosen = bare if exact in bare else next(whole, [])
+    trains = [exact] if exact in bare else [entry for entry in chosen if kind_of(entry.name) == "train"]
+    if len(trains) > 1 or (not trains and 1 < len(bare) == len(folders)):
+        names = ", ".join(entry.name for entry in chosen or bare)
+        problem = f"no single folder to train on ({names})"
+        raise UserError(f"{folder}: {problem}", *details(folder, "call one of them train"))
+    tests = [entry for entry in chosen if kind_of(entry.name) != "train"]
     tests = [entry for entry in tests if entry.name in TEST_NAMES or find_images(entry)[0]]  # or eval/*.py
     first = {name: i for i, name in enumerate(TEST_NAMES)}
-    tests.sort(key=lambda entry: (first.get(entry.name, len(first)), splits[entry] != "test", entry.name))
-    if (folder / "train").is_dir():
-        return folder / "train", tests
-    trains = [entry for entry, kind in splits.items() if kind == "train"]
-    if len(trains) != 1 and every and len(splits) > 1:
-        names = ", ".join(entry.name for entry in trains or tests)
-        problem = f"several folders to train on ({names})" if trains else f"none to train on, but {names}"
-        raise UserError(f"{folder}: {problem}", *details(folder, "call one of them train"))
-    return (trains[0], tests) if len(trains) == 1 and tests else (None, [])
+    tests.sort(
+        key=lambda entry: (first.get(entry.name, len(first)), kind_of(entry.name) != "test", entry.name)
+    )
+    return (trains[0] if trains else None), tests
 
 
 def details(folder: Path, advice: str = "") -> list[str]:
