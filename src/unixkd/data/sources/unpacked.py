@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import logging
 import lzma
 import shutil
 import tarfile
@@ -26,6 +27,7 @@ from unixkd.data.sources.webdataset import Bounded
 from unixkd.errors import UserError, first_line
 from unixkd.names import format_bytes
 
+_log = logging.getLogger(__name__)
 _OPENERS: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
 _RATIO, _LEAST, _BLOCK = 100, 1 << 30, 1 << 20  # images are compressed already
 
@@ -42,6 +44,7 @@ def unpacked(archive: Path) -> tuple[Path, tuple[str, ...]]:
         place.mkdir(parents=True, exist_ok=True)
         with FileLock(place / "lock"):
             if not whole.is_dir():
+                _log.warning("%s: unpacking into %s", archive, place)
                 shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
                 try:
                     others = _unpack(archive, part)
