@@ -48,9 +48,10 @@ class DataConfig:
         mixes: train on the first so many fixed mixes of each image with another one instead of its views; answers to
             them can be stored (default: none, images are shown as they are)
         labels: false: train without labels, whatever the data has
-        image_column: column that holds the image (parquet:, hub:; default: the first image column)
-        label_column: column that holds the label (parquet:, hub:; default: the first class column); of wds: cls, txt
-            or a field of .json
+        image_column: column that holds the image (parquet:, hub:; default: the first image column), or in a table
+            beside the images of folder: its file
+        label_column: column that holds the label (parquet:, hub:, tables of folder:; default: the first class column);
+            of wds: cls, txt or a field of .json
         in_memory: decode once and keep uint8 in memory (default: for images of at most 64 pixels)
         decoding: full | scaled (images much larger than `size` needs are decoded at a smaller scale) | auto: as an
             earlier run or stored answers have it, else scaled

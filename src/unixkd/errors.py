@@ -20,9 +20,18 @@ T = TypeVar("T")
 
 
 class UserError(ValueError):
-    """A mistake in what was asked for or in the data; the command line prints it and exits with 1."""
+    """A mistake in what was asked for or in the data; the command line prints it and exits with 1.
+
+    Args:
+        message: a line
+        details: further lines
+    """
 
     exit_code = 1
+
+    def __init__(self, message: object = "", *details: str) -> None:
+        super().__init__(message)
+        self.details = details
 
 
 class UsageError(UserError):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +15,7 @@ import torch
 from PIL import Image
 
 from running import TEST_IMAGES, alone, call, make_teacher, summary
+from unixkd.cli import screen
 from unixkd.data import load_data
 from unixkd.models import load_model
 from unixkd.names import percent
@@ -124,8 +128,43 @@ def test_evaluate_without_test_images_says_what_to_do(trained, images, tmp_path,
     for i in range(10):
         (folder / str(i)).mkdir(parents=True)
         shutil.copy(images / "00.png", folder / str(i))
-    assert call("evaluate", trained, "--data", f"folder:{folder}") == 1
-    assert "give --data.holdout" in capsys.readouterr().err
+    shutil.copytree(trained, tmp_path / "run")
+    config = tmp_path / "run" / "run.yaml"
+    text = config.read_text().replace("limit: 100", "limit: null")
+    config.write_text(text.replace("name: digits", f"name: folder:{folder}"))
+    (tmp_path / "run" / "checksums.json").unlink()
+    same = f"folder:{tmp_path}/run/../data"
+    for words in ((), ("--data", same)):  # its accuracy on what it was trained on would be no evaluation
+        assert call("evaluate", tmp_path / "run", *words) == 1
+        error = capsys.readouterr().err
+        named = same if words else f"folder:{folder}"
+        assert error == (
+            f"unixkd: error: {named} has no test images; give --data.holdout to hold training images out\n"
+        )
+
+
+def test_evaluate_on_class_folders_without_splits(trained, tmp_path, capsys, caplog):
+    """All images count, whichever of the classes there are: the share of those that predict names rightly."""
+    test = load_data(alone().data).test
+    answers = predict(load_model(trained), test.eval_batches(100))
+    known = set(test.labels[answers.classes == test.labels][:5].tolist()) | {2}
+    for i, label in enumerate(test.labels[:40].tolist()):
+        if label in known:
+            (tmp_path / "data" / str(label)).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(test.image(i)[..., 0]).save(tmp_path / "data" / str(label) / f"{i}.png")
+    assert call("predict", trained, tmp_path / "data", "--json") == 0
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    right = [Path(answer["image"]).parent.name == answer["answers"][0]["class"] for answer in answers]
+    assert 0 < sum(right) < len(right)
+    assert call("evaluate", trained, "--data", f"folder:{tmp_path / 'data'}") == 0
+    line = (
+        f"on {len(right)} images of folder:{tmp_path / 'data'}: accuracy {percent(sum(right) / len(right))}"
+    )
+    assert line in capsys.readouterr().out
+    assert f"there are no splits: all {len(right)} images are evaluated on" in caplog.text
+    (tmp_path / "data" / "2").rename(tmp_path / "data" / "two")
+    assert call("evaluate", trained, "--data", f"folder:{tmp_path / 'data'}") == 1
+    assert f"has 10 classes, the data have {len(known)}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["evaluate", "predict"])
@@ -198,11 +237,11 @@ def test_predict_never_prints_more_classes_than_there_are(trained, images, capsy
 
 
 def test_predict_in_parts_says_the_same(trained, images, capsys, monkeypatch):
-    from unixkd.cli import train
+    from unixkd.cli import predict
 
     assert call("predict", trained, images) == 0
     whole = capsys.readouterr().out
-    monkeypatch.setattr(train, "PREDICT_BATCH", 5)
+    monkeypatch.setattr(predict, "PREDICT_BATCH", 5)
     assert call("predict", trained, images) == 0
     assert capsys.readouterr().out == whole
 
@@ -260,3 +299,108 @@ def test_class_names_of_a_folder_are_printed(tmp_path, capsys):
 def test_a_name_that_no_system_takes(trained, capsys):
     assert call("predict", trained, "x" * 5000) == 1
     assert "no such file or folder" in capsys.readouterr().err
+
+
+@pytest.fixture
+def mixed(images, tmp_path):
+    """A good image, a bad one, a good one, an empty folder, and a name with what a terminal would obey."""
+    for name, source in (("0.png", "00.png"), ("2.png", "02.png"), ("\x1b[2J\n.png", "03.png")):
+        shutil.copy(images / source, tmp_path / name)
+    (tmp_path / "1.png").write_text("no image")
+    (tmp_path / "empty").mkdir()
+    return tmp_path
+
+
+def classes(probabilities, *rows):
+    return [str(int(probabilities[row].argmax())) for row in rows]
+
+
+def test_predict_goes_on_past_what_cannot_be_read(trained, mixed, probabilities, capsys):
+    words = [mixed / name for name in ("2.png", "1.png", "none.png", "empty", "0.png")]
+    assert call("predict", trained, *words) == 1
+    captured = capsys.readouterr()
+    assert [line.split()[:2] for line in captured.out.splitlines()] == [
+        [f"{mixed / name}:", label]
+        for name, label in zip(("2.png", "0.png"), classes(probabilities, 2, 0), strict=True)
+    ]
+    first, *errors = captured.err.splitlines()
+    assert first == "unixkd: error: no answer for 3 of 5 images:"
+    assert errors[0].startswith(f"  {mixed}/1.png: cannot be read as an image (none of the image formats PNG")
+    assert errors[1] == f"  {mixed}/none.png: no such file or folder"
+    assert errors[2].startswith(f"  {mixed}/empty: no images in this folder")
+    assert len(errors) == 3
+
+
+def test_predict_json_and_csv_have_a_row_for_each_image(trained, mixed, probabilities, capsys):
+    words = [mixed / name for name in ("2.png", "1.png", "\x1b[2J\n.png")]
+    assert call("predict", trained, *words, "--json") == 1
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["image"] for row in rows] == list(map(str, words))
+    assert [len(row.get("answers", ())) for row in rows] == [1, 0, 1]
+    assert rows[1]["error"].startswith(f"{mixed}/1.png: cannot be read as an image")
+    assert call("predict", trained, *words, "--csv", "--top", 2) == 1
+    table = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert list(table[0]) == ["image", "class_1", "probability_1", "class_2", "probability_2", "error"]
+    assert [row["image"] for row in table] == list(map(str, words))
+    assert [row["class_1"] for row in table] == [*classes(probabilities, 2), "", *classes(probabilities, 3)]
+    assert [row["error"] for row in table] == ["", rows[1]["error"], ""]
+    top = probabilities[2].topk(2)
+    assert [float(table[0][f"probability_{i}"]) for i in (1, 2)] == pytest.approx(
+        top.values.tolist(), abs=1e-5
+    )
+    assert call("predict", trained, *words, "--csv", "--json") == 2
+    assert capsys.readouterr().err == "unixkd: error: --json and --csv exclude each other\n"
+
+
+@pytest.mark.parametrize("form", [(), ("--csv",), ("--json",)])
+def test_predict_shows_a_terminal_no_control_characters(form, trained, mixed, capsys, monkeypatch):
+    monkeypatch.setattr(screen.console, "_force_terminal", True)
+    assert call("predict", trained, mixed, *form) == 1
+    captured = capsys.readouterr()
+    text = captured.out + captured.err
+    assert "\x1b[2J" not in text
+    assert re.search(r"\\(x1b|u001b)\[2J\\n\.png", text)
+
+
+def test_predict_takes_patterns_and_what_exists_by_that_name(trained, mixed, capsys):
+    (mixed / "empty" / "a").mkdir()
+    shutil.copy(mixed / "0.png", mixed / "empty" / "a" / "[0].png")
+    for words, names in (
+        ([f"{mixed}/[02].png"], ["0.png", "2.png"]),
+        ([f"{mixed}/**/a/*.png"], ["empty/a/[0].png"]),
+        ([f"{mixed}/empty/a/[0].png"], ["empty/a/[0].png"]),
+        ([f"{mixed}/e*", mixed / "0.png"], ["empty/a/[0].png", "0.png"]),
+    ):
+        assert call("predict", trained, *words) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert [line.partition(": ")[0] for line in lines] == [str(mixed / name) for name in names]
+    assert call("predict", trained, f"{mixed}/*.tif") == 1
+    assert capsys.readouterr().err == f"unixkd: error: {mixed}/*.tif: no such file or folder\n"
+
+
+def test_predict_reads_paths_from_standard_input(trained, mixed, capsys, monkeypatch):
+    def said(text, *words):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+        code = call("predict", trained, *words)
+        captured = capsys.readouterr()
+        return code, [line.partition(": ")[0] for line in captured.out.splitlines()], captured.err
+
+    lines = f"{mixed}/2.png\r\n\n-\n{mixed}/empty/../0.png"
+    expected = [f"{mixed}/2.png", f"{mixed}/empty/../0.png"]
+    assert said(lines, "-") == (0, expected, "")
+    assert said(lines, mixed / "0.png", "-") == (0, [f"{mixed}/0.png", *expected], "")
+    assert said("", "-") == (1, [], "unixkd: error: no images were given: standard input is empty\n")
+    monkeypatch.setattr("sys.stdin", None)
+    assert call("predict", trained, "-") == 1
+    assert "standard input is closed" in capsys.readouterr().err
+
+
+def test_predict_asks_about_fewer_large_images_at_once(trained, images, capsys, monkeypatch):
+    from unixkd.cli import predict
+    from unixkd.models.card import PixelModel
+
+    sizes, forward = [], PixelModel.forward
+    monkeypatch.setattr(PixelModel, "forward", lambda self, x: (sizes.append(len(x)), forward(self, x))[1])
+    monkeypatch.setattr(predict, "BATCH_PIXELS", 5 * 8 * 8)
+    assert call("predict", trained, images) == 0
+    assert sizes == [5, 5, 2]

@@ -109,7 +109,10 @@ def test_parts_that_are_not_used_are_named(tmp_path):
         (tmp_path / place).mkdir(parents=True)
         (tmp_path / place / "0.png").write_bytes(encoded())
     data = load_data(DataConfig(f"folder:{tmp_path}"))
-    assert data.notes == (f"{tmp_path}: not used: extra, test",)
+    assert data.notes == (
+        f"{tmp_path}: not used: extra, test",
+        f"{tmp_path}: no images to evaluate on of 1 of 2 classes: b",
+    )
 
 
 @pytest.mark.parametrize(

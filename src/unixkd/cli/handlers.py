@@ -3,7 +3,8 @@
 from unixkd.cli.compare import compare, demo, show_report
 from unixkd.cli.export import export
 from unixkd.cli.plan import plan
-from unixkd.cli.train import distill, evaluate, predict_images, train
+from unixkd.cli.predict import predict_images
+from unixkd.cli.train import distill, evaluate, train
 
 HANDLERS = {
     "demo": demo,

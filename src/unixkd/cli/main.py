@@ -49,7 +49,9 @@ GC_THRESHOLDS = (50_000, 20, 100)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 done, 1 failed, 2 bad usage, 75 stopped and resumable."""
     show_logged_names()
-    if "torch" not in sys.modules:  # which reads it when it is loaded: a thread that waits spinning takes a core
+    if (
+        "torch" not in sys.modules
+    ):  # which reads it when it is loaded: a thread that waits spinning takes a core
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if sys.stdout is None:  # it was closed before the start
         sys.stdout = io.StringIO()
@@ -122,15 +124,15 @@ def run_command(arguments: list[str]) -> int:
 def tell(error: UserError) -> None:
     """Print an error; one that all processes of a run meet, or that the first has reported, only once."""
     if rank() == 0:
-        complain(f"error: {error}")
+        complain(f"error: {error}", *error.details)
     elif not isinstance(error, LeaderError | UsageError):
         complain(f"error in process {rank()}: {error}")
 
 
-def complain(text: str) -> None:
-    """Print a line to standard error; where that is closed or full the exit code has to do."""
+def complain(text: str, *details: str) -> None:
+    """Print a line to standard error, and its details; where that is closed or full the exit code has to do."""
     with contextlib.suppress(OSError, AttributeError):
-        sys.stderr.write(f"unixkd: {shown(text)}\n")
+        sys.stderr.write("".join([f"unixkd: {shown(text)}\n", *(f"  {shown(line)}\n" for line in details)]))
 
 
 def check_alone(name: str) -> None:

@@ -141,10 +141,13 @@ COMMANDS = {
         "images in, class names out",
         options=(
             option("run", "run folder"),
-            option("images", "image files or folders of images", nargs="+"),
+            option(
+                "images", "image files, folders, patterns; -: a list of paths from standard input", nargs="+"
+            ),
             CODE,
             option("--top", "classes to print for each image", "PositiveInt", default=1),
             flag("--json", "one JSON object per image"),
+            flag("--csv", "a table with a row per image"),
         ),
     ),
     "compare": Command(

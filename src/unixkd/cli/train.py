@@ -1,29 +1,27 @@
-"""`train`, `distill`, `evaluate`, `predict`: commands about one model."""
+"""`train`, `distill`, `evaluate`: commands about one model."""
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from jsonargparse import Namespace
 
 from unixkd.cli.screen import say, showing
 from unixkd.cli.sizes import at_teachers_size
 from unixkd.config import DataConfig, MethodConfig, ModelConfig, RunConfig, read_yaml
-from unixkd.data.files import list_images, load_images
 from unixkd.data.load import load_data, may_download
 from unixkd.errors import UsageError, UserError
 from unixkd.method.network import Network, evaluating
 from unixkd.method.resizing import Size
 from unixkd.models.card import PixelModel
-from unixkd.models.folder import load_model, read_card
-from unixkd.names import percent
+from unixkd.models.folder import read_card
+from unixkd.names import local_path, percent
 from unixkd.planning.timing import timed_rows
 from unixkd.run_files import check_unchanged
 from unixkd.training.precision import one_pass
@@ -34,7 +32,6 @@ from unixkd.training.run_folder import Mode
 from unixkd.training.threads import set_threads
 
 _log = logging.getLogger(__name__)
-PREDICT_BATCH = 256
 WORTH_A_PROBE = 40
 """Times the images of a pass of it."""
 
@@ -60,12 +57,14 @@ def evaluate(options: Namespace) -> None:
     folder, device = Path(options.run), default_device()
     card = read_card(folder)
     config = evaluated_data(options.data, folder)
+    named = options.data.name
+    other = bool(named) and not is_trained_on(folder, named)
     try:
-        data = load_data(config, card.class_names)
+        data = load_data(config, card.class_names, all_to_evaluate=other)
     except UserError as error:
-        if options.data.name:
+        if named:
             raise
-        raise UserError(f"{folder / 'run.yaml'}: {error}") from error
+        raise UserError(f"{folder / 'run.yaml'}: {error}", *error.details) from error
     for line in data.notes:
         _log.warning("%s", line)
     if data.test is None:
@@ -81,46 +80,14 @@ def evaluate(options: Namespace) -> None:
     )
 
 
-def predict_images(options: Namespace) -> None:
-    """`unixkd predict`: images in, class names out."""
-    device = default_device()
-    model = load_model(Path(options.run), options.code).to(device)
-    card = model.card
-    if card.size is None:
-        raise UserError(f"{options.run}: its config.json does not say how large its training images were")
-    files = list_images([Path(path) for path in options.images])
-    scaled = decoding_of(Path(options.run)) != "full"
-    choose_threads_for(model, (card.size, card.size), len(files))
-    for start in range(0, len(files), PREDICT_BATCH):
-        images, paths = load_images(files[start : start + PREDICT_BATCH], card.size, card.in_channels, scaled)
-        with torch.no_grad():
-            probabilities = torch.softmax(model(images.to(device)).float(), dim=1).cpu()
-        top = probabilities.topk(max(1, min(options.top, card.num_classes)), dim=1)
-        for path, classes, values in zip(paths, top.indices.tolist(), top.values.tolist(), strict=True):
-            names = [card.class_names[c] if card.class_names else str(c) for c in classes]
-            say(answer_line(str(path), dict(zip(names, values, strict=True)), as_json=options.json))
-
-
 def choose_threads_for(model: PixelModel, size: Size, images: int) -> None:
     """Compute with the better number of threads, where there are many times the images that a probe takes."""
-    rows = timed_rows(PREDICT_BATCH, size, PROBED)
+    rows = timed_rows(images, size, PROBED)
     if images > WORTH_A_PROBE * rows:
         device = next(model.parameters()).device
         pixels = torch.rand(rows, model.card.in_channels, *size, device=device)
         with evaluating(model):
             set_threads(partial(one_pass, Network(model), pixels, False), device)
-
-
-def answer_line(path: str, answers: dict[str, float], *, as_json: bool) -> str:
-    """One image's most probable classes and their probabilities.
-
-    >>> answer_line("a.png", {"cat": 0.75}, as_json=False)
-    'a.png: cat 75.0 %'
-    """
-    if as_json:
-        classes = [{"class": name, "probability": round(value, 6)} for name, value in answers.items()]
-        return json.dumps({"image": path, "answers": classes})
-    return f"{path}: " + "  ".join(f"{name} {100 * value:.1f} %" for name, value in answers.items())
 
 
 def mode(options: Namespace) -> Mode:
@@ -163,6 +130,18 @@ def run_and_show(config: RunConfig, options: Namespace, default: str) -> None:
 def slug(name: str) -> str:
     """A model name as part of a folder name."""
     return Path(name).name.replace(":", "-").replace("/", "-")
+
+
+def is_trained_on(folder: Path, name: str) -> bool:
+    """Whether data of this name, whichever way its path is written, are those of a run."""
+
+    def place(name: str) -> str:
+        kind, colon, path = name.partition(":")
+        return f"{kind}:{local_path(path).resolve()}" if colon else kind
+
+    with suppress(UserError, TypeError, LookupError):  # the folder may be no run's
+        return place(str(read_yaml(folder / "run.yaml")["data"]["name"])) == place(name)
+    return False
 
 
 def data_of_run(folder: Path, unread: Collection[str] = (), **changes: Any) -> DataConfig:

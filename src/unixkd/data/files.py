@@ -16,15 +16,18 @@ from torch import Tensor
 from unixkd.data.images import SUFFIXES, detail, fit, read_header, read_photo
 from unixkd.data.views import to_pixels
 from unixkd.errors import UserError
+from unixkd.names import plural
 
 _log = logging.getLogger(__name__)
-_OF_WINDOWS = ("thumbs.db", "desktop.ini")
+_OF_SYSTEMS = ("thumbs.db", "desktop.ini", "__macosx")
+HIDDEN = "hidden"
+"""The kind of files and folders that a system hides, among those that are passed over."""
 _SHOWN_KINDS = 8
 
 
 def is_hidden(name: str) -> bool:
     """Whether a file's or folder's name is that of something a system hides."""
-    return name.startswith(".") or name.lower() in _OF_WINDOWS
+    return name.startswith(".") or name.lower() in _OF_SYSTEMS
 
 
 def is_image(file: Path) -> bool:
@@ -44,20 +47,21 @@ def sort_out(files: Iterable[Path]) -> tuple[list[Path], Counter[str]]:
     """The images among files, sorted, and how many others there are of each suffix."""
     files = list(files)
     images = [file for file in files if is_image(file)]
-    others = Counter(file.suffix.lower() or "no suffix" for file in set(files).difference(images))
+    others = Counter(file.suffix.lower() or "no suffix" for file in sorted(set(files).difference(images)))
     return sorted(images), others
 
 
 def find_images(folder: Path) -> tuple[list[Path], Counter[str]]:
-    """`sort_out` of all files below a folder; hidden ones are left out, folders that are links counted, not entered."""
+    """`sort_out` of all files below a folder; hidden ones and folders that are links are counted, not entered."""
     files: list[Path] = []
-    links = Counter[str]()
+    left = Counter[str]()
     for place, folders, names in os.walk(folder, onerror=_unreadable):
+        left[HIDDEN] += sum(map(is_hidden, [*folders, *names]))
         folders[:] = [name for name in folders if not is_hidden(name)]
-        links["links to folders"] += sum(Path(place, name).is_symlink() for name in folders)
+        left["links to folders"] += sum(Path(place, name).is_symlink() for name in folders)
         files += [Path(place, name) for name in names if not is_hidden(name)]
     images, others = sort_out(files)
-    return images, others + links
+    return images, others + left
 
 
 def _unreadable(error: OSError) -> None:
@@ -67,14 +71,17 @@ def _unreadable(error: OSError) -> None:
 def passed_over(where: str | Path, images: int, others: Counter[str]) -> tuple[str, ...]:
     """A line about what is no image, where there is anything.
 
-    >>> passed_over("d", 8, Counter({".txt": 15, ".heic": 1}))
-    ('d: 16 of 24 files are no images: .txt 15, .heic 1',)
+    >>> passed_over("d", 8, Counter({".txt": 15, ".heic": 1, HIDDEN: 2}))
+    ('d: 16 of 24 files are no images: .txt 15, .heic 1; 2 hidden files passed over',)
     """
+    others = others.copy()
+    hidden = others.pop(HIDDEN, 0)
     kinds = [f"{kind} {count:,}" for kind, count in others.most_common(_SHOWN_KINDS)]
     kinds += ["..."] if len(others) > _SHOWN_KINDS else []
     count = others.total()
-    line = f"{where}: {count:,} of {images + count:,} files are no images: {', '.join(kinds)}"
-    return (line,) if count else ()
+    parts = [f"{count:,} of {images + count:,} files are no images: {', '.join(kinds)}"] if count else []
+    parts += [f"{plural(hidden, 'hidden file')} passed over"] if hidden else []
+    return (f"{where}: {'; '.join(parts)}",) if parts else ()
 
 
 def list_images(paths: Iterable[Path]) -> list[Path]:

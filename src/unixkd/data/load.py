@@ -45,7 +45,7 @@ _BY_NAME: dict[str, Callable[[DataConfig], Source]] = {
 }
 
 _BY_PREFIX: dict[str, Callable[[str, DataConfig], Source]] = {
-    "folder": lambda place, config: load_folder(local_path(place)),
+    "folder": lambda place, config: load_folder(local_path(place), config),
     "parquet": lambda place, config: load_parquet(local_path(place), config),
     "wds": lambda place, config: load_shards(place, config.label_column, config.labels),
     "hub": lambda place, config: load_hub(place, config),
@@ -125,11 +125,15 @@ def _place(name: str) -> str:
     return place
 
 
-def load_data(config: DataConfig, known_order: tuple[str, ...] | None = None) -> Data:
+def load_data(
+    config: DataConfig, known_order: tuple[str, ...] | None = None, *, all_to_evaluate: bool = False
+) -> Data:
     """Load, check, split, resize and keep what the configuration says.
 
     Class names that are numbers are in their order; earlier versions had them in the order of text, which they get
     where a network knows them so: `known_order` is the class names of a model that is used with the data.
+
+    With `all_to_evaluate`, data without an evaluation set are one: class folders, of some of the known classes perhaps.
 
     The held-out part is cut off first, then the subset is chosen from the rest, both by the data's
     labels even where training does not see them: `labels` changes nothing else.
@@ -151,7 +155,10 @@ def load_data(config: DataConfig, known_order: tuple[str, ...] | None = None) ->
         known, stream = load_stream(_place(config.name), config)
         stream = stream if config.labels else replace(stream, label=None)
         return _data(config, known, stream, known.test, notes=(stream.announcement(),))
-    source = _in_order(open_source(config), known_order)
+    source = open_source(config)
+    if all_to_evaluate and source.test is None and not config.holdout and source.train.labels is not None:
+        source = _all_to_evaluate(source, known_order)
+    source = _in_order(source, known_order)
     train, test = source.train, source.test
     if not len(train):
         raise UserError(f"data {config.name} has no training images")
@@ -169,6 +176,28 @@ def load_data(config: DataConfig, known_order: tuple[str, ...] | None = None) ->
     return _data(config, source, train, test, left_out=left_out)
 
 
+def _all_to_evaluate(source: Source, known: tuple[str, ...] | None) -> Source:
+    """The source whose images are all evaluated on, with labels in the known classes where it has some of these."""
+    line = f"there are no splits: all {len(source.train):,} images are evaluated on"
+    first = source.train.select(np.arange(1))  # so that the others are not read twice
+    source = replace(source, train=first, test=source.train, notes=(*source.notes, line))
+    return source if known is None or known == source.class_names else _renumbered(source, known)
+
+
+def _renumbered(source: Source, names: tuple[str, ...]) -> Source:
+    """The source with its labels as the numbers of these classes, where it has no others."""
+    if source.class_names is None or not set(source.class_names) <= set(names):
+        return source
+    place = np.array([names.index(name) for name in source.class_names])
+
+    def moved(records: Records) -> Records:
+        labels = records.labels
+        return records if labels is None else replace(records, labels=np.where(labels < 0, -1, place[labels]))
+
+    test = None if source.test is None else moved(source.test)
+    return replace(source, train=moved(source.train), test=test, class_names=names, num_classes=len(names))
+
+
 def _in_order(source: Source, known: tuple[str, ...] | None) -> Source:
     """The source with a line on the order of classes that are numbers, which is the known one if that is of text."""
     names = source.class_names
@@ -177,16 +206,8 @@ def _in_order(source: Source, known: tuple[str, ...] | None) -> Source:
     if known != by_text:
         line = f"classes are numbers: in their order ({', '.join(names[:12])}), not in that of text"
         return replace(source, notes=(*source.notes, line))
-    place = np.array([by_text.index(name) for name in names])
-
-    def moved(records: Records) -> Records:
-        labels = records.labels
-        return records if labels is None else replace(records, labels=np.where(labels < 0, -1, place[labels]))
-
     line = f"classes are numbers, which the network knows in the order of text: {', '.join(by_text[:12])}"
-    test = None if source.test is None else moved(source.test)
-    notes = (*source.notes, line)
-    return replace(source, train=moved(source.train), test=test, class_names=by_text, notes=notes)
+    return replace(_renumbered(source, by_text), notes=(*source.notes, line))
 
 
 def _data(

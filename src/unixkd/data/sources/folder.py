@@ -1,81 +1,180 @@
-"""Image folders: a folder per class, optionally below train/ and test/ or val/, or images without labels."""
+"""Image folders: class folders with or without splits, images with labels beside them or none, an archive of these."""
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from unixkd.data.files import find_images, is_hidden, is_image, passed_over, sort_out
-from unixkd.data.source import TEST_NAMES, Encoded, Source, check_filled, class_order
+from unixkd.config import DataConfig
+from unixkd.data.files import HIDDEN, find_images, is_hidden, passed_over, sort_out
+from unixkd.data.source import Encoded, Source, check_filled, class_order, given_labels
+from unixkd.data.sources.layouts import beginning, details, entries, find_splits, kind_of, nearest
+from unixkd.data.sources.tables import Tables
+from unixkd.data.sources.unpacked import unpacked
 from unixkd.errors import UserError
+from unixkd.names import plural
 
 Names = tuple[str, ...] | None
+_NO_CLASSES = ("images", "imgs", "img", "unknown")
+"""What the only folder of an unlabelled test set may be called, as Tiny-ImageNet's."""
 
 
-def load_folder(folder: Path) -> Source:
-    """A folder of images as a source.
+class _Part(NamedTuple):
+    """The images of a split, their labels as they are written or None, and the names of class folders."""
 
-    Class folders are classes in the order of `class_order` and are searched recursively; without any, the
-    images are unlabelled. Where there is `train/`, evaluation uses the first labelled one of
-    `test/`, `val/`, `valid/`, `validation/`. Raises UserError where the folder is missing or empty or mixes images
-    with class folders, a class has no images, or a class of the test set is unknown.
+    images: list[Path]
+    written: list[str | None] | None
+    folders: Names
+    notes: tuple[str, ...]
+
+    def encoded(self, names: Names, origin: str) -> Encoded:
+        """With labels as numbers of these classes, -1 where an image has none."""
+        if self.written is None or names is None:
+            return Encoded.of(self.images, None, origin)
+        numbers: dict[str | None, int] = {name: i for i, name in enumerate(names)}
+        labels = np.array([numbers.get(word, -1) for word in self.written], dtype=np.int64)
+        return Encoded.of(self.images, labels, origin)
+
+    def classes(self) -> Names:
+        """The classes of its labels, in their order."""
+        return self.folders or (
+            None if self.written is None else class_order(set(filter(None, self.written)))
+        )
+
+
+def load_folder(path: Path, config: DataConfig | None = None) -> Source:
+    """A folder of images, or an archive of one, as a source.
+
+    Class folders are classes in the order of `class_order` and are searched recursively; without any, labels are
+    looked for beside the images (`Tables`), and without these the images are unlabelled. Of splits (`find_splits`) the
+    first labelled one is evaluated on. Raises UserError, with what was found, where the layout is not understood, a
+    class has no images, or a class of the test set is unknown.
     """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder")
-    if not (folder / "train").is_dir():
-        train, names, notes = _read(folder, folder)
-        return Source(train, None, names, None if names is None else len(names), notes=notes)
-    train, names, notes = _read(folder / "train", folder)
-    test, used = None, {"train"}
-    for name in (name for name in TEST_NAMES if (folder / name).is_dir()):
-        part, part_names, lines = _read(folder / name, folder, names)
-        if part.labels is not None:
-            test, names, notes, used = part, names or part_names, notes + lines, {"train", name}
+    if not path.exists():
+        raise UserError(f"{path}: no such folder")
+    folder, notes = unpacked(path) if path.is_file() else (path, ())
+    place = beginning(folder)
+    if place != folder:
+        notes += (f"{path}: read from {place.relative_to(folder).as_posix()}/ in it",)
+    tables, (training, others) = Tables(config or DataConfig(), (place, folder)), find_splits(place)
+    above = {folder, place} - (set() if training else {place})  # whose hidden files are not those of a split
+    hidden = sum(is_hidden(entry.name) for level in above for entry in level.iterdir())
+    notes += passed_over(path, 0, Counter({HIDDEN: hidden}))
+    train, test = _read(beginning(training or place), "train", tables), None
+    names = train.classes()
+    for other in others:
+        part = _read(beginning(other, names or ()), kind_of(other.name) or "test", tables, names)
+        if part.written is not None:
+            test, others = part, [other]
             break
-    beside = [entry for entry in _entries(folder) if entry.name not in used]
-    others = [entry.name for entry in beside if entry.is_dir() or is_image(entry)]
-    if others:
-        shown = ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
-        notes += (f"{folder}: not used: {shown}",)
-    return Source(train, test, names, None if names is None else len(names), notes=notes)
+    used = [table for table in tables.known.values() if table is not None]
+    for split in ("test", "val") if training is None else ():
+        if test is None and any(row.split == split for table in used for row in table.rows):
+            test = _labelled(place, split, tables, names)
+    notes += train.notes + (test.notes if test else ()) + tables.notes
+    notes += tuple(line for table in used for line in table.unused())
+    if training is not None:
+        notes += _not_used(place, {training, *(others if test else ())})
+    return _source(train, test, place, names, notes)
 
 
-def _entries(folder: Path) -> list[Path]:
-    return sorted(entry for entry in folder.iterdir() if not is_hidden(entry.name))
+def _source(train: _Part, test: _Part | None, place: Path, names: Names, notes: tuple[str, ...]) -> Source:
+    """A source of a training part and what is evaluated on."""
+    trained = train.encoded(names, str(place))
+    if names is not None and trained.labels is not None:
+        try:
+            labels = trained.labels[trained.labels >= 0]
+            check_filled(labels, len(names), names, "; ".join(train.notes) or str(place))
+        except UserError as error:
+            deeper = nearest(place) in {f"folder:{place / name}" for name in names}
+            raise UserError(str(error), *(details(place) if deeper else ())) from None
+    names = names or (test and test.classes())
+    there = set(test.written or ()) if test else set(names or ())
+    if lacking := [name for name in names or () if name not in there]:
+        shown = ", ".join(lacking[:5]) + (f" and {len(lacking) - 5} more" if len(lacking) > 5 else "")
+        notes += (
+            f"{place}: no images to evaluate on of {len(lacking)} of {len(names or ())} classes: {shown}",
+        )
+    tested = None if test is None else test.encoded(names, str(place))
+    return Source(trained, tested, names, None if names is None else len(names), notes=notes)
 
 
-def _read(folder: Path, origin: Path, names: Names = None) -> tuple[Encoded, Names, tuple[str, ...]]:
-    """The images below a folder, the names of its class folders, and a line about files that are no images.
+def _not_used(folder: Path, used: set[Path]) -> tuple[str, ...]:
+    folders, files = entries(folder)
+    others = sorted(entry.name for entry in [*folders, *sort_out(files)[0]] if entry not in used)
+    more = f" and {len(others) - 5} more" if len(others) > 5 else ""
+    return (f"{folder}: not used: {', '.join(others[:5])}{more}",) if others else ()
 
-    `names` are the training set's.
-    """
-    entries = _entries(folder)
-    classes = [entry for entry in entries if entry.is_dir()]
-    loose, others = sort_out(entry for entry in entries if not entry.is_dir())
+
+def _read(folder: Path, split: str, tables: Tables, names: Names = None) -> _Part:
+    """The images below a folder; `names` are the training set's classes."""
+    classes, files = entries(folder)
+    loose, others = sort_out(files)
+    others[HIDDEN] += sum(is_hidden(entry.name) for entry in folder.iterdir())
+    flat = len(classes) < 2 and not (names and classes and classes[0].name in names)
+    if (flat or loose) and (part := _labelled(folder, split, tables, names)) is not None:
+        return part
     if loose and classes:
-        raise UserError(
-            f"{folder}: holds images ({loose[0].name}, ...) beside folders ({classes[0].name}, ...); "
-            "keep either class folders or images"
-        )
+        beside = f"holds images ({loose[0].name}, ...) beside folders ({classes[0].name}, ...)"
+        raise UserError(f"{folder}: {beside}; keep either class folders or images", *details(folder))
     if not loose and not classes:
-        raise UserError(
-            "; ".join([f"{folder}: no images and no class folders", *passed_over(folder, 0, others)])
-        )
+        raise UserError(f"{folder}: no images and no class folders", *details(folder))
+    if names and flat and classes and (classes[0].name in _NO_CLASSES or kind_of(classes[0].name)):
+        loose, others = find_images(folder)
     if loose:
-        return Encoded.of(loose, None, str(origin)), None, passed_over(folder, len(loose), others)
-    unknown = [entry.name for entry in classes if names is not None and entry.name not in names]
+        return _Part(loose, None, None, passed_over(folder, len(loose), others))
+    unknown = [entry for entry in classes if names is not None and entry.name not in names]
     if unknown:
-        raise UserError(f"{folder / unknown[0]}: class '{unknown[0]}' has no folder in the training set")
-    known = names or class_order(entry.name for entry in classes)
+        problem = f"class '{unknown[0].name}' has no folder in the training set"
+        advice = details(unknown[0], "such a folder in the training set, too, or none here")
+        raise UserError(f"{unknown[0]}: {problem}", *advice)
     found = [find_images(entry) for entry in classes]
-    numbers = np.array([known.index(entry.name) for entry in classes], dtype=np.int64)
-    labels = numbers.repeat([len(images) for images, _ in found])
-    notes = passed_over(folder, len(labels), sum((kinds for _, kinds in found), others))
-    if not len(labels):
-        raise UserError(
-            "; ".join([f"{folder}: no images in any of its {len(classes)} class folders", *notes])
-        )
-    if names is None:
-        check_filled(labels, len(known), known, "; ".join([str(folder), *notes]))
-    return Encoded.of([file for images, _ in found for file in images], labels, str(origin)), known, notes
+    images = [file for files, _ in found for file in files]
+    written: list[str | None] = [
+        entry.name for entry, (own, _) in zip(classes, found, strict=True) for _ in own
+    ]
+    if not images:
+        problem = f"no images in any of its {len(classes)} class folders"
+        raise UserError(f"{folder}: {problem}", *details(folder))
+    notes = passed_over(folder, len(images), sum((kinds for _, kinds in found), others))
+    return _Part(images, written, class_order(entry.name for entry in classes), notes)
+
+
+def _labelled(folder: Path, split: str, tables: Tables, names: Names) -> _Part | None:
+    """The images below a folder whose labels lie beside them, or None."""
+    known = list(tables.of(folder, split))
+    images, kinds = find_images(folder) if known else ([], Counter[str]())
+    wanted, found = tables.config.labels, dict[int, Path]()
+    for table in known:
+        try:
+            found = table.match(images, split)
+        except UserError as error:
+            if wanted or split != "train":
+                raise
+            tables.notes += (str(error),)
+        if found:
+            break
+    else:
+        return None
+    chosen, where = list(found.values()), str(table.path)
+    labels = [table.rows[i].label for i in found]
+    given, notes = given_labels(
+        labels, where, lambda i: f" ({chosen[i]})", False, wanted, may_lack=not wanted
+    )
+    written = None if given is None else [value if value is None else _word(value) for value in given]
+    unknown = [word for word in written or () if names is not None and word not in (None, *names)]
+    if unknown:
+        raise UserError(f"{where}: class '{unknown[0]}' is none of the training set's")
+    notes = (f"{where}: labels of {plural(len(chosen), 'image')} ({table.columns})", *notes)
+    if lacking := sorted(set(images).difference(chosen)):
+        notes += (f"{where}: not used: {plural(len(lacking), 'image')} without a row ({lacking[0]})",)
+    kinds[table.path.suffix.lower()] -= table.path.is_relative_to(folder)
+    return _Part(chosen, written, None, notes + passed_over(folder, len(images), +kinds))
+
+
+def _word(value: Any) -> str:
+    """A label as a class is called; a whole number may be written as a float."""
+    return str(int(value) if isinstance(value, float) else value).strip()

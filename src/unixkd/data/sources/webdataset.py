@@ -159,26 +159,35 @@ def _make(file: Path, label_field: str | None) -> Index:
     return np.array(rows, dtype=kind)
 
 
-class _Bounded:
-    """A file of which no more is read at a time than a header may take."""
+class Bounded:
+    """A file of which no more is read at a time than a header may take, and none behind a position."""
 
     # A header may declare an extended header (a long name of GNU tar, a pax record) of any size, which tarfile reads
     # into memory as a whole: a hostile file of a few kilobytes could ask for all the memory there is. So tarfile is
     # handed this file, which refuses to read more than 1 MiB at once; images are read past it, by their offsets.
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.seek, self.tell = file, file.seek, file.tell
+    def __init__(self, file: BinaryIO, end: float = math.inf) -> None:
+        self.file, self.end, self.tell = file, end, file.tell
 
     def read(self, size: int = -1) -> bytes:
         if not 0 <= size <= _MAX_HEADER:
             raise tarfile.ReadError(f"a header of {size:,} bytes")
+        self._check(self.tell())
         return self.file.read(size)
+
+    def seek(self, position: int) -> int:
+        self._check(position)  # a compressed file is read as far as that
+        return self.file.seek(position)
+
+    def _check(self, position: int) -> None:
+        if position > self.end:
+            raise tarfile.ReadError(f"more than {self.end:,} bytes")
 
 
 def _samples(opened: BinaryIO, file: Path) -> dict[str, dict[str, tarfile.TarInfo]]:
     """The members of each sample by what follows the first dot of their names."""
     samples: dict[str, dict[str, tarfile.TarInfo]] = {}
     last = ""
-    with tarfile.open(fileobj=_Bounded(opened), mode="r:") as tar:  # type: ignore[call-overload]
+    with tarfile.open(fileobj=Bounded(opened), mode="r:") as tar:  # type: ignore[call-overload]
         for member in _members(tar):
             path = PurePosixPath(member.name)
             stem, dot, extension = path.name.partition(".")

@@ -1,0 +1,113 @@
+"""A zip or tar file of images as it came, unpacked once into the cache.
+
+It is not read in place: a compressed tar file cannot be read at random, and what finds layouts and labels needs a
+folder. Nothing but plain files is written, and no name leads out of the new folder.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import logging
+import lzma
+import shutil
+import tarfile
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+from filelock import FileLock
+
+from unixkd.data.cache import cache_dir, files_key
+from unixkd.data.sources.webdataset import Bounded
+from unixkd.errors import UserError, first_line
+from unixkd.names import format_bytes
+
+_log = logging.getLogger(__name__)
+_OPENERS: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
+_RATIO, _LEAST, _BLOCK = 100, 1 << 30, 1 << 20  # images are compressed already
+
+
+def unpacked(archive: Path) -> tuple[Path, tuple[str, ...]]:
+    """The folder into which an archive is unpacked, once for its path, size and time, and what to tell.
+
+    Raises UserError where it is no whole zip or tar file, a name leads out of the folder or comes twice, or it would
+    unpack to more than 100 times its size (and 1 GB), or than there is room for. Nothing stays of it then.
+    """
+    place = cache_dir() / "unpacked" / files_key([archive])
+    whole, part, left = place / "files", place / "part", place / "left-out"
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        with FileLock(place / "lock"):
+            if not whole.is_dir():
+                _log.warning("%s: unpacking into %s", archive, place)
+                shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
+                try:
+                    others = _unpack(archive, part)
+                    left.write_text(", ".join(f"{kind} {count:,}" for kind, count in others.items()))
+                    part.rename(whole)
+                finally:
+                    shutil.rmtree(part, ignore_errors=True)
+            notes = (f"{archive}: unpacked in {whole}", f"{archive}: not unpacked: {left.read_text()}")
+    except UserError:
+        raise
+    except Exception as error:  # whatever the readers of damaged files raise, and what the disk does
+        problem = f"cannot be unpacked as a zip or tar file ({first_line(error)})"
+        raise UserError(f"{archive}: {problem}") from error
+    return whole, notes if left.stat().st_size else notes[:1]
+
+
+def _unpack(archive: Path, folder: Path) -> Counter[str]:
+    """Write an archive's plain files below a folder; how many others there are of each kind."""
+    folder.mkdir()
+    left, written = Counter[str](), 0
+    most = min(max(_LEAST, _RATIO * archive.stat().st_size), shutil.disk_usage(folder).free)
+    with ExitStack() as stack:
+        for name, member in _members(archive, most, left, stack):
+            path = PureWindowsPath(name)  # takes both kinds of slashes
+            if path.anchor or ".." in path.parts or not path.parts:
+                raise UserError(
+                    f"{archive}: the name {name[:200]!r} leads out of the folder; nothing is unpacked"
+                )
+            written += tarfile.BLOCKSIZE * len(path.parts)  # files and folders without content take room too
+            target = folder.joinpath(*path.parts)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with member() as source, target.open("xb") as file:
+                while True:
+                    block = source.read(_BLOCK)
+                    if (written := written + len(block)) > most:
+                        raise UserError(f"{archive}: unpacks to more than {format_bytes(most)}, refused")
+                    if not file.write(block):
+                        break
+    return left
+
+
+def _members(
+    archive: Path, most: int, left: Counter[str], stack: ExitStack
+) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Names of the plain files in an archive, and what opens each; the others are counted."""
+    if zipfile.is_zipfile(archive):
+        whole = stack.enter_context(zipfile.ZipFile(archive))
+        for info in whole.infolist():
+            if info.external_attr >> 28 == 0o12:  # the upper 16 bits are those of Unix
+                left["links"] += 1
+            elif not info.is_dir():
+                yield info.filename, partial(whole.open, info)
+        return
+    with archive.open("rb") as file:
+        opener = _OPENERS.get(file.read(2), Path.open)
+    raw = Bounded(stack.enter_context(opener(archive, "rb")), most + _BLOCK)
+    tar = stack.enter_context(tarfile.open(fileobj=raw, mode="r:"))  # type: ignore[call-overload]  # noqa: SIM115
+    while (member := tar.next()) is not None:
+        tar.members = []  # it would remember each of them
+        if member.isreg() and not member.issparse():
+            yield member.name, partial(tar.extractfile, member)
+        elif not member.isdir():
+            left["links" if member.issym() or member.islnk() else "devices"] += 1
+    raw.seek(tar.offset)
+    if raw.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile takes a damaged header for the end
+        raise tarfile.ReadError(f"no header and no end at byte {tar.offset:,}")
