@@ -1,9 +1,10 @@
 """What each command does; `main` has parsed the options."""
 
 from unixkd.cli.compare import compare, demo, show_report
+from unixkd.cli.distill import distill
 from unixkd.cli.export import export
 from unixkd.cli.plan import plan
-from unixkd.cli.train import distill, evaluate, predict_images, train
+from unixkd.cli.train import evaluate, predict_images, train
 
 HANDLERS = {
     "demo": demo,

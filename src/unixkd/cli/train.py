@@ -1,4 +1,4 @@
-"""`train`, `distill`, `evaluate`, `predict`: commands about one model."""
+"""`train`, `evaluate`, `predict`: commands about one model."""
 
 from __future__ import annotations
 
@@ -36,14 +36,6 @@ def train(options: Namespace) -> None:
     common = {key: options[key] for key in ("data", "train", "label")}
     config = RunConfig(options.model, None, MethodConfig("student-alone"), **common)
     run_and_show(config, options, f"train-{slug(options.model.name)}")
-
-
-def distill(options: Namespace) -> None:
-    """`unixkd distill`: a teacher into a student."""
-    check_named(teacher=options.teacher, student=options.student)
-    keys = ("student", "teacher", "method", "loss", "data", "answers", "train", "label", "reference_epochs")
-    config = RunConfig(**{key: options[key] for key in keys})
-    run_and_show(config, options, f"{options.method.name}-{slug(options.student.name)}")
 
 
 def evaluate(options: Namespace) -> None:

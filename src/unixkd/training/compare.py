@@ -38,6 +38,7 @@ from unixkd.training.resume import check_inputs, check_state
 from unixkd.training.run import run
 from unixkd.training.run_folder import RunFolder
 from unixkd.training.stopping import Stopped, stoppable
+from unixkd.training.stored_views import may_choose, with_views
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,11 @@ class Job:
 
 
 def decide_once(base: RunConfig, out: Path, note: Callable[[str], None]) -> RunConfig:
-    """The protocol with the precision decided for all runs alike: as an earlier one in `out`, else by a probe."""
+    """The protocol with precision and views decided for all runs alike, as an earlier one in `out` has them."""
     if (earlier := min(out.glob("runs/*/run.yaml"), default=None)) is not None:
         return remembered(base, earlier.parent)
+    if may_choose(base):
+        base, _ = with_views(base, load_data(base.data, class_names_of(base.teacher)), note)
     device = pick_device(base.train)
     if not has_native_bf16(device):  # nothing to probe
         return with_auto(remembered(base, None), dict.fromkeys(OPTIONS, "fp32"))

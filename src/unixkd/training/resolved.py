@@ -33,6 +33,8 @@ from unixkd.training.distributed.sharding import is_sharded_role
 from unixkd.training.distributed.world import ALONE, World
 from unixkd.training.fingerprint import teacher_fingerprint
 from unixkd.training.precision import remembered, settle
+from unixkd.training.stored_views import with_views
+from unixkd.training.used import uses_answers
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def resolve(
         UserError: something is missing or does not fit
     """
     config = remembered(config, folder)
-    built = world.leader_first(lambda: build_run(config, device))
+    built = world.leader_first(lambda: build_run(config, device, note))
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
     return replace(built, config=world.once(lambda: decide_precisions(built, note)))
@@ -88,7 +90,7 @@ def decide_precisions(built: Resolved, note: Callable[[str], None]) -> RunConfig
     return replace(config, train=train)
 
 
-def build_run(config: RunConfig, device: torch.device) -> Resolved:
+def build_run(config: RunConfig, device: torch.device, note: Callable[[str], None]) -> Resolved:
     """Data, networks, method and losses of a run; every mismatch is found here, before training.
 
     Images in memory, batches of others and networks are put on the device, networks in channels_last unless configured;
@@ -98,7 +100,10 @@ def build_run(config: RunConfig, device: torch.device) -> Resolved:
         UserError: something is missing or does not fit
     """
     method, objective = read_method(config, device)
-    return build_on(config, device, load_data(config.data, class_names_of(config.teacher)), method, objective)
+    data = load_data(config.data, class_names_of(config.teacher))
+    if uses_answers(config, method, objective):
+        config, data = with_views(config, data, note)
+    return build_on(config, device, data, method, objective)
 
 
 def read_method(config: RunConfig, device: torch.device) -> tuple[Method, Objective]:
