@@ -240,7 +240,9 @@ def test_the_known_data_are_as_they_are():
     assert cli_plan.KNOWN_DATA["digits"] == shape
     held_out = DataConfig("digits", holdout=0.1, crop_padding=2, flip=True, views=3)
     train = load_data(replace(held_out, views=None)).train
-    assert cli_plan.data_shape(held_out)[3:] == pytest.approx((len(train), train.num_views), abs=2)
+    assert cli_plan.data_shape(held_out, ModelConfig())[3:] == pytest.approx(
+        (len(train), train.num_views), abs=2
+    )
     assert cli_plan.data_shape(held_out).views == train.num_views == 50
     # a crop of 16 pixels has a padding of 2
     assert cli_plan.data_shape(DataConfig("cifar100", limit=500, size=16)) == (3, 16, 100, 500, 50)

@@ -185,6 +185,15 @@ def test_a_teacher_alone_is_reported_like_any_run(tmp_path: Path) -> None:
     assert "student-alone reached 90.0\u00a0%." in page(find_runs([tmp_path / "teacher"]), "t")
 
 
+@pytest.mark.parametrize("teacher", [None, 0.5])
+def test_curves_that_are_all_level_have_a_chart(teacher: float | None, tmp_path: Path) -> None:
+    accuracy = {"last": 0.5, "best": 0.5, "teacher": teacher}
+    for method in ("kd", "unix"):
+        lines = [epoch_line(number, 0.5) for number in (1, 2)]
+        write_run(tmp_path / method, method, lines=lines, accuracy=accuracy)
+    assert "kd ends at 50.0" in page(find_runs([tmp_path]), "t")
+
+
 def test_kept_shares_are_means_over_runs(tmp_path: Path) -> None:
     for seed, images in enumerate(([1, 1, 2], [4, 0, 0])):
         folder = write_run(tmp_path / str(seed), seed=seed)

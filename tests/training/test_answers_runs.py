@@ -24,7 +24,7 @@ from running import (
     summary,
     weights,
 )
-from unixkd.config import AnswersConfig, DataConfig, LossConfig, MethodConfig, RunConfig
+from unixkd.config import AnswersConfig, DataConfig, LossConfig, MethodConfig, RunConfig, read_yaml
 from unixkd.data import load_data
 from unixkd.errors import UserError
 from unixkd.method.flops import forward_flops
@@ -366,12 +366,9 @@ def photo_teacher(photos, tmp_path_factory) -> Path:
     return folder
 
 
-def test_so_many_random_crops_of_each_image_can_be_stored(photos, photo_teacher, tmp_path, capsys):
+def test_so_many_random_crops_of_each_image_can_be_stored(photos, photo_teacher, tmp_path):
     command = ("distill", "--teacher", photo_teacher, "--student", "resnet8", "--method", "kd", *photos)
     command += ("--epochs", 3, "--answers.path", tmp_path / "answers", "--train.teacher_precision", "fp32")
-    assert call(*command, "--out", tmp_path / "endless") == 1
-    assert "give --data.views" in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
     for fill in ("lazy", "epoch"):
         more = ("--data.views", 2, "--answers.fill", fill, "--out", tmp_path / fill)
         assert call(*command, *more) == 0
@@ -380,3 +377,40 @@ def test_so_many_random_crops_of_each_image_can_be_stored(photos, photo_teacher,
     assert asked(summary(tmp_path / "lazy")) == (2 * images, images, 2 * images)
     assert asked(summary(tmp_path / "epoch")) == (0, 3 * images, 0)
     assert model_bytes(tmp_path / "epoch") == model_bytes(tmp_path / "lazy")
+
+
+def views_of(folder: Path) -> object:
+    return read_yaml(folder / "run.yaml")["data"]["views"]
+
+
+def test_where_views_have_no_end_a_number_is_chosen_and_kept(photos, photo_teacher, tmp_path, capsys):
+    command = ("distill", "--teacher", photo_teacher, "--student", "resnet8", "--method", "kd", *photos)
+    command += ("--train.teacher_precision", "fp32", "--answers.path", tmp_path / "answers")
+    command += ("--train.batch_size", 20, "--train.micro_batch", 10)
+    first = (*command, "--epochs", 1, "--reference_epochs", 14, "--out", tmp_path / "first")
+    assert call(*first) == 0
+    assert "answers to 2 views of each image are stored, for 14 epochs" in capsys.readouterr().out
+    assert views_of(tmp_path / "first") == 2  # 14 % of 14
+    assert call(*first, "--resume") == 0
+    assert call(*command, "--epochs", 1, "--out", tmp_path / "second") == 0
+    assert "answers to 2 views of each image are stored, as in the store" in capsys.readouterr().out
+    assert views_of(tmp_path / "second") == 2
+    alone = [word for word in command if word not in ("--answers.path", tmp_path / "answers")]
+    assert call(*alone, "--epochs", 1, "--out", tmp_path / "third") == 0
+    assert views_of(tmp_path / "third") is None
+
+
+def test_all_runs_of_a_comparison_see_the_same_views(photos, photo_teacher, tmp_path):
+    command = (
+        "compare",
+        "--teacher",
+        photo_teacher,
+        "--student",
+        "resnet8",
+        "--methods",
+        "remix,unix",
+        *photos,
+    )
+    command += ("--seeds", 0, "--epochs", 2, "--jobs", 1, "--answers.path", tmp_path / "answers")
+    assert call(*command, "--out", tmp_path / "runs") == 0
+    assert {views_of(path.parent) for path in tmp_path.glob("runs/runs/*/run.yaml")} == {1}

@@ -1,10 +1,11 @@
 """What each command does; `main` has parsed the options."""
 
 from unixkd.cli.compare import compare, demo, show_report
+from unixkd.cli.distill import distill
 from unixkd.cli.export import export
 from unixkd.cli.plan import plan
 from unixkd.cli.predict import predict_images
-from unixkd.cli.train import distill, evaluate, train
+from unixkd.cli.train import evaluate, train
 
 HANDLERS = {
     "demo": demo,

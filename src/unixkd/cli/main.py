@@ -9,7 +9,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from itertools import zip_longest
 from pathlib import Path
@@ -204,6 +204,8 @@ def parse(name: str, arguments: Sequence[str]) -> Namespace:
         if recipe is not None and settings is not None:
             known = {action.dest for action in parser._actions}
             parser.set_defaults({k: v for k, v in settings(str(recipe)).items() if k in known})
+        if name == "distill" and has_target(words, configs):
+            parser.set_defaults({"method.name": ""})  # so that one that is named is told from the default
         front = [word for values in configs for word in ("--config", yaml.safe_dump(values, sort_keys=False))]
         options = parser.instantiate(parser.parse_args([*front, *words]))
     except UserError:
@@ -213,6 +215,14 @@ def parse(name: str, arguments: Sequence[str]) -> Namespace:
     check_nulls(options)
     check_typed(options, words)
     return options
+
+
+def has_target(words: Sequence[str], configs: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the words, or a file of options, name what the method is chosen by."""
+    typed = {word.partition("=")[0] for word in words}
+    return bool(typed & {"--budget", "--match-kd"}) or any(
+        values.get("budget") or values.get("match_kd") for values in configs
+    )
 
 
 def expand(arguments: Sequence[str]) -> tuple[list[str], str | None, list[str]]:

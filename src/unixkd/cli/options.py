@@ -102,6 +102,12 @@ CLUSTER_OPTIONS = (
 )
 """Each of them asks `plan` for an estimate on paper."""
 
+TARGETS = (
+    option("--budget", "the best strategy within this share of plain KD's cost, e.g. 50%"),
+    flag("--match-kd", "the cheapest strategy that is as accurate as plain KD"),
+)
+"""What chooses a strategy: `plan` ranks all of them, `distill` runs the first."""
+
 COMMANDS = {
     "demo": Command(
         "train a teacher on handwritten digits, distil it in four ways, compare",
@@ -123,6 +129,7 @@ COMMANDS = {
         (
             *RUN_OPTIONS,
             option("--reference_epochs", "epochs of the plain KD that costs are compared with", int),
+            *TARGETS,
         ),
         recipe=recipes.recipe,
         shared=True,
@@ -177,8 +184,7 @@ COMMANDS = {
             option("--batch_size", "images per step, N", "PositiveInt", default=64),
             option("--train.epochs", "epochs of plain KD (--epochs)", "PositiveInt", default=240),
             option("--runs", "runs that share stored answers", "PositiveInt", default=1),
-            option("--budget", "rank strategies within this share of KD's cost, e.g. 50%"),
-            flag("--match-kd", "rank strategies that are as accurate as plain KD"),
+            *TARGETS,
             option("--rounds", "timed steps of each method; 0: no timing", "NonNegativeInt", default=5),
             *CLUSTER_OPTIONS,
         ),
@@ -250,6 +256,8 @@ def check_names(options: Namespace) -> None:
             raise UsageError(f"'{name}' is a file: name the class in it too, as in {name}:Net")
         if name and name not in models() and not re.search(r"[:/\\]", name) and not Path(name).exists():
             raise unknown_name("model", name, models())
+    if "budget" in values:
+        check_target(options)
     if "gpus" in values:
         check_plan(options)
     method = [values["method"].name] if "method" in values else []
@@ -298,16 +306,21 @@ def check_shares(options: Namespace) -> None:
                 raise UsageError(f"--{key} takes shares in [0, 1], not counts: {told}")
 
 
+def check_target(options: Namespace) -> None:
+    """Raise where the target is none, or a method is named beside it."""
+    target = parse_target(options.budget, options.match_kd)
+    if target and options.method != MethodConfig(""):
+        raise UsageError(
+            "a target chooses among strategies with methods of their own: leave --method or the target out"
+        )
+
+
 def check_plan(options: Namespace) -> None:
-    """Raise where options of `plan` exclude each other, or are no number of images or no target."""
+    """Raise where options of `plan` exclude each other, or are no number of images."""
     if options.images is not None:
         number_of_images(options.images)
-    target, on_paper = parse_target(options.budget, options.match_kd), options_on_paper(options)
-    if target and options.method.name:
-        raise UsageError(
-            "a target ranks strategies with methods of their own: leave --method or the target out"
-        )
-    if target and on_paper:
+    on_paper = options_on_paper(options)
+    if parse_target(options.budget, options.match_kd) and on_paper:
         raise UsageError(
             f"--budget and --match-kd rank strategies for this machine: leave --{on_paper[0]} or the target out"
         )

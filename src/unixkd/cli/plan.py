@@ -24,7 +24,8 @@ from unixkd.method.from_config import build_method
 from unixkd.method.method import Method
 from unixkd.method.unix import METHODS
 from unixkd.models.card import PixelModel
-from unixkd.models.loading import build_model
+from unixkd.models.folder import is_run_folder
+from unixkd.models.loading import build_model, own_num_classes
 from unixkd.names import IMAGENET_IMAGES, NONE
 from unixkd.planning.catalogue import parse_target
 from unixkd.planning.expected import Workload
@@ -44,7 +45,7 @@ def plan(options: Namespace) -> None:
         plan_cluster(options, *networks, planned_methods(options.method), shape.images, shape.size)
         return
     pair = planned_pair(*networks, options.batch_size, shape.size, timed=options.rounds > 0)
-    workload = planned_workload(options, data, shape)
+    workload = workload_of(data, shape, options.batch_size, options.train.epochs, options.runs)
     if target is not None:
         rank_strategies(options, target, data, workload, pair)
         return
@@ -79,14 +80,14 @@ def planned_networks(options: Namespace, shape: Shape) -> tuple[PixelModel, Pixe
     return build(options.teacher), build(options.student).train()
 
 
-def planned_workload(options: Namespace, data: DataConfig, shape: Shape) -> Workload:
+def workload_of(data: DataConfig, shape: Shape, batch_size: int, epochs: int, runs: int = 1) -> Workload:
     """The training that is planned."""
     limited = data.views is not None and (shape.views is None or data.views < shape.views)
     return Workload(
         shape.images,
-        options.batch_size,
-        options.train.epochs,
-        options.runs,
+        batch_size,
+        epochs,
+        runs,
         data.views if limited else shape.views,
         in_turn=limited,
         ahead=default_device().type != "cpu",
@@ -123,22 +124,28 @@ def planned_shape(options: Namespace, data: DataConfig) -> Shape:
         return Shape(3, size, options.classes or 1000, number or whole, None)
     if options.classes is not None:
         raise UsageError(f"--classes is for images without data: {data.name} has its own")
-    shape = data_shape(data)
+    shape = data_shape(data, options.teacher)
     return shape if number is None else shape._replace(images=number)
 
 
-def data_shape(config: DataConfig) -> Shape:
-    """The shape of data; they are read only where it is not known."""
+def data_shape(config: DataConfig, teacher: ModelConfig) -> Shape:
+    """The shape of data; without classes they have the teacher's. They are read only where it is not known."""
     known = KNOWN_DATA.get(config.name)
     if known is None:
         data = load_data(replace(config, views=None, mixes=None))
-        classes, train = data.num_classes or 1000, data.train
+        classes, train = data.num_classes or classes_of(teacher, data.channels), data.train
         return Shape(data.channels, data.size, classes, len(train), train.num_views)
     size = config.size or known.size
     padding = round(size / 8) if config.crop_padding is None else config.crop_padding
     flip = config.name != "digits" if config.flip is None else config.flip
     images = config.limit or known.images - round(config.holdout * known.images)
     return known._replace(size=size, images=images, views=num_views(padding, flip))
+
+
+def classes_of(teacher: ModelConfig, channels: int) -> int:
+    """The classes that a teacher's weights have; 1000 where none are named."""
+    weights = is_run_folder(teacher.name) or teacher.pretrained or teacher.weights is not None
+    return own_num_classes(teacher, channels) if weights else 1000
 
 
 def print_plan(result: Plan, how: str) -> None:

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from unixkd.cli.plan_timing import how_timed
 from unixkd.cli.screen import console, new_table, percents, say, say_pair
-from unixkd.config import AnswersConfig, DataConfig, RunConfig, TrainConfig, flatten, to_plain
+from unixkd.config import DataConfig, RunConfig, TrainConfig, flatten, to_plain
 from unixkd.errors import UsageError
 from unixkd.names import NONE, run_words
 from unixkd.planning.catalogue import Budget, Evidence, Group, MatchKD, Strategy, strategies
@@ -33,14 +33,11 @@ def rank_strategies(
     say_pair(options, pair.ledger)
     say(about(workload))
     known = strategies(workload.images)
-    predicted = estimate_strategies(known, pair, workload, options.rounds)
-    estimates = {each.strategy.name: each for each in predicted}
-    cost = {name: each.relative["backward_2x"] for name, each in estimates.items()}
-    groups = target.groups([each.strategy for each in predicted], cost)
+    estimates, groups = ranked(known, target, workload, pair, options.rounds)
     console.print(ranking(groups, estimates))
     for line in notes(known, estimates, workload.images, how_timed(pair)):
         say(line)
-    best = next((group.strategies[0] for group in groups if group.eligible), None)
+    best = first_of(groups)
     if best is None:
         cheapest = groups[0].strategies[0].name
         say("", f"No strategy is within the budget; the cheapest is {cheapest}.", style="yellow")
@@ -49,6 +46,20 @@ def rank_strategies(
     for line in requirements(best, workload, pair.teacher.card.num_classes):
         say(line)
     say("  " + shlex.join(command_words(options, best, data, workload)))
+
+
+def ranked(
+    known: list[Strategy], target: Budget | MatchKD, workload: Workload, pair: Pair, rounds: int
+) -> tuple[dict[str, StrategyEstimate], list[Group]]:
+    """What each strategy that is possible will cost, by name, and the strategies in groups, the best first."""
+    estimates = {each.strategy.name: each for each in estimate_strategies(known, pair, workload, rounds)}
+    cost = {name: each.relative["backward_2x"] for name, each in estimates.items()}
+    return estimates, target.groups([each.strategy for each in estimates.values()], cost)
+
+
+def first_of(groups: list[Group]) -> Strategy | None:
+    """The best strategy that reaches the target."""
+    return next((group.strategies[0] for group in groups if group.eligible), None)
 
 
 def about(workload: Workload) -> str:
@@ -140,21 +151,27 @@ def requirements(strategy: Strategy, workload: Workload, classes: int) -> list[s
     return lines
 
 
-def command_words(options: Namespace, strategy: Strategy, data: DataConfig, workload: Workload) -> list[str]:
-    """The words of `unixkd distill ...` that run a strategy as planned."""
+def run_of(strategy: Strategy, base: RunConfig, workload: Workload, answers: str) -> RunConfig:
+    """The run of a strategy under a protocol whose epochs are plain KD's; its answers are stored in `answers`."""
     epochs, views = strategy.epochs(workload.epochs), strategy.views(workload.epochs, workload.views)
+    data = base.data
     if views is not None:
         data = replace(data, mixes=views) if strategy.mixed else replace(data, views=views)
-    config = RunConfig(
-        options.student,
-        options.teacher,
-        strategy.method,
+    return replace(
+        base,
+        method=strategy.method,
         data=data,
-        answers=AnswersConfig(ANSWERS if strategy.stored else None),
-        train=TrainConfig(epochs, workload.batch_size),
+        answers=replace(base.answers, path=answers if strategy.stored else None),
+        train=replace(base.train, epochs=epochs),
         reference_epochs=None if epochs == workload.epochs else workload.epochs,
     )
-    values = flatten(to_plain(config))
+
+
+def command_words(options: Namespace, strategy: Strategy, data: DataConfig, workload: Workload) -> list[str]:
+    """The words of `unixkd distill ...` that run a strategy as planned."""
+    train = TrainConfig(workload.epochs, workload.batch_size)
+    base = RunConfig(options.student, options.teacher, data=data, train=train)
+    values = flatten(to_plain(run_of(strategy, base, workload, ANSWERS)))
     del values["train.seed"]  # each run has its own
     program, command, *words = run_words(values)
     if not options.recipe:

@@ -1,4 +1,4 @@
-"""`train`, `distill`, `evaluate`: commands about one model."""
+"""`train`, `evaluate`: commands about one model."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from jsonargparse import Namespace
 
 from unixkd.cli.screen import say, showing
@@ -42,14 +43,6 @@ def train(options: Namespace) -> None:
     common = {key: options[key] for key in ("data", "train", "label")}
     config = RunConfig(options.model, None, MethodConfig("student-alone"), **common)
     run_and_show(config, options, f"train-{slug(options.model.name)}")
-
-
-def distill(options: Namespace) -> None:
-    """`unixkd distill`: a teacher into a student."""
-    check_named(teacher=options.teacher, student=options.student)
-    keys = ("student", "teacher", "method", "loss", "data", "answers", "train", "label", "reference_epochs")
-    config = RunConfig(**{key: options[key] for key in keys})
-    run_and_show(config, options, f"{options.method.name}-{slug(options.student.name)}")
 
 
 def evaluate(options: Namespace) -> None:

@@ -93,6 +93,8 @@ class Strategy:
     def views(self, planned: int, available: int | None) -> int | None:
         """Views, or mixes, of each image that it is limited to; None: all that are available.
 
+        Answers to views without end cannot be stored: a few are taken then.
+
         Args:
             planned: epochs
             available: views that an image has; None: without end
@@ -102,8 +104,8 @@ class Strategy:
         (18, None, None)
         """
         if self.views_share is None:
-            return None
-        wanted = max(1, round(self.views_share * planned))
+            return few_views(planned) if self.stored and available is None else None
+        wanted = few_views(planned, self.views_share)
         return wanted if self.mixed or available is None or wanted < available else None
 
     def for_images(self, images: int) -> Strategy:
@@ -126,7 +128,17 @@ class Strategy:
 
 
 FEW_VIEWS_SHARE = 0.14
-"""Fixed views of each image, as a share of the epochs: 18 in 128, 34 in 240."""
+"""Fixed views of each image, as a share of the epochs."""
+
+
+def few_views(epochs: int, share: float = FEW_VIEWS_SHARE) -> int:
+    """Fixed views of each image to store the answers to, for so many epochs of plain KD; at least 1.
+
+    >>> few_views(128), few_views(240), few_views(2)
+    (18, 34, 1)
+    """
+    return max(1, round(share * epochs))
+
 
 # Evidence comes from the dated result files of `benchmarks/`: several seeds against plain KD under one protocol.
 # A strategy without evidence is shown as not measured, and is never reported to match plain KD.

@@ -57,8 +57,8 @@ def estimate_strategies(
 
 
 def is_possible(strategy: Strategy, workload: Workload) -> bool:
-    """False where answers to an endless number of views would have to be stored."""
-    return not strategy.stored or workload.views is not None or strategy.views_share is not None
+    """False where it would have to store the answers to views without end: few of them are another training."""
+    return not (strategy.stored and strategy.exact and workload.views is None)
 
 
 def teacher_forwards(strategy: Strategy, workload: Workload) -> TeacherForwards:

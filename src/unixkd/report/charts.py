@@ -128,7 +128,7 @@ def training_curves(
             high = max(high, teacher.mean)
             level = axes.axhline(100 * teacher.mean, color=MUTED, linewidth=1, linestyle=(0, (1, 2)))
             shown.append((level, "teacher"))
-        gap = 0.05 * (high - low)
+        gap = 0.05 * (high - low) or 0.01  # curves that are level, all at one height
         axes.set_ylim(100 * (low - gap), 100 * (high + gap))
         frame(axes, f"{measure.name}, %", f"{along}, % of plain KD" if by_cost else along)
         legend_below(axes, shown)

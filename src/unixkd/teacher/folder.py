@@ -122,6 +122,12 @@ def read_key(path: Path) -> dict[str, str]:
     return dict(_read_index(path)["key"]) if (path / _INDEX).exists() else {}
 
 
+def read_views(path: Path) -> int | None:
+    """Views of each image in the store at a path; None where there is none yet, or its index does not say."""
+    views = _read_index(path).get("views") if (path / _INDEX).exists() else None
+    return views if isinstance(views, int) and views > 0 else None
+
+
 def _read_index(path: Path) -> dict[str, Any]:
     file = path / _INDEX
     if not path.is_dir() or not file.is_file():

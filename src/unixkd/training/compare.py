@@ -38,6 +38,7 @@ from unixkd.training.resume import check_inputs, check_state
 from unixkd.training.run import run
 from unixkd.training.run_folder import RunFolder
 from unixkd.training.stopping import Stopped, stoppable
+from unixkd.training.stored_views import may_choose, with_views
 from unixkd.training.threads import known_threads
 
 
@@ -57,6 +58,8 @@ def decide_once(base: RunConfig, out: Path, note: Callable[[str], None], workers
     """
     if (earlier := min(out.glob("runs/*/run.yaml"), default=None)) is not None:
         return remembered(base, earlier.parent)
+    if may_choose(base):
+        base, _ = with_views(base, load_data(base.data, class_names_of(base.teacher)), note)
     device = pick_device(base.train)
     threads = known_threads(base.train.threads, device)
     base = with_auto(base, {"threads": 1 if workers > 1 else threads})

@@ -21,6 +21,7 @@ from unixkd.method.network import Network
 from unixkd.names import local_path
 from unixkd.planning.timing import interleaved
 from unixkd.teacher.folder import read_key
+from unixkd.training.stored_views import earlier_views
 from unixkd.training.threads import choose_threads, known_threads
 
 DTYPES: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
@@ -44,6 +45,7 @@ def remembered(config: RunConfig, folder: Path | None) -> RunConfig:
 
     Images are decoded at a smaller scale where neither says; digits and CIFAR are at one scale.
     """
+    config = earlier_views(config, folder)
     decided: dict[str, Any] = {}
     decoding = "scaled"
     if config.answers.path is not None and (key := read_key(local_path(config.answers.path))):

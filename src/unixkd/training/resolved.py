@@ -41,6 +41,8 @@ from unixkd.training.distributed.world import ALONE, World
 from unixkd.training.fingerprint import teacher_fingerprint
 from unixkd.training.frozen_teacher import FORMS, TeacherForms
 from unixkd.training.precision import DTYPES, remembered, settle, settle_threads
+from unixkd.training.stored_views import with_views
+from unixkd.training.used import uses_answers
 
 PROBED = 4
 """Images that a probe takes at least."""
@@ -88,7 +90,7 @@ def resolve(
         UserError: something is missing or does not fit
     """
     config = remembered(config, folder)
-    built = world.leader_first(lambda: build_run(config, device))
+    built = world.leader_first(lambda: build_run(config, device, note))
     config = world.once(lambda: decide(built, note, world.size))
     if isinstance(config.train.threads, int):
         torch.set_num_threads(config.train.threads)
@@ -167,7 +169,9 @@ def rows_asked(config: RunConfig, method: Method, data: Data) -> float:
     return rows - (forwards.needed - asked) * len(split)
 
 
-def build_run(config: RunConfig, device: torch.device) -> Resolved:
+def build_run(
+    config: RunConfig, device: torch.device, note: Callable[[str], None] = lambda _: None
+) -> Resolved:
     """Data, networks, method and losses of a run; every mismatch is found here, before training.
 
     Images in memory, batches of others and networks are put on the device, networks in channels_last unless configured;
@@ -177,7 +181,10 @@ def build_run(config: RunConfig, device: torch.device) -> Resolved:
         UserError: something is missing or does not fit
     """
     method, objective = read_method(config, device)
-    return build_on(config, device, load_data(config.data, class_names_of(config.teacher)), method, objective)
+    data = load_data(config.data, class_names_of(config.teacher))
+    if uses_answers(config, method, objective):
+        config, data = with_views(config, data, note)
+    return build_on(config, device, data, method, objective)
 
 
 def read_method(config: RunConfig, device: torch.device) -> tuple[Method, Objective]:
