@@ -254,6 +254,9 @@ def test_a_state_of_another_shape_under_right_checksums_is_passed_over(name, tmp
             r"at `\$\.ledger\.images",
         ),
         ({"data": None}, r"at `\$\.data`"),
+        ({"tally": {"seen": None}}, r"Expected `int`, got `null` - at `\$\.tally"),
+        ({"process1.tally": {"seen": "4"}}, r"Expected `int`, got `str`"),
+        ({"metrics": "\x1b[31mno number"}, r"at `\$\.metrics`"),
     ],
 )
 def test_a_state_with_values_that_no_run_saves_is_passed_over(values, told, tmp_path):
@@ -280,3 +283,28 @@ def test_a_state_without_what_a_run_needs_is_one_line(tmp_path):
         {}["epoch"]
     with pytest.raises(RuntimeError, match="out of memory"), of_a_run(tmp_path, tmp_path / "epoch-1"):
         raise torch.OutOfMemoryError("out of memory")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [
+        ("sgd", "nesterov", None),
+        ("sgd", "maximize", True),
+        ("sgd", "momentum", 0.5),
+        ("sgd", "params", [0, 2]),
+        ("adamw", "betas", [0.9, None]),
+        ("adamw", "eps", "small"),
+    ],
+)
+def test_options_of_another_optimiser_are_refused(kind, name, value):
+    def make() -> torch.optim.Optimizer:
+        parameters = [torch.zeros(2, requires_grad=True) for _ in range(2)]
+        if kind == "sgd":
+            return torch.optim.SGD(parameters, 0.1, momentum=0.9, nesterov=True)
+        return torch.optim.AdamW(parameters, 0.1)
+
+    tensors, state = pack_optimizer(make())
+    unpack_optimizer(make(), tensors, json.loads(json.dumps(state)))
+    state["groups"][0][name] = value
+    with pytest.raises(ValueError, match=f"the optimiser's {name} was "):
+        unpack_optimizer(make(), tensors, json.loads(json.dumps(state)))

@@ -26,6 +26,8 @@ from unixkd.training.distributed.sharding import shard_like
 FILES = ("state.safetensors", "state.json")
 MANIFEST = "manifest.json"
 KEPT_AND_NEW = 3
+_KERNELS = ("foreach", "fused", "capturable")
+"""Options of an optimiser that decide how a step is computed, not what."""
 Check = Callable[[dict[str, Any], Path], None]
 """Raises a UserError, which names the file, where a state is not what a run has saved."""
 
@@ -182,29 +184,28 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor],
 def unpack_optimizer(
     optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], state: dict[str, Any]
 ) -> None:
-    """Load what `pack_optimizer` packed."""
+    """Load what `pack_optimizer` packed; the optimiser's options stay its own, and its learning rate is each step's."""
     entries: dict[int, dict[str, Any]] = {}
     for name, value in {**tensors, **state["values"]}.items():
         number, key = name.split(".", 1)
         entries.setdefault(int(number), {})[key] = value
-    check_groups(state["groups"], optimizer.param_groups)
+    own = optimizer.state_dict()["param_groups"]
+    check_groups(state["groups"], own)
     rates = [group["lr"] for group in optimizer.param_groups]
-    optimizer.load_state_dict({"state": entries, "param_groups": state["groups"]})
+    optimizer.load_state_dict({"state": entries, "param_groups": own})
     for parameter, values in optimizer.state.items():
         for key, value in values.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
                 # In the weights' own memory layout: a fused step walks through all of them in one go.
                 values[key] = torch.empty_like(parameter).copy_(shard_like(value, parameter))
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        if isinstance(rate, Tensor):  # the same tensor, as a captured step holds on to it
-            group["lr"] = rate.fill_(group["lr"])
+        group["lr"] = rate  # the same tensor, where it is one, as a captured step holds on to it
 
 
-def check_groups(saved: list[dict[str, Any]], groups: list[dict[str, Any]]) -> None:
-    """Raise a TypeError where an option of the optimiser is of another type than the optimiser's own."""
-    for theirs, ours in zip(saved, groups, strict=True):
-        for name, value in theirs.items():
-            own = ours.get(name)
-            numbers = isinstance(own, int | float | Tensor) and not isinstance(own, bool)
-            if type(value) not in ((int, float) if numbers else (type(own), list, type(None))):
-                raise TypeError(f"the optimiser's {name} is {str(value)[:40]!r}")
+def check_groups(saved: list[dict[str, Any]], own: list[dict[str, Any]]) -> None:
+    """Raise a ValueError where the optimiser that was saved had other options."""
+    for theirs, ours in zip(saved, own, strict=True):
+        for name in theirs.keys() & ours.keys() - {"lr", *_KERNELS}:
+            value = list(ours[name]) if isinstance(ours[name], tuple) else ours[name]
+            if theirs[name] != value:
+                raise ValueError(f"the optimiser's {name} was {str(theirs[name])[:40]!r}, and is {value!r}")

@@ -55,13 +55,16 @@ class Saved:
     processes: Annotated[int, msgspec.Meta(ge=1)] = 1
     lent: Amount = 0
     networks: dict[str, str] = field(default_factory=dict)
-    metrics: str = ""
+    tally: dict[str, Amount] = field(default_factory=dict)
+    metrics: Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{64}( \d+)?)?$")] = ""
 
 
 def check_state(state: dict[str, Any], file: Path) -> None:
     """Raise a `UserError` where a value of a checkpoint's state is of another type or out of range."""
     try:
         msgspec.convert(state, Saved)
+        for name in [name for name in state if name.endswith(".tally")]:  # of the other processes
+            msgspec.convert(state[name], dict[str, Amount])
     except msgspec.ValidationError as error:
         raise UserError(f"'{file}': {error}") from None
 
