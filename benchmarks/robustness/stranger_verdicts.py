@@ -24,8 +24,10 @@ import stranger_damages as damages
 from apart import Way, here, inside, tree
 from bad_inputs import Outcome, in_process
 
-SMALL = ("--data.limit", "40", "--train.batch_size", "16", "--train.precision", "fp32")
-PAIR = ("--teacher", "teacher", "--student", "resnet8", *SMALL, "--train.teacher_precision", "fp32")
+# A precision that a probe decides differs from run to run.
+FP32 = ("--train.precision", "fp32", "--train.teacher_precision", "fp32")
+SMALL = ("--data.limit", "40", "--train.batch_size", "16", *FP32)
+PAIR = ("--teacher", "teacher", "--student", "resnet8", *SMALL)
 DISTILL = (
     "distill", *PAIR, "--method", "hard", "--epochs", "3", "--answers.path", "answers", "--data.views", "2",
 )  # fmt: skip
