@@ -13,9 +13,10 @@ from unixkd.errors import UserError
 @pytest.mark.parametrize("key", GONE)
 def test_each_is_passed_over_at_its_default_and_refused_otherwise(key, tmp_path):
     group, name = key.split(".")
-    path = tmp_path / "run.yaml"
-    path.write_text(yaml.safe_dump({group: {name: GONE[key], "kept": 1}}))
-    assert read_yaml(path) == {group: {"kept": 1}}
+    path, old = tmp_path / "run.yaml", {group: {name: GONE[key], "kept": 1}}
+    path.write_text(yaml.safe_dump(old))
+    assert without_gone(old) == {group: {"kept": 1}}
+    assert name not in read_yaml(path)[group]
     with pytest.raises(UserError, match=rf"{key} 3 .* unixkd 0\.1\.0"):
         without_gone({group: {name: 3}})
 

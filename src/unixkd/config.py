@@ -373,7 +373,8 @@ GONE: dict[str, Any] = {
 def decided_before(values: dict[str, Any]) -> dict[str, Any]:
     """A run.yaml's options with what older runs did without saying so: images decoded in full, an eager teacher."""
     if isinstance(values.get("train"), dict):
-        values = {**values, "train": {"frozen_teacher": "eager", **values["train"]}}
+        values = {**values, "train": {**values["train"]}}
+        values["train"].setdefault("frozen_teacher", "eager")
     data = values.get("data")
     if not isinstance(data, dict) or ":" not in str(data.get("name")):  # digits and CIFAR are at one scale
         return values

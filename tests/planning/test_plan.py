@@ -11,7 +11,7 @@ import torch
 
 from running import call, make_teacher
 from unixkd.cli import plan as cli_plan
-from unixkd.config import DataConfig
+from unixkd.config import DataConfig, ModelConfig
 from unixkd.data import load_data
 from unixkd.method.batch import Batch
 from unixkd.method.flops import forward_flops
