@@ -8,8 +8,12 @@ from pathlib import Path
 import pytest
 
 from running import call, make_teacher, summary
+from unixkd.cli.distill import reasons
 from unixkd.cli.main import parse
 from unixkd.config import read_yaml
+from unixkd.planning.catalogue import strategies
+from unixkd.planning.expected import Workload
+from unixkd.planning.strategies import StrategyEstimate, TeacherForwards
 
 PROTOCOL = ("--data", "digits", "--epochs", "10")
 FAST = ("--data.limit", "64", "--train.batch_size", "32", "--train.precision", "fp32")
@@ -33,19 +37,35 @@ def test_the_strategy_that_plan_names_first_is_run(target, teacher, tmp_path, ca
     assert made["train"]["epochs"] == named.train.epochs
     assert made["reference_epochs"] == named.reference_epochs
     assert (made["data"]["views"], made["data"]["mixes"]) == (named.data.views, named.data.mixes)
-    stored = str(tmp_path / "answers") if named.answers.path else None
-    assert made["answers"]["path"] == stored
+    stored = [str(path) for path in tmp_path.glob("answers-*")] or [None]
+    assert [made["answers"]["path"]] == stored
+    assert (stored == [None]) == (named.answers.path is None)
     cost = summary(tmp_path / "run")["cost"]["relative_to_kd"]["backward_2x"]
     if target[0] == "--budget":
         assert cost <= float(target[1].rstrip("%")) / 100 + 0.005  # a last batch is kept whole
 
 
-def test_it_is_said_what_was_chosen_at_what_cost_and_on_which_evidence(teacher, tmp_path, capsys):
-    words = ("distill", "--teacher", teacher, "--student", "resnet8", *PROTOCOL, *FAST, "--match-kd")
-    assert call(*words, "--epochs", 1, "--out", tmp_path / "run") == 0
-    out = capsys.readouterr().out
-    assert "random: 75.00 % of plain KD's cost is expected" in out  # of one epoch no share can be left out
-    assert "measured against plain KD: -0.08 ± 0.48 points, 5 seeds, on CIFAR-100 at 16 pixels" in out
+def test_it_is_said_what_was_chosen_at_what_cost_and_on_which_evidence():
+    def said(epochs: int) -> list[str]:
+        (chosen,) = (each for each in strategies(500, epochs) if each.name == "random")
+        estimate = StrategyEstimate(chosen, {"backward_2x": 0.75}, TeacherForwards(1.0, 1.0))
+        return reasons(chosen, estimate, Workload(500, epochs=epochs))
+
+    first = "random: 75.00 % of plain KD's cost is expected, a backward counted as 2 forwards"
+    measured = (
+        "measured against plain KD: -0.08 ± 0.48 points, 5 seeds, on CIFAR-100 at 16 pixels, 640 epochs"
+    )
+    assert said(640)[0] == said(30)[0] == first
+    assert said(640)[1].startswith(measured)
+    relies = "it relies on a quarter of the images being dispensable"
+    assert said(30)[1] == f"its accuracy was not measured with 500 images and 30 epochs; {relies}"
+
+
+def test_a_store_of_one_s_own_that_is_not_used_is_named(teacher, tmp_path, capsys):
+    words = ("distill", "--teacher", teacher, "--student", "resnet8", *PROTOCOL, *FAST, "--budget", "80%")
+    more = ("--epochs", 1, "--loss.at", 1, "--answers.path", tmp_path / "mine", "--out", tmp_path / "run")
+    assert call(*words, *more) == 0
+    assert f"--answers.path {tmp_path / 'mine'} is not used" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

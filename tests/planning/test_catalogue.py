@@ -94,9 +94,16 @@ def test_a_match_is_known_and_then_cheap():
     assert order(MatchKD()) == [(True, ["good", "kd"]), (False, ["cheap", "open"]), (False, ["bad"])]
 
 
+def test_evidence_of_a_long_training_does_not_count_for_a_short_one():
+    counts = [each.name for each in strategies(500, 320) if each.evidence]
+    assert counts == [each.name for each in strategies(500) if each.evidence]
+    assert [each.name for each in strategies(500, 319) if each.evidence] == []
+    assert [each.name for each in strategies(500, 319) if each.elsewhere] == counts
+
+
 def test_within_a_budget_accuracy_counts_before_cost():
-    assert order(Budget(0.5)) == [(True, ["good", "bad", "cheap", "open"]), (False, ["kd"])]
-    assert order(Budget(1.0)) == [(True, ["good", "kd", "bad", "cheap", "open"])]
+    assert order(Budget(0.5)) == [(True, ["good", "bad", "open", "cheap"]), (False, ["kd"])]
+    assert order(Budget(1.0)) == [(True, ["good", "kd", "bad", "open", "cheap"])]
     assert order(Budget(0.25)) == [(True, ["bad"]), (False, ["cheap", "open", "good", "kd"])]
 
 

@@ -245,7 +245,13 @@ def test_the_known_data_are_as_they_are():
     )
     assert cli_plan.data_shape(held_out, ModelConfig()).views == train.num_views == 50
     # a crop of 16 pixels has a padding of 2
-    assert cli_plan.data_shape(DataConfig("cifar100", limit=500, size=16), ModelConfig()) == (3, 16, 100, 500, 50)
+    assert cli_plan.data_shape(DataConfig("cifar100", limit=500, size=16), ModelConfig()) == (
+        3,
+        16,
+        100,
+        500,
+        50,
+    )
 
 
 def test_the_cost_of_mixed_answers_depends_on_the_store(capsys):

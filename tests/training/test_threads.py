@@ -18,7 +18,7 @@ from unixkd.config import ModelConfig, RunConfig, TrainConfig
 from unixkd.models import create_model
 from unixkd.models.loading import build_model
 from unixkd.planning.timing import PIXELS, interleaved
-from unixkd.training import compare, precision, threads
+from unixkd.training import compare, precision, resolved, threads
 from unixkd.training.compare import decide_once
 from unixkd.training.display import Note
 from unixkd.training.precision import settle_threads
@@ -110,37 +110,65 @@ def test_the_users_variable_and_a_single_core_decide_without_a_probe(monkeypatch
     monkeypatch.delenv("OMP_NUM_THREADS")
     machine.threads = 1
     assert known_threads("auto", CPU) == 1
-    set_threads(machine.work, CPU)
+    set_threads(machine.work, CPU, 1.0)
     assert machine.passes == []
 
 
 def test_evaluation_goes_on_with_the_better_number(monkeypatch):
     machine = Machine(monkeypatch, 4, one=(1.0, 1.0), every=(2.0, 2.0))
-    set_threads(machine.work, CPU)
+    set_threads(machine.work, CPU, 1.0)
     assert machine.threads == 1
 
 
-def test_a_probe_is_of_the_student_in_its_precision_and_keeps_it(monkeypatch):
-    seen = []
+def test_a_probe_is_of_what_a_step_computes_and_leaves_both_networks_as_they_were(monkeypatch):
+    seen, shares = [], []
 
-    def chosen(call, note) -> int:
-        seen.append((call.args[0].dtype, call.args[0].module.training, call.args[2]))
+    def chosen(call, note, share) -> int:
+        call()
+        shares.append(share)
         note("2 threads")
         return 2
 
+    def one_pass(network, images, training) -> None:
+        seen.append((network.dtype, network.module.training, len(images), training))
+
     Machine(monkeypatch, 2)
     monkeypatch.setattr(precision, "choose_threads", chosen)
-    student, notes = create_model("resnet8").eval(), []
-    config = settle_threads(TrainConfig(precision="bf16"), student, lambda: None, CPU, notes.append)
-    assert (config.threads, notes, seen) == (2, ["2 threads"], [(torch.bfloat16, True, True)])
-    assert not student.training
+    monkeypatch.setattr(precision, "one_pass", one_pass)
+    student, teacher, notes = create_model("resnet8").eval(), create_model("resnet8").train(), []
+    wanted = TrainConfig(precision="bf16", teacher_precision="fp32", batch_size=8)
+    config = settle_threads(wanted, student, teacher, lambda: torch.zeros(2, 3, 4, 4), CPU, notes.append)
+    assert (config.threads, notes, shares) == (2, ["2 threads"], [0.25])
+    assert seen == [(torch.bfloat16, True, 2, True), (None, False, 2, False)]
+    assert (student.training, teacher.training) == (False, True)
+
+
+def test_a_short_pass_of_few_images_may_stand_for_a_long_one(monkeypatch):
+    machine = Machine(monkeypatch, 4, one=(0.04, 0.04), every=(0.01, 0.04))
+    assert choose_threads(machine.work) == 1
+    assert choose_threads(machine.work, share=0.25) == 4
 
 
 # Whole runs
 
 
+def test_a_probe_draws_nothing_from_a_run(monkeypatch):
+    """Dropout draws in each pass of a probe, and how many there are depends on the clock."""
+
+    def drawn_after(passes: int) -> torch.Tensor:
+        def decide(built, note, processes) -> RunConfig:
+            torch.rand(passes)
+            return built.config
+
+        monkeypatch.setattr(resolved, "decide", decide)
+        resolved.resolve(alone(), CPU, None, pytest.fail)
+        return torch.rand(3)
+
+    assert torch.equal(drawn_after(1), drawn_after(5))
+
+
 def test_a_run_keeps_its_threads_and_a_resumed_one_does_not_ask_again(tmp_path, monkeypatch):
-    def probed(call, note) -> int:
+    def probed(call, note, share) -> int:
         note("one thread it is")
         return 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from unixkd.config import RunConfig
 from unixkd.errors import UsageError, UserError
 from unixkd.names import percent
 from unixkd.planning.catalogue import Budget, MatchKD, Strategy, parse_target, strategies
+from unixkd.planning.expected import Workload
 from unixkd.planning.strategies import StrategyEstimate
 
 
@@ -47,7 +49,11 @@ def towards(target: Budget | MatchKD, config: RunConfig, options: Namespace) -> 
     pair = planned_pair(*planned_networks(options, shape), batch_size, shape.size, timed=False)
     workload = workload_of(config.data, shape, batch_size, config.train.epochs)
     compares_features = config.loss.at or config.loss.sp  # which are not stored
-    known = [each for each in strategies(shape.images) if not (each.stored and compares_features)]
+    known = [
+        each
+        for each in strategies(shape.images, config.train.epochs)
+        if not (each.stored and compares_features)
+    ]
     estimates, groups = ranked(known, target, workload, pair, rounds=0)
     best = first_of(groups)
     if best is None:
@@ -56,11 +62,14 @@ def towards(target: Budget | MatchKD, config: RunConfig, options: Namespace) -> 
         raise UserError(
             f"no strategy is within the budget; the cheapest is {cheapest}, at {cost} of plain KD's cost"
         )
-    say(*reasons(best, estimates[best.name], shape.images), *requirements(best, workload, shape.classes))
-    return run_of(best, config, workload, config.answers.path or str(answers_beside(options)))
+    say(*reasons(best, estimates[best.name], workload), *requirements(best, workload, shape.classes))
+    if config.answers.path is not None and not best.stored:
+        say(f"it stores no answers: --answers.path {config.answers.path} is not used")
+    chosen = run_of(best, config, workload, "")
+    return run_of(best, config, workload, config.answers.path or str(answers_beside(options.out, chosen)))
 
 
-def reasons(strategy: Strategy, estimate: StrategyEstimate, images: int) -> list[str]:
+def reasons(strategy: Strategy, estimate: StrategyEstimate, workload: Workload) -> list[str]:
     """What was chosen, what it will cost, and the evidence that it is as accurate as plain KD."""
     cost = percent(estimate.relative["backward_2x"])
     lines = [f"{strategy.name}: {cost} of plain KD's cost is expected, a backward counted as 2 forwards"]
@@ -70,11 +79,16 @@ def reasons(strategy: Strategy, estimate: StrategyEstimate, images: int) -> list
         gain = f"{found.difference:+.2f} ± {found.sd:.2f} points, {found.n} seeds"
         return [*lines, f"measured against plain KD: {gain}, on {found.where}, {found.images:,} images"]
     lines.append(
-        f"its accuracy was not measured with as many as {images:,} images; it relies on {strategy.relies_on}"
+        f"its accuracy was not measured with {workload.images:,} images and {workload.epochs:,} epochs; it relies on "
+        f"{strategy.relies_on}"
     )
     return lines
 
 
-def answers_beside(options: Namespace) -> Path:
-    """Where answers are stored unless --answers.path says: beside the run, so that further runs share them."""
-    return Path(options.out).parent / ANSWERS if options.out else Path("runs") / ANSWERS
+def answers_beside(out: str | None, config: RunConfig) -> Path:
+    """Where answers are stored unless --answers.path says: beside the run, so that runs with the same teacher and data
+    share them, and others have a folder of their own.
+    """
+    asked = repr((config.teacher, config.data, config.answers, config.loss.temperature))
+    name = f"{ANSWERS}-{hashlib.sha256(asked.encode()).hexdigest()[:8]}"
+    return (Path(out).parent if out else Path("runs")) / name

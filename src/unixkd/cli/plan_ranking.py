@@ -32,10 +32,10 @@ def rank_strategies(
         raise UsageError("plan ranks fixed mixes among the other strategies: leave --data.mixes out")
     say_pair(options, pair.ledger)
     say(about(workload))
-    known = strategies(workload.images)
+    known = strategies(workload.images, workload.epochs)
     estimates, groups = ranked(known, target, workload, pair, options.rounds)
     console.print(ranking(groups, estimates))
-    for line in notes(known, estimates, workload.images, how_timed(pair)):
+    for line in notes(known, estimates, workload, how_timed(pair)):
         say(line)
     best = first_of(groups)
     if best is None:
@@ -112,8 +112,10 @@ def points(evidence: Evidence) -> str:
     return f"{evidence.difference:+.2f} ± {evidence.sd:.2f} ({evidence.n})"
 
 
-def notes(known: list[Strategy], estimates: dict[str, StrategyEstimate], images: int, how: str) -> list[str]:
-    """Remarks below the table, for a training set of this size, with how steps were timed."""
+def notes(
+    known: list[Strategy], estimates: dict[str, StrategyEstimate], workload: Workload, how: str
+) -> list[str]:
+    """Remarks below the table for the training that is planned, with how steps were timed."""
     shown = [each.strategy for each in estimates.values()]
     lines = [
         "Costs are shares of plain KD's, with the backward pass counted as 1 or 2 forwards; ×2 counts here."
@@ -125,7 +127,7 @@ def notes(known: list[Strategy], estimates: dict[str, StrategyEstimate], images:
     lines += [f"{each.name} was measured on {each.evidence.where}." for each in shown if each.evidence]
     lines += [
         f"{each.name} was measured with {each.elsewhere.images:,} images only ({points(each.elsewhere)}, "
-        f"{each.elsewhere.where}): that does not count for {images:,}."
+        f"{each.elsewhere.where}): that does not count for {workload.images:,} and {workload.epochs:,} epochs."
         for each in shown
         if each.elsewhere
     ]

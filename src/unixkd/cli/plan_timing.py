@@ -36,8 +36,8 @@ def planned_pair(
     few = timed_rows(at_once, (size, size), PROBED)
     progress("choosing precision and threads, as distill would")
     images = partial(pair.batch.pixels.__getitem__, slice(few))
-    train = settle(TrainConfig(), student, teacher, images, device, progress)
-    train = settle_threads(train, student, images, device, progress)
+    train = settle(TrainConfig(batch_size=rows), student, teacher, images, device, progress)
+    train = settle_threads(train, student, teacher, images, device, progress)
     if isinstance(train.threads, int):
         torch.set_num_threads(train.threads)
     progress(f"timing steps of {plural(at_once, 'image')}: within {LIMIT:g} s, or a round of them")

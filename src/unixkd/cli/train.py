@@ -35,6 +35,8 @@ from unixkd.training.threads import set_threads
 _log = logging.getLogger(__name__)
 WORTH_A_PROBE = 40
 """Times the images of a pass of it."""
+AT_ONCE = 256
+"""Images that `evaluate` and `predict` compute on together, about."""
 
 
 def train(options: Namespace) -> None:
@@ -80,7 +82,7 @@ def choose_threads_for(model: PixelModel, size: Size, images: int) -> None:
         device = next(model.parameters()).device
         pixels = torch.rand(rows, model.card.in_channels, *size, device=device)
         with evaluating(model):
-            set_threads(partial(one_pass, Network(model), pixels, False), device)
+            set_threads(partial(one_pass, Network(model), pixels, False), device, rows / min(images, AT_ONCE))
 
 
 def mode(options: Namespace) -> Mode:

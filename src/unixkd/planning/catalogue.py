@@ -11,7 +11,8 @@ from unixkd.config import MethodConfig
 from unixkd.errors import UsageError
 
 EVIDENCE_REACH = 2
-"""Evidence counts for training sets of at most this many times the images that it was measured with."""
+"""Evidence counts for training sets of at most this many times the images that it was measured with, and for at least
+as much of its epochs."""
 
 LEAST_MEAN, LEAST_BOUND = -0.2, -0.5
 """Points against plain KD that the mean difference, and its one-sided 90 % lower bound, must not fall below."""
@@ -30,6 +31,7 @@ class Evidence:
         n: number of differences
         images: training images they were measured with
         where: data, pair and epochs they were measured on
+        epochs: of plain KD there; 0: it counts for any number
 
     >>> Evidence(difference=-0.1, sd=0.3, n=4, images=500, where="…").matches, Evidence(-0.1, 0.3, 2, 500, "…").matches
     (True, False)
@@ -40,10 +42,15 @@ class Evidence:
     n: int
     images: int
     where: str
+    epochs: int = 0
 
-    def counts_for(self, images: int) -> bool:
-        """Whether it counts for a training set of this size: what helps few images may not help many."""
-        return images <= EVIDENCE_REACH * self.images
+    def counts_for(self, images: int, epochs: int | None) -> bool:
+        """Whether it counts for so many images and epochs of plain KD; None: any number of epochs.
+
+        What helps few images may not help many, and what a long training can do without a short one may need.
+        """
+        long_enough = epochs is None or EVIDENCE_REACH * epochs >= self.epochs
+        return images <= EVIDENCE_REACH * self.images and long_enough
 
     @property
     def lower_bound(self) -> float:
@@ -108,10 +115,10 @@ class Strategy:
         wanted = few_views(planned, self.views_share)
         return wanted if self.mixed or available is None or wanted < available else None
 
-    def for_images(self, images: int) -> Strategy:
-        """The same strategy for a training set of this size, with its evidence where that counts."""
+    def for_images(self, images: int, epochs: int | None = None) -> Strategy:
+        """The same strategy for so many images and epochs of plain KD, with its evidence where that counts."""
         measured = self.evidence or self.elsewhere
-        counts = measured is not None and measured.counts_for(images)
+        counts = measured is not None and measured.counts_for(images, epochs)
         return replace(self, evidence=measured if counts else None, elsewhere=None if counts else measured)
 
     @property
@@ -145,6 +152,10 @@ def few_views(epochs: int, share: float = FEW_VIEWS_SHARE) -> int:
 _MEASURED = "CIFAR-100 at 16 pixels, 640 epochs, vgg13 → vgg8 and wrn_40_2 → wrn_16_1 (the worse of the two)"
 
 
+def _measured(difference: float, sd: float) -> Evidence:
+    return Evidence(difference, sd, 5, 500, _MEASURED, epochs=640)
+
+
 def _few_views(name: str, method: MethodConfig, relies_on: str = "", *, mixed: bool = False) -> Strategy:
     """A strategy that trains on stored answers to a few views of each image."""
     mixes = "a few fixed mixes of each image teaching as well as the image itself"
@@ -174,7 +185,7 @@ _STRATEGIES = (
         MethodConfig("kd"),
         epochs_share=0.5,
         relies_on="the epochs being more than are needed",
-        evidence=Evidence(-0.99, 0.24, 5, 500, _MEASURED),
+        evidence=_measured(-0.99, 0.24),
     ),
     _few_views("kd, few views", MethodConfig("kd")),
     _few_views(
@@ -189,26 +200,26 @@ _STRATEGIES = (
         stored=True,
         epochs_share=0.6,
         relies_on="mixes of answers being near enough to answers to mixes; mixing making up for images",
-        evidence=Evidence(1.76, 0.65, 5, 500, _MEASURED),
+        evidence=_measured(1.76, 0.65),
     ),
     Strategy(
         "mixup, 33% of the epochs",
         MethodConfig("mixup"),
         epochs_share=0.33,
         relies_on="mixing making up for images and epochs",
-        evidence=Evidence(0.44, 0.81, 5, 500, _MEASURED),
+        evidence=_measured(0.44, 0.81),
     ),
     Strategy(
         "random",
         MethodConfig("random"),
         relies_on="a quarter of the images being dispensable",
-        evidence=Evidence(-0.08, 0.48, 5, 500, _MEASURED),
+        evidence=_measured(-0.08, 0.48),
     ),
     Strategy(
         "unix",
         MethodConfig("unix"),
         relies_on="hard images mattering more; mixing doing good",
-        evidence=Evidence(6.58, 1.01, 5, 500, _MEASURED),
+        evidence=_measured(6.58, 1.01),
     ),
     Strategy(
         "unix, half-size scoring",
@@ -224,9 +235,9 @@ _STRATEGIES = (
 )
 
 
-def strategies(images: int = 0) -> list[Strategy]:
-    """Every strategy with the evidence that counts for a training set of this size, plain KD first."""
-    return [each.for_images(images) for each in _STRATEGIES]
+def strategies(images: int = 0, epochs: int | None = None) -> list[Strategy]:
+    """Every strategy with the evidence that counts for so many images and epochs of plain KD, which comes first."""
+    return [each.for_images(images, epochs) for each in _STRATEGIES]
 
 
 def find_strategy(name: str) -> Strategy:
@@ -249,7 +260,9 @@ class Budget:
     share: float
 
     def groups(self, strategies: Sequence[Strategy], cost: Mapping[str, float]) -> list[Group]:
-        """Those within the budget, the most accurate first, then the cheapest; those over it, the cheapest first.
+        """Those within the budget, the most accurate first, then those not measured; those over it, the cheapest first.
+
+        Of what was not measured, what takes most of the budget comes first: cheaper training is seldom better.
 
         Args:
             strategies: to rank
@@ -257,7 +270,7 @@ class Budget:
         """
         ordered = sorted(strategies, key=lambda each: cost[each.name])
         within = [each for each in ordered if cost[each.name] <= self.share]
-        within.sort(key=lambda each: (each.difference is None, -(each.difference or 0.0)))
+        within.sort(key=lambda each: (each.difference is None, -(each.difference or 0.0), -cost[each.name]))
         over = [each for each in ordered if cost[each.name] > self.share]
         heading = f"within {100 * self.share:.4g}% of kd's cost"
         groups = [Group(heading, within, True), Group("over the budget", over, False)]

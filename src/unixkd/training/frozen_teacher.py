@@ -29,7 +29,7 @@ from unixkd.method.network import Network, logits_of, set_eval
 from unixkd.models.card import PixelModel
 from unixkd.planning.timing import interleaved
 
-FORMS = ("eager", "folded", "compiled")
+FORMS: tuple[TeacherForm, ...] = ("eager", "folded", "compiled")
 """Each includes what the one before it does."""
 LEAST_WORK = 600.0
 """Seconds of the teacher's work in a run below which nothing is tried: to compile takes up to a minute."""
@@ -155,11 +155,12 @@ class TeacherForms:
     def images(self) -> Float[Tensor, "n c h w"]:
         return self.batch()
 
-    def get(self, form: str) -> PixelModel:
-        """The teacher in a form, or in the next simpler one that can be had; why is noted."""
+    def get(self, form: TeacherForm) -> TeacherForm:
+        """Make the teacher in a form, or in the next simpler one that can be had; which it is, and why is noted."""
         for simpler in reversed(FORMS[: FORMS.index(form) + 1]):
             try:
-                return self.make(simpler)
+                self.make(simpler)
+                return simpler
             except RefusedError as why:
                 if simpler == form:
                     self.note(f"the teacher cannot be {form} here: {why}")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from unixkd.config import RunConfig, TrainConfig, read_yaml
 from unixkd.errors import unknown_name
-from unixkd.method.network import Network
+from unixkd.method.network import Network, evaluating
 from unixkd.names import local_path
 from unixkd.planning.timing import interleaved
 from unixkd.teacher.folder import read_key
@@ -109,16 +109,26 @@ def settle(
 def settle_threads(
     config: TrainConfig,
     student: nn.Module,
+    teacher: nn.Module | None,
     images: Callable[[], Float[Tensor, "n c h w"]],
     device: torch.device,
     note: Callable[[str], None],
     processes: int = 1,
 ) -> TrainConfig:
-    """The configuration with the number of threads decided for the student's precision; what a probe found is noted."""
+    """The configuration with the number of threads decided for what a step computes; what a probe found is noted."""
     threads = known_threads(config.threads, device, processes)
     if threads == "auto":
-        network = Network(copy.deepcopy(student).train(), dtype=DTYPES[config.precision])
-        threads = choose_threads(partial(one_pass, network, images(), True), note)
+        learner = Network(copy.deepcopy(student).train(), dtype=DTYPES[config.precision])
+        asked = None if teacher is None else Network(teacher, dtype=DTYPES[config.teacher_precision])
+        pixels = images()
+
+        def step() -> None:
+            one_pass(learner, pixels, True)
+            if asked is not None:
+                with evaluating(asked.module):
+                    one_pass(asked, pixels, False)
+
+        threads = choose_threads(step, note, len(pixels) / config.batch_size)
     return replace(config, threads=threads)
 
 

@@ -91,10 +91,13 @@ def resolve(
     """
     config = remembered(config, folder)
     built = world.leader_first(lambda: build_run(config, device, note))
-    config = world.once(lambda: decide(built, note, world.size))
-    if isinstance(config.train.threads, int):
-        torch.set_num_threads(config.train.threads)
-    return with_form(replace(built, config=config), note, world)
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # a probe may draw, of dropout say, and how often depends on the clock
+        config = world.once(lambda: decide(built, note, world.size))
+        if isinstance(config.train.threads, int):
+            torch.set_num_threads(config.train.threads)
+        return with_form(replace(built, config=config), note, world)
 
 
 def decide(built: Resolved, note: Callable[[str], None], processes: int = 1) -> RunConfig:
@@ -103,7 +106,7 @@ def decide(built: Resolved, note: Callable[[str], None], processes: int = 1) -> 
     rows = timed_rows(train.batch_size, built.data.image_shape[1:], least=PROBED)
     images = cache(partial(first_images, built, rows))
     train = settle(train, built.student, built.teacher, images, built.device, note)
-    train = settle_threads(train, built.student, images, built.device, note, processes)
+    train = settle_threads(train, built.student, built.teacher, images, built.device, note, processes)
     return replace(built.config, train=train)
 
 
@@ -126,7 +129,8 @@ def with_form(built: Resolved, note: Callable[[str], None], world: World) -> Res
             rows = rows_asked(config, built.method, built.data) / world.size
             pixels = math.prod(built.data.image_shape[1:])
             wanted = world.once(lambda: forms.choose(rows, pixels))
-        built = replace(built, form=world.leader_first(lambda: forms.get(wanted)))
+        wanted = world.leader_first(lambda: forms.get(wanted))
+        built = replace(built, form=forms.made[wanted])
     return replace(built, config=replace(config, train=replace(train, frozen_teacher=wanted)))
 
 

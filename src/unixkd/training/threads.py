@@ -37,8 +37,12 @@ def known_threads(wanted: Threads, device: torch.device, processes: int = 1) -> 
     return every if every == 1 or "OMP_NUM_THREADS" in os.environ else "auto"
 
 
-def choose_threads(call: Callable[[], object], note: Callable[[str], None] = lambda _: None) -> int:
+def choose_threads(
+    call: Callable[[], object], note: Callable[[str], None] = lambda _: None, share: float = 1.0
+) -> int:
     """The better number of threads for a call, all or one; what was found is noted.
+
+    `share` is that of the images that will be computed on at once.
 
     All it is where both are equally fast, as beside other processes: these may end. One it is where a pass is short, or
     where all take longer, or as much CPU time as would leave no gain on a free machine; waiting in a spin counts there.
@@ -55,7 +59,7 @@ def choose_threads(call: Callable[[], object], note: Callable[[str], None] = lam
 
     try:
         wall, cpu = call_with(1)
-        if cpu < SMALL:
+        if cpu < SMALL * share:
             return 1
         if call_with(every)[0] < HOPELESS * wall:
             calls = {threads: partial(call_with, threads) for threads in passes}
@@ -70,7 +74,7 @@ def choose_threads(call: Callable[[], object], note: Callable[[str], None] = lam
     return chosen
 
 
-def set_threads(call: Callable[[], object], device: torch.device) -> None:
-    """Compute with the better number of threads from here on."""
+def set_threads(call: Callable[[], object], device: torch.device, share: float) -> None:
+    """Compute with the better number of threads from here on; see `choose_threads`."""
     if known_threads("auto", device) == "auto":
-        torch.set_num_threads(choose_threads(call))
+        torch.set_num_threads(choose_threads(call, share=share))
