@@ -76,6 +76,11 @@ def test_an_archive_is_the_folder_in_it(suffix, tmp_path, cache):
     )
 
 
+def test_a_tar_file_that_ends_with_a_zip_file_is_a_tar_file(tmp_path):
+    inner = archive_of(tmp_path, ".zip", {"c/9.png": png(9)}).read_bytes()
+    assert shades(opened(archive_of(tmp_path, ".tar", FILES | {"more.zip": inner}))) == {1: "a", 2: "b"}
+
+
 def test_it_is_unpacked_once_and_anew_when_it_has_changed(tmp_path, cache, monkeypatch):
     file = archive_of(tmp_path, ".zip", FILES)
     opened(file)

@@ -90,7 +90,9 @@ def _members(
     archive: Path, most: int, left: Counter[str], stack: ExitStack
 ) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Names of the plain files in an archive, and what opens each; the others are counted."""
-    if zipfile.is_zipfile(archive):
+    with archive.open("rb") as file:
+        start = file.read(4)
+    if start in (b"PK\x03\x04", b"PK\x05\x06"):  # not `is_zipfile`, which finds a zip file at a tar file's end
         whole = stack.enter_context(zipfile.ZipFile(archive))
         for info in whole.infolist():
             if info.external_attr >> 28 == 0o12:  # the upper 16 bits are those of Unix
@@ -98,8 +100,7 @@ def _members(
             elif not info.is_dir():
                 yield info.filename, partial(whole.open, info)
         return
-    with archive.open("rb") as file:
-        opener = _OPENERS.get(file.read(2), Path.open)
+    opener = _OPENERS.get(start[:2], Path.open)
     raw = Bounded(stack.enter_context(opener(archive, "rb")), most + _BLOCK)
     tar = stack.enter_context(tarfile.open(fileobj=raw, mode="r:"))  # type: ignore[call-overload]  # noqa: SIM115
     while (member := tar.next()) is not None:
