@@ -248,8 +248,8 @@ def test_a_column_of_splits(tmp_path):
         ),
         (
             "file,label\n0.png,a\n1.png,\n",
-            "labels.csv: an empty text () for sample 1 ({root}/1.png) where one class is wanted: name another column "
-            "(--data.label_column), or train without labels (--data.labels false)",
+            "labels.csv: sample 1 has label None, as 1 of 2 images have none ({root}/1.png): leave these images out, "
+            "or train without labels (--data.labels false)",
         ),
         ("file,label\n0,a\n", "labels.csv: 0 may be {root}/0.jpg or {root}/0.png: give its folder"),
     ],
@@ -259,6 +259,18 @@ def test_faulty_tables(text, told, tmp_path):
     with pytest.raises(UserError) as caught:
         opened(tmp_path)
     assert str(caught.value) == f"{tmp_path}/{told.format(root=tmp_path)}"
+
+
+@pytest.mark.parametrize("word", ["-1", "", "nan", "NaN", "NA"])
+def test_marks_of_a_missing_label_are_no_class(word, tmp_path):
+    tree(tmp_path, "0.png", "1.png", "2.png", **{"labels.csv": f"id,label\n0,{word}\n1,b\n2,a\n"})
+    with pytest.raises(UserError, match=r"sample 0 has label None, as 1 of 3 images have none"):
+        opened(tmp_path)
+    data = opened(tmp_path, labels=False)
+    assert data.class_names == ("a", "b")
+    assert f"{tmp_path}/labels.csv: 1 of 3 images without a label" in data.notes
+    tree(tmp_path, **{"labels.csv": f"id,label\n0,{word}\n1,{word}\n2,{word}\n"})
+    assert shades(opened(tmp_path)) == {1: None, 2: None, 3: None}
 
 
 def test_splits_in_a_column_that_are_not_known_are_not_trained_on(tmp_path):

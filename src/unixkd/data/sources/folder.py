@@ -169,6 +169,8 @@ def _labelled(folder: Path, split: str, tables: Tables, names: Names) -> _Part |
     if unknown:
         raise UserError(f"{where}: class '{unknown[0]}' is none of the training set's")
     notes = (f"{where}: labels of {plural(len(chosen), 'image')} ({table.columns})", *notes)
+    if written is not None and (count := written.count(None)):
+        notes += (f"{where}: {count:,} of {plural(len(written), 'image')} without a label",)
     if lacking := sorted(set(images).difference(chosen)):
         notes += (f"{where}: not used: {plural(len(lacking), 'image')} without a row ({lacking[0]})",)
     kinds[table.path.suffix.lower()] -= table.path.is_relative_to(folder)

@@ -18,6 +18,7 @@ from unixkd.names import plural
 _FILES = ("filename", "file", "filepath", "path", "image", "imagepath", "imagename", "imageid", "img", "id")
 _CLASSES = ("label", "labels", "class", "classname", "category", "target", "classid", "labelid", "categoryid")
 _SPLITS = ("split", "subset", "partition")
+_NO_LABEL = ("", "-1", "-1.0", "nan", "NaN", "NA", "N/A", "<NA>", "null", "NULL")  # but None may be a class
 _WORDS, _BESIDE = {"labels", "label", "metadata", "annotations"}, {"", "image", "images", "img", "data"}
 _OF_KAGGLE, _OF_TINY = "LOC_val_solution.csv", "val_annotations.txt"
 _OF_DEVKIT = "ILSVRC2012_validation_ground_truth.txt"
@@ -25,7 +26,7 @@ _SYNSETS, _MAX_SYNSETS = "meta.mat", 4 << 20
 
 
 class Row(NamedTuple):
-    """A file, its label as it is written, the kind of its split or None."""
+    """A file, its label or None, the kind of its split or None."""
 
     file: PurePosixPath
     label: Any
@@ -129,7 +130,7 @@ class Tables:
             self.notes += (f"{file}: column {split} names no splits ({str(records[0][split])[:40]})",)
             kinds = [None] * len(kinds)
         files = [PurePosixPath(str(record[image]).replace("\\", "/")) for record in records]
-        rows = [Row(*row) for row in zip(files, (record[label] for record in records), kinds, strict=True)]
+        rows = [Row(*row) for row in zip(files, _labels(records, label), kinds, strict=True)]
         return Table(file, f"columns {image}, {label}", rows, set())
 
     def _devkit(self, file: Path, numbers: list[int]) -> Table | None:
@@ -180,6 +181,11 @@ def _records(name: str, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
         header = next(lines := iter(lines), "")
         mark = max(",\t;", key=header.count)
         yield from csv.DictReader([header, *lines], delimiter=mark)
+
+
+def _labels(records: Iterable[dict[str, Any]], column: str) -> list[Any]:
+    """The labels in a column, None where a row has none."""
+    return [None if str(record[column]).strip() in _NO_LABEL else record[column] for record in records]
 
 
 def _first(wanted: Sequence[str], names: Sequence[str]) -> str | None:
