@@ -273,6 +273,20 @@ def test_marks_of_a_missing_label_are_no_class(word, tmp_path):
     assert shades(opened(tmp_path)) == {1: None, 2: None, 3: None}
 
 
+@pytest.mark.parametrize("words", [("10.0", "2.0", "1.0", "1"), ("10", "2.0", "1.", "1"), (10.0, 2, "1.0", 1.0)])
+def test_whole_numbers_written_as_floats_are_these_numbers(words, tmp_path):
+    """Classes in the order of numbers, as a table of integers has them."""
+    rows = "\n".join(json.dumps({"file": f"{i}.png", "label": word}) for i, word in enumerate(words))
+    csv = "file,label\n" + "".join(f"{i}.png,{word}\n" for i, word in enumerate(words))
+    tree(tmp_path, *(f"{i}.png" for i in range(4)))
+    for name, text in (("labels.csv", csv), ("metadata.jsonl", rows)):
+        tree(tmp_path, **{name: text})
+        data = opened(tmp_path)
+        assert data.class_names == ("1", "2", "10")
+        assert shades(data) == {1: "10", 2: "2", 3: "1", 4: "1"}
+        (tmp_path / name).unlink()
+
+
 def test_splits_in_a_column_that_are_not_known_are_not_trained_on(tmp_path):
     rows = "file,split,label\n0.png,{},a\n1.png,b-side,b\n2.png,{},b\n"
     tree(tmp_path, "0.png", "1.png", "2.png", **{"labels.csv": rows.format("train", "training")})

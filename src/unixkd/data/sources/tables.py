@@ -184,8 +184,12 @@ def _records(name: str, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
 
 
 def _labels(records: Iterable[dict[str, Any]], column: str) -> list[Any]:
-    """The labels in a column, None where a row has none."""
-    return [None if str(record[column]).strip() in _NO_LABEL else record[column] for record in records]
+    """The labels in a column, None where a row has none; `1` and `1.0` are one where all are whole numbers."""
+    labels = [None if str(record[column]).strip() in _NO_LABEL else record[column] for record in records]
+    words = ["" if label is None else str(label).strip() for label in labels]
+    if all(re.fullmatch(r"(-?\d+(\.0*)?)?", word) for word in words):
+        return [word.partition(".")[0] or None for word in words]
+    return labels
 
 
 def _first(wanted: Sequence[str], names: Sequence[str]) -> str | None:
