@@ -76,6 +76,46 @@ def test_words_of_splits_in_the_names_of_classes_make_no_split(tmp_path):
     assert opened(tmp_path / "c").class_names == ("test_negative", "test_positive")
 
 
+@pytest.mark.parametrize(
+    ("files", "labels"),
+    [
+        (("bus/0.png", "car/0.png", "train/0.png"), {1: "bus", 2: "car", 3: "train"}),
+        (("train/0.png", "images/0.png"), {1: None}),
+        (("train/0.png", "test_images/0.png"), {1: None}),
+        (("train/a/0.png", "bus/0.png"), {1: "a"}),
+        (("train/0.png", "bus/1.png", "labels.csv"), {1: "x"}),
+        (("train/0.png", "bus/0.txt"), {1: None}),
+    ],
+)
+def test_a_class_of_trains(files, labels, tmp_path):
+    """A folder called train is a class where it holds images alone, unlabelled, beside other classes."""
+    tree(tmp_path, *(name for name in files if name.endswith("png")))
+    tree(tmp_path, **{name: "id,label\n0,x\n" for name in files if not name.endswith("png")})
+    assert shades(opened(tmp_path)) == labels
+
+
+@pytest.mark.parametrize(
+    ("files", "advice"),
+    [
+        (("data/train/a/0.png", "data/train/b/0.png", "data/test/a/0.png", "docs/0.png"), "folder:{}/data"),
+        (
+            [f"{a}/{b}_set/0.png" for a in ("cat", "dog") for b in ("train", "val")],
+            "PATH/train/CLASS/*.jpg and PATH/val/CLASS/*.jpg",
+        ),
+    ],
+)
+def test_splits_in_class_folders_are_refused(files, advice, tmp_path):
+    tree(tmp_path, *files)
+    with pytest.raises(UserError, match=r"(data|cat): holds splits \((train|train_set)\), so it is no class") as caught:
+        opened(tmp_path)
+    assert caught.value.details[-1] == f"would do: {advice.format(tmp_path)}"
+
+
+def test_kinds_of_a_class_are_no_splits(tmp_path):
+    tree(tmp_path, "a/bullet_train/0.png", "a/test_tube/0.png", "b/train/0.png", "b/bus/0.png")
+    assert shades(opened(tmp_path)) == {1: "a", 2: "a", 4: "b", 3: "b"}
+
+
 def test_splits_beside_other_folders(tmp_path):
     """As in contests: two folders are a pair by the rest of their names, the others are named."""
     tree(tmp_path, *(f"seg_{name}/seg_{name}/{i}/0.png" for name in ("test", "train") for i in "ab"))

@@ -60,6 +60,8 @@ def load_folder(path: Path, config: DataConfig | None = None) -> Source:
     if place != folder:
         notes += (f"{path}: read from {place.relative_to(folder).as_posix()}/ in it",)
     tables, (training, others) = Tables(config or DataConfig(), (place, folder)), find_splits(place)
+    if training is not None and not others and _is_class(training, tables):
+        training = None
     above = {folder, place} - (set() if training else {place})  # whose hidden files are not those of a split
     hidden = sum(is_hidden(entry.name) for level in above for entry in level.iterdir())
     notes += passed_over(path, 0, Counter({HIDDEN: hidden}))
@@ -100,6 +102,14 @@ def _source(train: _Part, test: _Part | None, place: Path, names: Names, notes: 
         )
     tested = None if test is None else test.encoded(names, str(place))
     return Source(trained, tested, names, None if names is None else len(names), notes=notes)
+
+
+def _is_class(train: Path, tables: Tables) -> bool:
+    """Whether a folder called train shows trains: images alone, no labels and no split beside it but other images."""
+    beside = [entry for entry in entries(train.parent)[0] if entry != train]
+    if entries(train)[0] or any(kind_of(entry.name) for entry in beside) or any(tables.of(train, "train")):
+        return False
+    return any(find_images(entry)[0] for entry in beside if entry.name.lower() not in _NO_CLASSES)
 
 
 def _not_used(folder: Path, used: set[Path]) -> tuple[str, ...]:
