@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -143,6 +144,7 @@ def _read(folder: Path, split: str, tables: Tables, names: Names = None) -> _Par
         raise UserError(f"{unknown[0]}: {problem}", *advice)
     found = [find_images(entry) for entry in classes]
     images = [file for files, _ in found for file in files]
+    _check_no_splits(folder, classes, images)
     written: list[str | None] = [
         entry.name for entry, (own, _) in zip(classes, found, strict=True) for _ in own
     ]
@@ -151,6 +153,19 @@ def _read(folder: Path, split: str, tables: Tables, names: Names = None) -> _Par
         raise UserError(f"{folder}: {problem}", *details(folder))
     notes = passed_over(folder, len(images), sum((kinds for _, kinds in found), others))
     return _Part(images, written, class_order(entry.name for entry in classes), notes)
+
+
+def _check_no_splits(folder: Path, classes: Sequence[Path], images: Sequence[Path]) -> None:
+    """Raise where class folders hold splits themselves: they would be trained on together."""
+    depth = len(folder.parts)
+    inside = {file.parts[depth : depth + 2] for file in images if len(file.parts) > depth + 2}
+    deep = [entry for entry in classes if "train" in {kind_of(name) for a, name in inside if a == entry.name}]
+    splits = [train for train, others in map(find_splits, deep) if train and others]
+    if splits:
+        place, forms = splits[0].parent, "PATH/train/CLASS/*.jpg and PATH/val/CLASS/*.jpg"
+        advice = f"folder:{place}" if len(splits) == 1 else forms
+        problem = f"holds splits ({splits[0].name}), so it is no class"
+        raise UserError(f"{place}: {problem}", *details(folder, advice))
 
 
 def _labelled(folder: Path, split: str, tables: Tables, names: Names) -> _Part | None:
