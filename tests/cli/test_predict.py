@@ -167,6 +167,29 @@ def test_evaluate_on_class_folders_without_splits(trained, tmp_path, capsys, cap
     assert f"has 10 classes, the data have {len(known)}" in capsys.readouterr().err
 
 
+def test_training_images_are_known_by_any_path(tmp_path, monkeypatch):
+    """A folder in the run's, one above it, its own archive, a split of it; not other images of the same names."""
+    from unixkd.cli.train import is_trained_on
+
+    monkeypatch.setenv("UNIXKD_CACHE", str(tmp_path / "cache"))
+    for top, shade in (("set/inner", 1), ("other", 2), ("splits/train", 3), ("splits/test", 4)):
+        for i, name in enumerate(["a", "b"]):
+            (tmp_path / top / name).mkdir(parents=True)
+            Image.new("L", (4, 4), shade * 10 + i).save(tmp_path / top / name / "0.bmp")
+    packed = shutil.make_archive(str(tmp_path / "packed"), "zip", tmp_path / "set")
+
+    def known(trained, evaluated):
+        (tmp_path / "run.yaml").write_text(json.dumps({"data": {"name": f"folder:{tmp_path / trained}"}}))
+        return is_trained_on(tmp_path, f"folder:{tmp_path / evaluated}")
+
+    same = ["set", "set/inner", "other/../set", packed]
+    assert all(known(one, other) for one in same for other in same)
+    assert known("splits", "splits/train")
+    assert not known("splits", "splits/test")
+    assert not any(known(one, other) for one in same for other in ("other", "missing"))
+    assert not known("missing", "other")
+
+
 @pytest.mark.parametrize("command", ["evaluate", "predict"])
 def test_a_missing_run_folder(command, images, tmp_path, capsys):
     words = [images] if command == "predict" else []

@@ -16,7 +16,8 @@ from jsonargparse import Namespace
 from unixkd.cli.screen import say, showing
 from unixkd.cli.sizes import at_teachers_size
 from unixkd.config import DataConfig, MethodConfig, ModelConfig, RunConfig, read_yaml
-from unixkd.data.load import load_data, may_download
+from unixkd.data.load import load_data, may_download, open_source
+from unixkd.data.source import Encoded
 from unixkd.errors import UsageError, UserError
 from unixkd.method.network import Network, evaluating
 from unixkd.method.resizing import Size
@@ -126,14 +127,25 @@ def slug(name: str) -> str:
 
 
 def is_trained_on(folder: Path, name: str) -> bool:
-    """Whether data of this name, whichever way its path is written, are those of a run."""
+    """Whether data of this name, whichever way its path is written, are those of a run, or share training images.
+
+    An archive is the folder that was packed where names, sizes and contents of all images are the same.
+    """
 
     def place(name: str) -> str:
         kind, colon, path = name.partition(":")
         return f"{kind}:{local_path(path).resolve()}" if colon else kind
 
     with suppress(UserError, TypeError, LookupError):  # the folder may be no run's
-        return place(str(read_yaml(folder / "run.yaml")["data"]["name"])) == place(name)
+        names = [place(str(read_yaml(folder / "run.yaml")["data"]["name"])), place(name)]
+        if names[0] == names[1] or not all(name.startswith("folder:") for name in names):
+            return names[0] == names[1]
+        here, there = (open_source(DataConfig(name, labels=False)).train for name in names)
+        assert isinstance(here, Encoded)
+        assert isinstance(there, Encoded)
+        files = [{records.items[i] for i in range(len(records))} for records in (here, there)]
+        same = here.digest() == there.digest() and here.content_digest() == there.content_digest()
+        return same or not files[0].isdisjoint(files[1])
     return False
 
 
