@@ -106,7 +106,9 @@ def test_a_class_of_trains(files, labels, tmp_path):
 )
 def test_splits_in_class_folders_are_refused(files, advice, tmp_path):
     tree(tmp_path, *files)
-    with pytest.raises(UserError, match=r"(data|cat): holds splits \((train|train_set)\), so it is no class") as caught:
+    with pytest.raises(
+        UserError, match=r"(data|cat): holds splits \((train|train_set)\), so it is no class"
+    ) as caught:
         opened(tmp_path)
     assert caught.value.details[-1] == f"would do: {advice.format(tmp_path)}"
 
@@ -313,7 +315,9 @@ def test_marks_of_a_missing_label_are_no_class(word, tmp_path):
     assert shades(opened(tmp_path)) == {1: None, 2: None, 3: None}
 
 
-@pytest.mark.parametrize("words", [("10.0", "2.0", "1.0", "1"), ("10", "2.0", "1.", "1"), (10.0, 2, "1.0", 1.0)])
+@pytest.mark.parametrize(
+    "words", [("10.0", "2.0", "1.0", "1"), ("10", "2.0", "1.", "1"), (10.0, 2, "1.0", 1.0)]
+)
 def test_whole_numbers_written_as_floats_are_these_numbers(words, tmp_path):
     """Classes in the order of numbers, as a table of integers has them."""
     rows = "\n".join(json.dumps({"file": f"{i}.png", "label": word}) for i, word in enumerate(words))
@@ -430,6 +434,25 @@ EXPECTED = {
   found: train_1/ (1 folder)
   found: train_2/ (1 folder)
   would do: call one of them train
+""",
+    ),
+    "pairs": (
+        [f"{size}_{kind}/a/0.png" for size in ("large", "small") for kind in ("train", "test")],
+        """unixkd: error: ROOT: no single folder to train on (large_test, large_train, small_test, small_train)
+  found: large_test/ (1 folder)
+  found: large_train/ (1 folder)
+  found: small_test/ (1 folder)
+  found: small_train/ (1 folder)
+  would do: call one of them train
+""",
+    ),
+    "folds": (
+        ("fold1_train/a/0.png", "fold1_test/a/0.png", "fold2_test/a/0.png"),
+        """unixkd: error: ROOT: no single folder to evaluate on (fold1_test, fold2_test)
+  found: fold1_test/ (1 folder)
+  found: fold1_train/ (1 folder)
+  found: fold2_test/ (1 folder)
+  would do: call one pair train and test
 """,
     ),
     "deeper": (

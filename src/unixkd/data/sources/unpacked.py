@@ -92,7 +92,10 @@ def _members(
     """Names of the plain files in an archive, and what opens each; the others are counted."""
     with archive.open("rb") as file:
         start = file.read(4)
-    if start in (b"PK\x03\x04", b"PK\x05\x06"):  # not `is_zipfile`, which finds a zip file at a tar file's end
+    if start in (
+        b"PK\x03\x04",
+        b"PK\x05\x06",
+    ):  # not `is_zipfile`, which finds a zip file at a tar file's end
         whole = stack.enter_context(zipfile.ZipFile(archive))
         for info in whole.infolist():
             if info.external_attr >> 28 == 0o12:  # the upper 16 bits are those of Unix
