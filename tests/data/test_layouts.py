@@ -293,6 +293,10 @@ def test_a_column_of_splits(tmp_path):
             "labels.csv: sample 1 has label None, as 1 of 2 images have none ({root}/1.png): leave these images out, "
             "or train without labels (--data.labels false)",
         ),
+        (
+            f"file,label\n0.png,{'x' * 40}1\n0.png,{'x' * 40}2\n",
+            f"labels.csv: 0.png is {'x' * 40} and {'x' * 40}, where one class is wanted; or --data.labels false",
+        ),
         ("file,label\n0,a\n", "labels.csv: 0 may be {root}/0.jpg or {root}/0.png: give its folder"),
     ],
 )

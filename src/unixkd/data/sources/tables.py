@@ -61,8 +61,8 @@ class Table(NamedTuple):
             folders = image.parts[len(self.path.parent.parts) : -1][::-1]
             rows = [i for i in index.get(image.stem, ()) if self.rows[i].file.suffix.lower() not in SUFFIXES]
             rows = [i for i in (*index.get(image.name, ()), *rows) if self.rows[i].agrees(folders)]
-            if len(labels := {str(self.rows[i].label)[:40]: i for i in rows}) > 1:
-                words = f"{' and '.join(labels)}, where one class is wanted; or --data.labels false"
+            if len(labels := dict.fromkeys(str(self.rows[i].label) for i in rows)) > 1:
+                words = f"{' and '.join(label[:40] for label in labels)}, where one class is wanted; or --data.labels false"
                 raise UserError(f"{self.path}: {image.name} is {words}")
             if rows and (other := found.setdefault(rows[0], image)) != image:
                 name = self.rows[rows[0]].file
