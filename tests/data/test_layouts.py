@@ -372,6 +372,28 @@ def test_columns_that_are_not_found_are_told_and_can_be_named(tmp_path):
         opened(tmp_path, label_column="knd")
 
 
+def test_a_column_that_one_table_lacks(tmp_path):
+    """As Kaggle's dogs: test.csv has no labels; where no table has the column, all are named."""
+    tree(tmp_path, "train/0.png", "train/1.png", "test/2.png")
+    tree(tmp_path, **{"train.csv": "id,breed,text\n0,pug,x\n1,husky,y\n", "test.csv": "id\n2\n"})
+    data = opened(tmp_path, label_column="breed")
+    assert shades(data) == {1: "pug", 2: "husky"}
+    assert f"{tmp_path}/test.csv: not used: no label column breed (id)" in data.notes
+    with pytest.raises(UserError) as caught:
+        opened(tmp_path, label_column="brede")
+    told = "unknown label column 'brede'; did you mean 'breed'?"
+    assert str(caught.value) == f"{tmp_path}/train.csv, {tmp_path}/test.csv: {told}"
+
+
+def test_rows_without_a_key_have_no_label(tmp_path):
+    rows = [{"file_name": "0.png"}, {"file_name": "1.png", "label": "a"}, {"label": "b"}]
+    tree(tmp_path, "0.png", "1.png", "None.png", **{"metadata.jsonl": "\n".join(map(json.dumps, rows))})
+    with pytest.raises(UserError, match=r"sample 0 has label None, as 1 of 2 images have none \(.*0\.png\)"):
+        opened(tmp_path)
+    tree(tmp_path, **{"metadata.jsonl": "\n".join(map(json.dumps, rows[1:]))})
+    assert shades(opened(tmp_path)) == {2: "a"}
+
+
 def test_rows_open_no_other_file(tmp_path):
     tree(tmp_path, "secret.png", "data/0.png", "data/1.png")
     rows = [

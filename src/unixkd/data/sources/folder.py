@@ -77,6 +77,7 @@ def load_folder(path: Path, config: DataConfig | None = None) -> Source:
     for split in ("test", "val") if training is None else ():
         if test is None and any(row.split == split for table in used for row in table.rows):
             test = _labelled(place, split, tables, names)
+    tables.check_asked()
     notes += train.notes + (test.notes if test else ()) + tables.notes
     notes += tuple(line for table in used for line in table.unused())
     if training is not None:

@@ -6,13 +6,14 @@ import csv
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from unixkd.config import DataConfig
 from unixkd.data.images import MAX_BYTES, SUFFIXES
 from unixkd.data.sources.layouts import entries, kind_of
-from unixkd.errors import UserError, first_line, unknown_name
+from unixkd.errors import UsageError, UserError, first_line, unknown_name
 from unixkd.names import plural
 
 _FILES = ("filename", "file", "filepath", "path", "image", "imagepath", "imagename", "imageid", "img", "id")
@@ -62,8 +63,9 @@ class Table(NamedTuple):
             rows = [i for i in index.get(image.stem, ()) if self.rows[i].file.suffix.lower() not in SUFFIXES]
             rows = [i for i in (*index.get(image.name, ()), *rows) if self.rows[i].agrees(folders)]
             if len(labels := dict.fromkeys(str(self.rows[i].label) for i in rows)) > 1:
-                words = f"{' and '.join(label[:40] for label in labels)}, where one class is wanted; or --data.labels false"
-                raise UserError(f"{self.path}: {image.name} is {words}")
+                words = " and ".join(label[:40] for label in labels)
+                advice = "where one class is wanted; or --data.labels false"
+                raise UserError(f"{self.path}: {image.name} is {words}, {advice}")
             if rows and (other := found.setdefault(rows[0], image)) != image:
                 name = self.rows[rows[0]].file
                 raise UserError(f"{self.path}: {name} may be {other} or {image}: give its folder")
@@ -85,6 +87,7 @@ class Tables:
         self.config, self.roots = config, roots
         self.known: dict[Path, Table | None] = {}
         self.notes: tuple[str, ...] = ()
+        self.lacking: dict[Path, UsageError] = {}
 
     def of(self, folder: Path, split: str) -> Iterator[Table]:
         """What may hold the labels of a split's images, the most likely first: in its own folder or a root."""
@@ -94,6 +97,11 @@ class Tables:
                     self.known[file] = self._read(file)
                 if (table := self.known[file]) is not None:
                     yield table
+
+    def check_asked(self) -> None:
+        """Raise UsageError where tables were read and none has a column that was asked for."""
+        if self.lacking and not any(self.known.values()):
+            raise UsageError(f"{', '.join(map(str, self.lacking))}: {next(iter(self.lacking.values()))}")
 
     def _read(self, file: Path) -> Table | None:
         """The table in a file; None, and a note, where something of it is lacking."""
@@ -110,27 +118,31 @@ class Tables:
             raise UserError(f"{file}: cannot be read as labels of images ({first_line(error)})") from error
 
     def _columns(self, file: Path, records: list[dict[str, Any]]) -> Table | None:
-        names = [name for name in records[0] if name] if records else []
+        names = [name for name in dict.fromkeys(chain.from_iterable(records)) if name]
+        shown = ", ".join(names[:8]) or "none"
         asked = {"image": self.config.image_column, "label": self.config.label_column}
         for kind, name in asked.items():
             if name is not None and name not in names:
-                raise unknown_name(f"{kind} column", name, names)
+                self.lacking[file] = unknown_name(f"{kind} column", name, names)
+                self.notes += (f"{file}: not used: no {kind} column {name} ({shown})",)
+                return None
         image = asked["image"] or _first(_FILES, names)
         label = asked["label"] or _first(_CLASSES, names)
         if label is None and image is not None and len(names) == 2 and "label" in file.stem.lower():
             label = names[1 - names.index(image)]
         if image is None or label is None:
             lacks, kind = ("files", "image") if image is None else ("classes", "label")
-            shown = ", ".join(names[:8]) or "none"
             self.notes += (f"{file}: not used: no column of {lacks} ({shown}): --data.{kind}_column",)
             return None
         split = _first(_SPLITS, names)
-        kinds = [split and (kind_of(str(record[split])) or "none") for record in records]
+        kinds = [split and (kind_of(str(record.get(split))) or "none") for record in records]
         if split and set(kinds) == {"none"}:
-            self.notes += (f"{file}: column {split} names no splits ({str(records[0][split])[:40]})",)
+            self.notes += (f"{file}: column {split} names no splits ({str(records[0].get(split))[:40]})",)
             kinds = [None] * len(kinds)
-        files = [PurePosixPath(str(record[image]).replace("\\", "/")) for record in records]
-        rows = [Row(*row) for row in zip(files, _labels(records, label), kinds, strict=True)]
+        written = ("" if (name := record.get(image)) is None else str(name) for record in records)
+        files = [PurePosixPath(name.replace("\\", "/")) for name in written]
+        labels = _labels([record.get(label) for record in records])
+        rows = [Row(*row) for row in zip(files, labels, kinds, strict=True)]
         return Table(file, f"columns {image}, {label}", rows, set())
 
     def _devkit(self, file: Path, numbers: list[int]) -> Table | None:
@@ -183,9 +195,9 @@ def _records(name: str, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
         yield from csv.DictReader([header, *lines], delimiter=mark)
 
 
-def _labels(records: Iterable[dict[str, Any]], column: str) -> list[Any]:
-    """The labels in a column, None where a row has none; `1` and `1.0` are one where all are whole numbers."""
-    labels = [None if str(record[column]).strip() in _NO_LABEL else record[column] for record in records]
+def _labels(labels: Iterable[Any]) -> list[Any]:
+    """The labels of a column, None where a row has none; `1` and `1.0` are one where all are whole numbers."""
+    labels = [None if str(label).strip() in _NO_LABEL else label for label in labels]
     words = ["" if label is None else str(label).strip() for label in labels]
     if all(re.fullmatch(r"(-?\d+(\.0*)?)?", word) for word in words):
         return [word.partition(".")[0] or None for word in words]
