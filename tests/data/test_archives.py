@@ -81,6 +81,15 @@ def test_a_tar_file_that_ends_with_a_zip_file_is_a_tar_file(tmp_path):
     assert shades(opened(archive_of(tmp_path, ".tar", FILES | {"more.zip": inner}))) == {1: "a", 2: "b"}
 
 
+@pytest.mark.parametrize(("raw", "name"), [("Käse".encode(), "Käse"), (b"K\x84se", "Käse")])
+def test_names_without_the_flag_for_utf8(raw, name, tmp_path):
+    """UTF-8 where it is such, else cp437."""
+    ascii_name = "x" * len(raw)
+    file = archive_of(tmp_path, ".zip", {f"{ascii_name}/0.png": png(1), "b/0.png": png(2)})
+    file.write_bytes(file.read_bytes().replace(ascii_name.encode(), raw))
+    assert shades(opened(file)) == {1: name, 2: "b"}
+
+
 def test_it_is_unpacked_once_and_anew_when_it_has_changed(tmp_path, cache, monkeypatch):
     file = archive_of(tmp_path, ".zip", FILES)
     opened(file)

@@ -86,6 +86,14 @@ def _unpack(archive: Path, folder: Path) -> Counter[str]:
     return left
 
 
+def _name(info: zipfile.ZipInfo) -> str:
+    """A member's name; without the flag for UTF-8 it may be UTF-8 all the same, and was decoded as cp437."""
+    try:
+        return info.filename if info.flag_bits & 0x800 else info.filename.encode("cp437").decode("utf-8")
+    except UnicodeError:
+        return info.filename
+
+
 def _members(
     archive: Path, most: int, left: Counter[str], stack: ExitStack
 ) -> Iterator[tuple[str, Callable[[], Any]]]:
@@ -101,7 +109,7 @@ def _members(
             if info.external_attr >> 28 == 0o12:  # the upper 16 bits are those of Unix
                 left["links"] += 1
             elif not info.is_dir():
-                yield info.filename, partial(whole.open, info)
+                yield _name(info), partial(whole.open, info)
         return
     opener = _OPENERS.get(start[:2], Path.open)
     raw = Bounded(stack.enter_context(opener(archive, "rb")), most + _BLOCK)
