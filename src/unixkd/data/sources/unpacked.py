@@ -7,9 +7,11 @@ folder. Nothing but plain files is written, and no name leads out of the new fol
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import logging
 import lzma
+import os
 import shutil
 import tarfile
 import zipfile
@@ -18,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path, PureWindowsPath
-from typing import Any
+from typing import Any, BinaryIO
 
 from filelock import FileLock
 
@@ -68,15 +70,9 @@ def _unpack(archive: Path, folder: Path) -> Counter[str]:
     most = min(max(_LEAST, _RATIO * archive.stat().st_size), shutil.disk_usage(folder).free)
     with ExitStack() as stack:
         for name, member in _members(archive, most, left, stack):
-            path = PureWindowsPath(name)  # takes both kinds of slashes
-            if path.anchor or ".." in path.parts or not path.parts:
-                raise UserError(
-                    f"{archive}: the name {name[:200]!r} leads out of the folder; nothing is unpacked"
-                )
-            written += tarfile.BLOCKSIZE * len(path.parts)  # files and folders without content take room too
-            target = folder.joinpath(*path.parts)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with member() as source, target.open("xb") as file:
+            # files and folders without content take room too
+            written += tarfile.BLOCKSIZE * (1 + name.count("/") + name.count("\\"))
+            with member() as source, _created(archive, folder, name) as file:
                 while True:
                     block = source.read(_BLOCK)
                     if (written := written + len(block)) > most:
@@ -84,6 +80,25 @@ def _unpack(archive: Path, folder: Path) -> Counter[str]:
                     if not file.write(block):
                         break
     return left
+
+
+def _created(archive: Path, folder: Path, name: str) -> BinaryIO:
+    """A new file of this name below a folder. Raises UserError where it leads out, is there, or is too long."""
+    parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
+    rooted = PureWindowsPath(name).root or (os.name == "nt" and ":" in name)  # elsewhere a:1.png is a name
+    problem = "leads out of the folder"
+    if parts and ".." not in parts and not rooted:
+        try:
+            target = folder.joinpath(*parts)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            return target.open("xb")
+        except (FileExistsError, NotADirectoryError):
+            problem = "comes twice, or is a file's and a folder's"
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            problem = "is too long for this system"
+    raise UserError(f"{archive}: the name {name[:200]!r} {problem}; nothing is unpacked")
 
 
 def _name(info: zipfile.ZipInfo) -> str:
