@@ -279,6 +279,10 @@ def test_a_column_of_splits(tmp_path):
     assert shades(data, "test") == {4: "a"}
     unused = f"{tmp_path}/metadata.csv: not used: 2 of 5 rows (1.png)"
     assert unused in data.notes
+    assert not any("without a row" in line for line in data.notes)  # each has one, of some split
+    tree(tmp_path / "images", "9.png")
+    lacking = f"{tmp_path}/metadata.csv: not used: 1 image without a row ({tmp_path}/images/9.png)"
+    assert opened(tmp_path).notes.count(lacking) == 1
 
 
 @pytest.mark.parametrize(

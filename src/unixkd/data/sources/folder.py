@@ -82,7 +82,7 @@ def load_folder(path: Path, config: DataConfig | None = None) -> Source:
     notes += tuple(line for table in used for line in table.unused())
     if training is not None:
         notes += _not_used(place, {training, *(others if test else ())})
-    return _source(train, test, place, names, notes)
+    return _source(train, test, place, names, tuple(dict.fromkeys(notes)))
 
 
 def _source(train: _Part, test: _Part | None, place: Path, names: Names, notes: tuple[str, ...]) -> Source:
@@ -197,7 +197,7 @@ def _labelled(folder: Path, split: str, tables: Tables, names: Names) -> _Part |
     notes = (f"{where}: labels of {plural(len(chosen), 'image')} ({table.columns})", *notes)
     if written is not None and (count := written.count(None)):
         notes += (f"{where}: {count:,} of {plural(len(written), 'image')} without a label",)
-    if lacking := sorted(set(images).difference(chosen)):
+    if lacking := table.without_row(sorted(set(images).difference(chosen)), split):
         notes += (f"{where}: not used: {plural(len(lacking), 'image')} without a row ({lacking[0]})",)
     kinds[table.path.suffix.lower()] -= table.path.is_relative_to(folder)
     return _Part(chosen, written, None, notes + passed_over(folder, len(images), +kinds))

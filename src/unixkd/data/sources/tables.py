@@ -53,15 +53,9 @@ class Table(NamedTuple):
         because a row names it. A row without a suffix means an image of any. Raises UserError where an image has rows
         with different labels, or a row several images.
         """
-        index: dict[str, list[int]] = {}
-        for i, row in enumerate(self.rows):
-            if i not in self.used and row.split in (None, split):
-                index.setdefault(row.file.name, []).append(i)
+        free = (i for i, row in enumerate(self.rows) if i not in self.used and row.split in (None, split))
         found: dict[int, Path] = {}
-        for image in images:
-            folders = image.parts[len(self.path.parent.parts) : -1][::-1]
-            rows = [i for i in index.get(image.stem, ()) if self.rows[i].file.suffix.lower() not in SUFFIXES]
-            rows = [i for i in (*index.get(image.name, ()), *rows) if self.rows[i].agrees(folders)]
+        for image, rows in self._matches(images, free):
             if len(labels := dict.fromkeys(str(self.rows[i].label) for i in rows)) > 1:
                 words = " and ".join(label[:40] for label in labels)
                 advice = "where one class is wanted; or --data.labels false"
@@ -71,6 +65,21 @@ class Table(NamedTuple):
                 raise UserError(f"{self.path}: {name} may be {other} or {image}: give its folder")
         self.used.update(found)
         return found
+
+    def without_row(self, images: Iterable[Path], split: str) -> list[Path]:
+        """Those of a split's images without a label that no other split's row means."""
+        others = (i for i, row in enumerate(self.rows) if row.split not in (None, split))
+        return [image for image, rows in self._matches(images, others) if not rows]
+
+    def _matches(self, images: Iterable[Path], among: Iterable[int]) -> Iterator[tuple[Path, list[int]]]:
+        """Each image and those of the rows, by number, that may be its."""
+        index: dict[str, list[int]] = {}
+        for i in among:
+            index.setdefault(self.rows[i].file.name, []).append(i)
+        for image in images:
+            folders = image.parts[len(self.path.parent.parts) : -1][::-1]
+            rows = [i for i in index.get(image.stem, ()) if self.rows[i].file.suffix.lower() not in SUFFIXES]
+            yield image, [i for i in (*index.get(image.name, ()), *rows) if self.rows[i].agrees(folders)]
 
     def unused(self) -> tuple[str, ...]:
         """A line about rows that are no image's."""
