@@ -7,6 +7,7 @@ import io
 import json
 import re
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -378,11 +379,19 @@ def test_predict_json_and_csv_have_a_row_for_each_image(trained, mixed, probabil
 @pytest.mark.parametrize("form", [(), ("--csv",), ("--json",)])
 def test_predict_shows_a_terminal_no_control_characters(form, trained, mixed, capsys, monkeypatch):
     monkeypatch.setattr(screen.console, "_force_terminal", True)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     assert call("predict", trained, mixed, *form) == 1
     captured = capsys.readouterr()
     text = captured.out + captured.err
     assert "\x1b[2J" not in text
     assert re.search(r"\\(x1b|u001b)\[2J\\n\.png", text)
+
+
+def test_colours_that_are_forced_change_no_table(trained, mixed, capsys, monkeypatch):
+    monkeypatch.setattr(screen.console, "_force_terminal", True)
+    assert call("predict", trained, mixed / "\x1b[2J\n.png", "--csv") == 0
+    (row,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert row["image"] == f"{mixed}/\x1b[2J\n.png"
 
 
 def test_predict_takes_patterns_and_what_exists_by_that_name(trained, mixed, capsys):
@@ -398,7 +407,9 @@ def test_predict_takes_patterns_and_what_exists_by_that_name(trained, mixed, cap
         lines = capsys.readouterr().out.splitlines()
         assert [line.partition(": ")[0] for line in lines] == [str(mixed / name) for name in names]
     assert call("predict", trained, f"{mixed}/*.tif") == 1
-    assert capsys.readouterr().err == f"unixkd: error: {mixed}/*.tif: no such file or folder\n"
+    assert capsys.readouterr().err == f"unixkd: error: {mixed}/*.tif: no file matches\n"
+    assert call("predict", trained, "") == 2
+    assert capsys.readouterr() == ("", "unixkd: error: an image's path is empty\n")
 
 
 def test_predict_reads_paths_from_standard_input(trained, mixed, capsys, monkeypatch):
