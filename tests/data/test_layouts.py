@@ -113,6 +113,27 @@ def test_splits_in_class_folders_are_refused(files, advice, tmp_path):
     assert caught.value.details[-1] == f"would do: {advice.format(tmp_path)}"
 
 
+@pytest.mark.parametrize(
+    ("files", "train", "test"),
+    [
+        (("train/cat/x/0.png", "train/cat/y/0.png", "val/cat/0.png"), {1: "cat", 2: "cat"}, {3: "cat"}),
+        (("train/in/x/0.png", "train/in/y/0.png", "val/x/0.png"), {1: "x", 2: "y"}, {3: "x"}),
+        (
+            ("train/in/x/0.png", "train/in/y/0.png", "val/in/x/0.png", "val/in/y/0.png"),
+            {1: "x", 2: "y"},
+            {3: "x", 4: "y"},
+        ),
+        (("train/images/x/0.png", "train/images/y/0.png", "val/images/0.png"), {1: "x", 2: "y"}, None),
+        (("train/cat/x/0.png", "train/cat/y/0.png"), {1: "x", 2: "y"}, None),
+    ],
+)
+def test_the_only_folder_of_a_split(files, train, test, tmp_path):
+    """A class where another split has it as one, else what holds the classes."""
+    data = opened(tree(tmp_path, *files))
+    assert shades(data) == train
+    assert (data.test and shades(data, "test")) == test
+
+
 def test_kinds_of_a_class_are_no_splits(tmp_path):
     tree(tmp_path, "a/bullet_train/0.png", "a/test_tube/0.png", "b/train/0.png", "b/bus/0.png")
     assert shades(opened(tmp_path)) == {1: "a", 2: "a", 4: "b", 3: "b"}

@@ -66,7 +66,7 @@ def load_folder(path: Path, config: DataConfig | None = None) -> Source:
     above = {folder, place} - (set() if training else {place})  # whose hidden files are not those of a split
     hidden = sum(is_hidden(entry.name) for level in above for entry in level.iterdir())
     notes += passed_over(path, 0, Counter({HIDDEN: hidden}))
-    train, test = _read(beginning(training or place), "train", tables), None
+    train, test = _read(_beginning(training or place, others), "train", tables), None
     names = train.classes()
     for other in others:
         part = _read(beginning(other, names or ()), kind_of(other.name) or "test", tables, names)
@@ -104,6 +104,16 @@ def _source(train: _Part, test: _Part | None, place: Path, names: Names, notes: 
         )
     tested = None if test is None else test.encoded(names, str(place))
     return Source(trained, tested, names, None if names is None else len(names), notes=notes)
+
+
+def _beginning(train: Path, others: Sequence[Path]) -> Path:
+    """Where the classes of a training set lie: not in its only folder where another split has that as a class."""
+    place = beginning(train)
+    name = place.relative_to(train).parts[0] if place != train else ""
+    if not name or name.lower() in _NO_CLASSES or kind_of(name):
+        return place
+    shared = any((other / name).is_dir() and beginning(other) == other for other in others)
+    return train if shared else place
 
 
 def _is_class(train: Path, tables: Tables) -> bool:
