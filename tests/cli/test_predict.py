@@ -185,7 +185,11 @@ def test_training_images_are_known_by_any_path(tmp_path, monkeypatch):
 
     same = ["set", "set/inner", "other/../set", packed]
     assert all(known(one, other) for one in same for other in same)
+    part = shutil.make_archive(str(tmp_path / "part"), "tar", tmp_path / "splits" / "train")
     assert known("splits", "splits/train")
+    assert known("splits", part)
+    assert known(part, "splits/train")
+    assert not known(part, "splits/test")
     assert not known("splits", "splits/test")
     assert not any(known(one, other) for one in same for other in ("other", "missing"))
     assert not known("missing", "other")

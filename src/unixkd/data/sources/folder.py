@@ -170,7 +170,8 @@ def _check_no_splits(folder: Path, classes: Sequence[Path], images: Sequence[Pat
     """Raise where class folders hold splits themselves: they would be trained on together."""
     depth = len(folder.parts)
     inside = {file.parts[depth : depth + 2] for file in images if len(file.parts) > depth + 2}
-    deep = [entry for entry in classes if "train" in {kind_of(name) for a, name in inside if a == entry.name}]
+    suspects = {name for name, deeper in inside if kind_of(deeper) == "train"}
+    deep = (entry for entry in classes if entry.name in suspects)
     splits = [train for train, others in map(find_splits, deep) if train and others]
     if splits:
         place, forms = splits[0].parent, "PATH/train/CLASS/*.jpg and PATH/val/CLASS/*.jpg"

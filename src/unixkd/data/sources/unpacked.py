@@ -12,6 +12,7 @@ import gzip
 import logging
 import lzma
 import os
+import re
 import shutil
 import tarfile
 import zipfile
@@ -19,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from filelock import FileLock
@@ -85,7 +86,9 @@ def _unpack(archive: Path, folder: Path) -> Counter[str]:
 def _created(archive: Path, folder: Path, name: str) -> BinaryIO:
     """A new file of this name below a folder. Raises UserError where it leads out, is there, or is too long."""
     parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
-    rooted = PureWindowsPath(name).root or (os.name == "nt" and ":" in name)  # elsewhere a:1.png is a name
+    rooted = re.match(r"([a-zA-Z]:)?[/\\]", name) or (
+        os.name == "nt" and ":" in name
+    )  # elsewhere a:1.png is a name
     problem = "leads out of the folder"
     if parts and ".." not in parts and not rooted:
         try:
@@ -115,10 +118,7 @@ def _members(
     """Names of the plain files in an archive, and what opens each; the others are counted."""
     with archive.open("rb") as file:
         start = file.read(4)
-    if start in (
-        b"PK\x03\x04",
-        b"PK\x05\x06",
-    ):  # not `is_zipfile`, which finds a zip file at a tar file's end
+    if start in (b"PK\x03\x04", b"PK\x05\x06"):  # `is_zipfile` would find one at a tar file's end
         whole = stack.enter_context(zipfile.ZipFile(archive))
         for info in whole.infolist():
             if info.external_attr >> 28 == 0o12:  # the upper 16 bits are those of Unix
