@@ -419,6 +419,13 @@ def test_rows_without_a_key_have_no_label(tmp_path):
     assert shades(opened(tmp_path)) == {2: "a"}
 
 
+def test_an_infinite_label_is_no_class(tmp_path):
+    rows = '{"file": "0.png", "label": Infinity}\n{"file": "1.png", "label": 1.0}\n'
+    tree(tmp_path, "0.png", "1.png", **{"metadata.jsonl": rows})
+    with pytest.raises(UserError, match=r"\(inf\) for sample 0 .* where one class is wanted"):
+        opened(tmp_path)
+
+
 def test_rows_open_no_other_file(tmp_path):
     tree(tmp_path, "secret.png", "data/0.png", "data/1.png")
     rows = [
