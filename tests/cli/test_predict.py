@@ -7,6 +7,7 @@ import io
 import json
 import re
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -165,6 +166,33 @@ def test_evaluate_on_class_folders_without_splits(trained, tmp_path, capsys, cap
     (tmp_path / "data" / "2").rename(tmp_path / "data" / "two")
     assert call("evaluate", trained, "--data", f"folder:{tmp_path / 'data'}") == 1
     assert f"has 10 classes, the data have {len(known)}" in capsys.readouterr().err
+
+
+def test_training_images_are_known_by_any_path(tmp_path, monkeypatch):
+    """A folder in the run's, one above it, its own archive, a split of it; not other images of the same names."""
+    from unixkd.cli.train import is_trained_on
+
+    monkeypatch.setenv("UNIXKD_CACHE", str(tmp_path / "cache"))
+    for top, shade in (("set/inner", 1), ("other", 2), ("splits/train", 3), ("splits/test", 4)):
+        for i, name in enumerate(["a", "b"]):
+            (tmp_path / top / name).mkdir(parents=True)
+            Image.new("L", (4, 4), shade * 10 + i).save(tmp_path / top / name / "0.bmp")
+    packed = shutil.make_archive(str(tmp_path / "packed"), "zip", tmp_path / "set")
+
+    def known(trained, evaluated):
+        (tmp_path / "run.yaml").write_text(json.dumps({"data": {"name": f"folder:{tmp_path / trained}"}}))
+        return is_trained_on(tmp_path, f"folder:{tmp_path / evaluated}")
+
+    same = ["set", "set/inner", "other/../set", packed]
+    assert all(known(one, other) for one in same for other in same)
+    part = shutil.make_archive(str(tmp_path / "part"), "tar", tmp_path / "splits" / "train")
+    assert known("splits", "splits/train")
+    assert known("splits", part)
+    assert known(part, "splits/train")
+    assert not known(part, "splits/test")
+    assert not known("splits", "splits/test")
+    assert not any(known(one, other) for one in same for other in ("other", "missing"))
+    assert not known("missing", "other")
 
 
 @pytest.mark.parametrize("command", ["evaluate", "predict"])
@@ -355,11 +383,19 @@ def test_predict_json_and_csv_have_a_row_for_each_image(trained, mixed, probabil
 @pytest.mark.parametrize("form", [(), ("--csv",), ("--json",)])
 def test_predict_shows_a_terminal_no_control_characters(form, trained, mixed, capsys, monkeypatch):
     monkeypatch.setattr(screen.console, "_force_terminal", True)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     assert call("predict", trained, mixed, *form) == 1
     captured = capsys.readouterr()
     text = captured.out + captured.err
     assert "\x1b[2J" not in text
     assert re.search(r"\\(x1b|u001b)\[2J\\n\.png", text)
+
+
+def test_colours_that_are_forced_change_no_table(trained, mixed, capsys, monkeypatch):
+    monkeypatch.setattr(screen.console, "_force_terminal", True)
+    assert call("predict", trained, mixed / "\x1b[2J\n.png", "--csv") == 0
+    (row,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert row["image"] == f"{mixed}/\x1b[2J\n.png"
 
 
 def test_predict_takes_patterns_and_what_exists_by_that_name(trained, mixed, capsys):
@@ -375,7 +411,9 @@ def test_predict_takes_patterns_and_what_exists_by_that_name(trained, mixed, cap
         lines = capsys.readouterr().out.splitlines()
         assert [line.partition(": ")[0] for line in lines] == [str(mixed / name) for name in names]
     assert call("predict", trained, f"{mixed}/*.tif") == 1
-    assert capsys.readouterr().err == f"unixkd: error: {mixed}/*.tif: no such file or folder\n"
+    assert capsys.readouterr().err == f"unixkd: error: {mixed}/*.tif: no file matches\n"
+    assert call("predict", trained, "") == 2
+    assert capsys.readouterr() == ("", "unixkd: error: an image's path is empty\n")
 
 
 def test_predict_reads_paths_from_standard_input(trained, mixed, capsys, monkeypatch):

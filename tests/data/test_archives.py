@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
 import stat
 import tarfile
@@ -76,6 +77,20 @@ def test_an_archive_is_the_folder_in_it(suffix, tmp_path, cache):
     )
 
 
+def test_a_tar_file_that_ends_with_a_zip_file_is_a_tar_file(tmp_path):
+    inner = archive_of(tmp_path, ".zip", {"c/9.png": png(9)}).read_bytes()
+    assert shades(opened(archive_of(tmp_path, ".tar", FILES | {"more.zip": inner}))) == {1: "a", 2: "b"}
+
+
+@pytest.mark.parametrize(("raw", "name"), [("Käse".encode(), "Käse"), (b"K\x84se", "Käse")])
+def test_names_without_the_flag_for_utf8(raw, name, tmp_path):
+    """UTF-8 where it is such, else cp437."""
+    ascii_name = "x" * len(raw)
+    file = archive_of(tmp_path, ".zip", {f"{ascii_name}/0.png": png(1), "b/0.png": png(2)})
+    file.write_bytes(file.read_bytes().replace(ascii_name.encode(), raw))
+    assert shades(opened(file)) == {1: name, 2: "b"}
+
+
 def test_it_is_unpacked_once_and_anew_when_it_has_changed(tmp_path, cache, monkeypatch):
     file = archive_of(tmp_path, ".zip", FILES)
     opened(file)
@@ -124,6 +139,30 @@ def test_names_that_lead_out_are_refused_and_nothing_stays(name, kind, tmp_path,
         opened(file)
     assert str(caught.value) == f"{file}: the name {name!r} leads out of the folder; nothing is unpacked"
     assert not list(tmp_path.rglob("*.png"))
+
+
+def test_a_colon_in_a_name_is_no_drive(tmp_path):
+    if os.name == "nt":
+        pytest.skip("there it is")
+    file = archive_of(tmp_path, ".tar", {"a/0.png": png(1), "b:c/1:1.png": png(2), "b:c/d:1.png": png(3)})
+    assert shades(opened(file)) == {1: "a", 2: "b:c", 3: "b:c"}
+
+
+@pytest.mark.parametrize(
+    ("names", "problem"),
+    [
+        (["a/0.png", "./a/0.png"], "'./a/0.png' comes twice, or is a file's and a folder's"),
+        (["a", "a/0.png"], "'a/0.png' comes twice, or is a file's and a folder's"),
+        (["a/0.png", "a"], "'a' comes twice, or is a file's and a folder's"),
+        (["x" * 300], f"'{'x' * 200}' is too long for this system"),
+    ],
+)
+def test_names_that_cannot_be_written(names, problem, tmp_path, cache):
+    file = archive_of(tmp_path, ".zip", dict.fromkeys(names, b""))
+    with pytest.raises(UserError) as caught:
+        opened(file)
+    assert str(caught.value) == f"{file}: the name {problem}; nothing is unpacked"
+    assert not list(cache.glob("*/part"))
 
 
 @pytest.mark.parametrize("suffix", [".zip", ".tar.gz"])
@@ -177,7 +216,10 @@ def test_damaged_archives_are_one_line(fault, tmp_path, cache):
             archive.writestr("set/val/a/0.png", png(5))
     with pytest.raises(UserError) as caught:
         opened(file)
-    assert str(caught.value).startswith(f"{file}: cannot be unpacked as a zip or tar file (")
+    problem = (
+        "the name 'set/val/a/0.png' comes twice" if fault == "twice" else "cannot be unpacked as a zip or tar"
+    )
+    assert str(caught.value).startswith(f"{file}: {problem}")
     assert "\n" not in str(caught.value)
     assert not list(cache.glob("*/files"))
     assert not list(cache.glob("*/part"))

@@ -76,6 +76,69 @@ def test_words_of_splits_in_the_names_of_classes_make_no_split(tmp_path):
     assert opened(tmp_path / "c").class_names == ("test_negative", "test_positive")
 
 
+@pytest.mark.parametrize(
+    ("files", "labels"),
+    [
+        (("bus/0.png", "car/0.png", "train/0.png"), {1: "bus", 2: "car", 3: "train"}),
+        (("train/0.png", "images/0.png"), {1: None}),
+        (("train/0.png", "test_images/0.png"), {1: None}),
+        (("train/a/0.png", "bus/0.png"), {1: "a"}),
+        (("train/0.png", "bus/1.png", "labels.csv"), {1: "x"}),
+        (("train/0.png", "bus/0.txt"), {1: None}),
+    ],
+)
+def test_a_class_of_trains(files, labels, tmp_path):
+    """A folder called train is a class where it holds images alone, unlabelled, beside other classes."""
+    tree(tmp_path, *(name for name in files if name.endswith("png")))
+    tree(tmp_path, **{name: "id,label\n0,x\n" for name in files if not name.endswith("png")})
+    assert shades(opened(tmp_path)) == labels
+
+
+@pytest.mark.parametrize(
+    ("files", "advice"),
+    [
+        (("data/train/a/0.png", "data/train/b/0.png", "data/test/a/0.png", "docs/0.png"), "folder:{}/data"),
+        (
+            [f"{a}/{b}_set/0.png" for a in ("cat", "dog") for b in ("train", "val")],
+            "PATH/train/CLASS/*.jpg and PATH/val/CLASS/*.jpg",
+        ),
+    ],
+)
+def test_splits_in_class_folders_are_refused(files, advice, tmp_path):
+    tree(tmp_path, *files)
+    with pytest.raises(
+        UserError, match=r"(data|cat): holds splits \((train|train_set)\), so it is no class"
+    ) as caught:
+        opened(tmp_path)
+    assert caught.value.details[-1] == f"would do: {advice.format(tmp_path)}"
+
+
+@pytest.mark.parametrize(
+    ("files", "train", "test"),
+    [
+        (("train/cat/x/0.png", "train/cat/y/0.png", "val/cat/0.png"), {1: "cat", 2: "cat"}, {3: "cat"}),
+        (("train/in/x/0.png", "train/in/y/0.png", "val/x/0.png"), {1: "x", 2: "y"}, {3: "x"}),
+        (
+            ("train/in/x/0.png", "train/in/y/0.png", "val/in/x/0.png", "val/in/y/0.png"),
+            {1: "x", 2: "y"},
+            {3: "x", 4: "y"},
+        ),
+        (("train/images/x/0.png", "train/images/y/0.png", "val/images/0.png"), {1: "x", 2: "y"}, None),
+        (("train/cat/x/0.png", "train/cat/y/0.png"), {1: "x", 2: "y"}, None),
+    ],
+)
+def test_the_only_folder_of_a_split(files, train, test, tmp_path):
+    """A class where another split has it as one, else what holds the classes."""
+    data = opened(tree(tmp_path, *files))
+    assert shades(data) == train
+    assert (data.test and shades(data, "test")) == test
+
+
+def test_kinds_of_a_class_are_no_splits(tmp_path):
+    tree(tmp_path, "a/bullet_train/0.png", "a/test_tube/0.png", "b/train/0.png", "b/bus/0.png")
+    assert shades(opened(tmp_path)) == {1: "a", 2: "a", 4: "b", 3: "b"}
+
+
 def test_splits_beside_other_folders(tmp_path):
     """As in contests: two folders are a pair by the rest of their names, the others are named."""
     tree(tmp_path, *(f"seg_{name}/seg_{name}/{i}/0.png" for name in ("test", "train") for i in "ab"))
@@ -237,6 +300,10 @@ def test_a_column_of_splits(tmp_path):
     assert shades(data, "test") == {4: "a"}
     unused = f"{tmp_path}/metadata.csv: not used: 2 of 5 rows (1.png)"
     assert unused in data.notes
+    assert not any("without a row" in line for line in data.notes)  # each has one, of some split
+    tree(tmp_path / "images", "9.png")
+    lacking = f"{tmp_path}/metadata.csv: not used: 1 image without a row ({tmp_path}/images/9.png)"
+    assert opened(tmp_path).notes.count(lacking) == 1
 
 
 @pytest.mark.parametrize(
@@ -248,8 +315,12 @@ def test_a_column_of_splits(tmp_path):
         ),
         (
             "file,label\n0.png,a\n1.png,\n",
-            "labels.csv: an empty text () for sample 1 ({root}/1.png) where one class is wanted: name another column "
-            "(--data.label_column), or train without labels (--data.labels false)",
+            "labels.csv: sample 1 has label None, as 1 of 2 images have none ({root}/1.png): leave these images out, "
+            "or train without labels (--data.labels false)",
+        ),
+        (
+            f"file,label\n0.png,{'x' * 40}1\n0.png,{'x' * 40}2\n",
+            f"labels.csv: 0.png is {'x' * 40} and {'x' * 40}, where one class is wanted; or --data.labels false",
         ),
         ("file,label\n0,a\n", "labels.csv: 0 may be {root}/0.jpg or {root}/0.png: give its folder"),
     ],
@@ -259,6 +330,34 @@ def test_faulty_tables(text, told, tmp_path):
     with pytest.raises(UserError) as caught:
         opened(tmp_path)
     assert str(caught.value) == f"{tmp_path}/{told.format(root=tmp_path)}"
+
+
+@pytest.mark.parametrize("word", ["-1", "", "nan", "NaN", "NA"])
+def test_marks_of_a_missing_label_are_no_class(word, tmp_path):
+    tree(tmp_path, "0.png", "1.png", "2.png", **{"labels.csv": f"id,label\n0,{word}\n1,b\n2,a\n"})
+    with pytest.raises(UserError, match=r"sample 0 has label None, as 1 of 3 images have none"):
+        opened(tmp_path)
+    data = opened(tmp_path, labels=False)
+    assert data.class_names == ("a", "b")
+    assert f"{tmp_path}/labels.csv: 1 of 3 images without a label" in data.notes
+    tree(tmp_path, **{"labels.csv": f"id,label\n0,{word}\n1,{word}\n2,{word}\n"})
+    assert shades(opened(tmp_path)) == {1: None, 2: None, 3: None}
+
+
+@pytest.mark.parametrize(
+    "words", [("10.0", "2.0", "1.0", "1"), ("10", "2.0", "1.", "1"), (10.0, 2, "1.0", 1.0)]
+)
+def test_whole_numbers_written_as_floats_are_these_numbers(words, tmp_path):
+    """Classes in the order of numbers, as a table of integers has them."""
+    rows = "\n".join(json.dumps({"file": f"{i}.png", "label": word}) for i, word in enumerate(words))
+    csv = "file,label\n" + "".join(f"{i}.png,{word}\n" for i, word in enumerate(words))
+    tree(tmp_path, *(f"{i}.png" for i in range(4)))
+    for name, text in (("labels.csv", csv), ("metadata.jsonl", rows)):
+        tree(tmp_path, **{name: text})
+        data = opened(tmp_path)
+        assert data.class_names == ("1", "2", "10")
+        assert shades(data) == {1: "10", 2: "2", 3: "1", 4: "1"}
+        (tmp_path / name).unlink()
 
 
 def test_splits_in_a_column_that_are_not_known_are_not_trained_on(tmp_path):
@@ -296,6 +395,35 @@ def test_columns_that_are_not_found_are_told_and_can_be_named(tmp_path):
     assert shades(opened(tmp_path, label_column="kind")) == {1: "c", 2: "d"}
     with pytest.raises(UserError, match=r"unknown label column 'knd'; did you mean 'kind'\?"):
         opened(tmp_path, label_column="knd")
+
+
+def test_a_column_that_one_table_lacks(tmp_path):
+    """As Kaggle's dogs: test.csv has no labels; where no table has the column, all are named."""
+    tree(tmp_path, "train/0.png", "train/1.png", "test/2.png")
+    tree(tmp_path, **{"train.csv": "id,breed,text\n0,pug,x\n1,husky,y\n", "test.csv": "id\n2\n"})
+    data = opened(tmp_path, label_column="breed")
+    assert shades(data) == {1: "pug", 2: "husky"}
+    assert f"{tmp_path}/test.csv: not used: no label column breed (id)" in data.notes
+    with pytest.raises(UserError) as caught:
+        opened(tmp_path, label_column="brede")
+    told = "unknown label column 'brede'; did you mean 'breed'?"
+    assert str(caught.value) == f"{tmp_path}/train.csv, {tmp_path}/test.csv: {told}"
+
+
+def test_rows_without_a_key_have_no_label(tmp_path):
+    rows = [{"file_name": "0.png"}, {"file_name": "1.png", "label": "a"}, {"label": "b"}]
+    tree(tmp_path, "0.png", "1.png", "None.png", **{"metadata.jsonl": "\n".join(map(json.dumps, rows))})
+    with pytest.raises(UserError, match=r"sample 0 has label None, as 1 of 2 images have none \(.*0\.png\)"):
+        opened(tmp_path)
+    tree(tmp_path, **{"metadata.jsonl": "\n".join(map(json.dumps, rows[1:]))})
+    assert shades(opened(tmp_path)) == {2: "a"}
+
+
+def test_an_infinite_label_is_no_class(tmp_path):
+    rows = '{"file": "0.png", "label": Infinity}\n{"file": "1.png", "label": 1.0}\n'
+    tree(tmp_path, "0.png", "1.png", **{"metadata.jsonl": rows})
+    with pytest.raises(UserError, match=r"\(inf\) for sample 0 .* where one class is wanted"):
+        opened(tmp_path)
 
 
 def test_rows_open_no_other_file(tmp_path):
@@ -364,6 +492,25 @@ EXPECTED = {
   found: train_1/ (1 folder)
   found: train_2/ (1 folder)
   would do: call one of them train
+""",
+    ),
+    "pairs": (
+        [f"{size}_{kind}/a/0.png" for size in ("large", "small") for kind in ("train", "test")],
+        """unixkd: error: ROOT: no single folder to train on (large_test, large_train, small_test, small_train)
+  found: large_test/ (1 folder)
+  found: large_train/ (1 folder)
+  found: small_test/ (1 folder)
+  found: small_train/ (1 folder)
+  would do: call one of them train
+""",
+    ),
+    "folds": (
+        ("fold1_train/a/0.png", "fold1_test/a/0.png", "fold2_test/a/0.png"),
+        """unixkd: error: ROOT: no single folder to evaluate on (fold1_test, fold2_test)
+  found: fold1_test/ (1 folder)
+  found: fold1_train/ (1 folder)
+  found: fold2_test/ (1 folder)
+  would do: call one pair train and test
 """,
     ),
     "deeper": (

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from jsonargparse import Namespace
 
-from unixkd.cli.screen import console, say
+from unixkd.cli.screen import say
 from unixkd.cli.train import choose_threads_for, decoding_of
 from unixkd.data.ahead import ahead
 from unixkd.data.files import list_images
@@ -74,7 +74,12 @@ def given_images(words: Iterable[str]) -> Iterator[Given]:
             lines = (os.fsdecode(line).rstrip("\r\n") for line in sys.stdin.buffer)
             yield from given_images(line for line in lines if line not in ("", "-"))
             continue
-        found = [] if os.path.exists(word) else sorted(glob.glob(word, recursive=True))  # noqa: PTH110, PTH207
+        if not word:
+            raise UsageError("an image's path is empty")
+        found = [word] if os.path.exists(word) else sorted(glob.glob(word, recursive=True))  # noqa: PTH110, PTH207
+        if not found and glob.has_magic(word):
+            yield word, UserError(f"{word}: no file matches")
+            continue
         for path in found or [word]:
             try:
                 yield from ((str(file), None) for file in list_images([Path(path)]))
@@ -127,7 +132,7 @@ def write_csv(cells: Sequence[str]) -> None:
     """A row on standard output; names are as they are but on a terminal, where they are shown as everywhere."""
     row = io.StringIO()
     csv.writer(row, lineterminator="\n").writerow(cells)
-    if console.is_terminal:
+    if sys.stdout.isatty():  # whatever colours are forced
         say(row.getvalue().removesuffix("\n"))
     else:
         sys.stdout.write(row.getvalue())

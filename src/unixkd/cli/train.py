@@ -16,7 +16,8 @@ from jsonargparse import Namespace
 from unixkd.cli.screen import say, showing
 from unixkd.cli.sizes import at_teachers_size
 from unixkd.config import DataConfig, MethodConfig, ModelConfig, RunConfig, read_yaml
-from unixkd.data.load import load_data, may_download
+from unixkd.data.load import load_data, may_download, open_source
+from unixkd.data.source import Encoded
 from unixkd.errors import UsageError, UserError
 from unixkd.method.network import Network, evaluating
 from unixkd.method.resizing import Size
@@ -37,6 +38,7 @@ WORTH_A_PROBE = 40
 """Times the images of a pass of it."""
 AT_ONCE = 256
 """Images that `evaluate` and `predict` compute on together, about."""
+_COMPARED = 100  # files at most whose contents tell whether two folders share images
 
 
 def train(options: Namespace) -> None:
@@ -128,15 +130,32 @@ def slug(name: str) -> str:
 
 
 def is_trained_on(folder: Path, name: str) -> bool:
-    """Whether data of this name, whichever way its path is written, are those of a run."""
+    """Whether data of this name, whichever way its path is written, are those of a run, or share images with them.
+
+    Folders and archives share an image where its class, name, size and content are the same.
+    """
 
     def place(name: str) -> str:
         kind, colon, path = name.partition(":")
         return f"{kind}:{local_path(path).resolve()}" if colon else kind
 
     with suppress(UserError, TypeError, LookupError):  # the folder may be no run's
-        return place(str(read_yaml(folder / "run.yaml")["data"]["name"])) == place(name)
+        names = [place(str(read_yaml(folder / "run.yaml")["data"]["name"])), place(name)]
+        if names[0] == names[1] or not all(name.startswith("folder:") for name in names):
+            return names[0] == names[1]
+        trained, named = (_training_images(name) for name in names)
+        shared = sorted(trained.keys() & named.keys())[:_COMPARED]
+        return any(trained[key].read_bytes() == named[key].read_bytes() for key in shared)
     return False
+
+
+def _training_images(name: str) -> dict[tuple[str, str, int], Path]:
+    """Each training image of a folder or archive by the name of its folder, its own and its size."""
+    records = open_source(DataConfig(name, labels=False)).train
+    assert isinstance(records, Encoded)
+    items = (records.items[i] for i in range(len(records)))
+    files = (file for file in items if isinstance(file, Path) and file.is_file())
+    return {(file.parent.name, file.name, file.stat().st_size): file for file in files}
 
 
 def data_of_run(folder: Path, unread: Collection[str] = (), **changes: Any) -> DataConfig:

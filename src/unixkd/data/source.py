@@ -311,7 +311,7 @@ def given_labels(
 
 
 def _odd_kind(value: Any) -> str:
-    """What a value is that can be no class, else empty; a whole number may be written as a float.
+    """What a value is that can be no class, infinity too, else empty; a whole number may be written as a float.
 
     >>> _odd_kind([1]), _odd_kind(0.5), _odd_kind(b"cat"), _odd_kind(" "), _odd_kind(1.0)
     ('a list of labels', 'a fraction', 'a value of type bytes', 'an empty text', '')
@@ -319,7 +319,7 @@ def _odd_kind(value: Any) -> str:
     if isinstance(value, str) and not value.strip():
         return "an empty text"
     if value is None or isinstance(value, int | str | float):
-        return "a fraction" if isinstance(value, float) and math.isfinite(value) and value % 1 else ""
+        return "a fraction" if isinstance(value, float) and not math.isnan(value) and value % 1 else ""
     return "a list of labels" if isinstance(value, list) else f"a value of type {type(value).__name__}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,10 +61,12 @@ def load_folder(path: Path, config: DataConfig | None = None) -> Source:
     if place != folder:
         notes += (f"{path}: read from {place.relative_to(folder).as_posix()}/ in it",)
     tables, (training, others) = Tables(config or DataConfig(), (place, folder)), find_splits(place)
+    if training is not None and not others and _is_class(training, tables):
+        training = None
     above = {folder, place} - (set() if training else {place})  # whose hidden files are not those of a split
     hidden = sum(is_hidden(entry.name) for level in above for entry in level.iterdir())
     notes += passed_over(path, 0, Counter({HIDDEN: hidden}))
-    train, test = _read(beginning(training or place), "train", tables), None
+    train, test = _read(_beginning(training or place, others), "train", tables), None
     names = train.classes()
     for other in others:
         part = _read(beginning(other, names or ()), kind_of(other.name) or "test", tables, names)
@@ -74,11 +77,12 @@ def load_folder(path: Path, config: DataConfig | None = None) -> Source:
     for split in ("test", "val") if training is None else ():
         if test is None and any(row.split == split for table in used for row in table.rows):
             test = _labelled(place, split, tables, names)
+    tables.check_asked()
     notes += train.notes + (test.notes if test else ()) + tables.notes
     notes += tuple(line for table in used for line in table.unused())
     if training is not None:
         notes += _not_used(place, {training, *(others if test else ())})
-    return _source(train, test, place, names, notes)
+    return _source(train, test, place, names, tuple(dict.fromkeys(notes)))
 
 
 def _source(train: _Part, test: _Part | None, place: Path, names: Names, notes: tuple[str, ...]) -> Source:
@@ -100,6 +104,24 @@ def _source(train: _Part, test: _Part | None, place: Path, names: Names, notes: 
         )
     tested = None if test is None else test.encoded(names, str(place))
     return Source(trained, tested, names, None if names is None else len(names), notes=notes)
+
+
+def _beginning(train: Path, others: Sequence[Path]) -> Path:
+    """Where the classes of a training set lie: not in its only folder where another split has that as a class."""
+    place = beginning(train)
+    name = place.relative_to(train).parts[0] if place != train else ""
+    if not name or name.lower() in _NO_CLASSES or kind_of(name):
+        return place
+    shared = any((other / name).is_dir() and beginning(other) == other for other in others)
+    return train if shared else place
+
+
+def _is_class(train: Path, tables: Tables) -> bool:
+    """Whether a folder called train shows trains: images alone, no labels and no split beside it but other images."""
+    beside = [entry for entry in entries(train.parent)[0] if entry != train]
+    if entries(train)[0] or any(kind_of(entry.name) for entry in beside) or any(tables.of(train, "train")):
+        return False
+    return any(find_images(entry)[0] for entry in beside if entry.name.lower() not in _NO_CLASSES)
 
 
 def _not_used(folder: Path, used: set[Path]) -> tuple[str, ...]:
@@ -133,6 +155,7 @@ def _read(folder: Path, split: str, tables: Tables, names: Names = None) -> _Par
         raise UserError(f"{unknown[0]}: {problem}", *advice)
     found = [find_images(entry) for entry in classes]
     images = [file for files, _ in found for file in files]
+    _check_no_splits(folder, classes, images)
     written: list[str | None] = [
         entry.name for entry, (own, _) in zip(classes, found, strict=True) for _ in own
     ]
@@ -141,6 +164,20 @@ def _read(folder: Path, split: str, tables: Tables, names: Names = None) -> _Par
         raise UserError(f"{folder}: {problem}", *details(folder))
     notes = passed_over(folder, len(images), sum((kinds for _, kinds in found), others))
     return _Part(images, written, class_order(entry.name for entry in classes), notes)
+
+
+def _check_no_splits(folder: Path, classes: Sequence[Path], images: Sequence[Path]) -> None:
+    """Raise where class folders hold splits themselves: they would be trained on together."""
+    depth = len(folder.parts)
+    inside = {file.parts[depth : depth + 2] for file in images if len(file.parts) > depth + 2}
+    suspects = {name for name, deeper in inside if kind_of(deeper) == "train"}
+    deep = (entry for entry in classes if entry.name in suspects)
+    splits = [train for train, others in map(find_splits, deep) if train and others]
+    if splits:
+        place, forms = splits[0].parent, "PATH/train/CLASS/*.jpg and PATH/val/CLASS/*.jpg"
+        advice = f"folder:{place}" if len(splits) == 1 else forms
+        problem = f"holds splits ({splits[0].name}), so it is no class"
+        raise UserError(f"{place}: {problem}", *details(folder, advice))
 
 
 def _labelled(folder: Path, split: str, tables: Tables, names: Names) -> _Part | None:
@@ -169,7 +206,9 @@ def _labelled(folder: Path, split: str, tables: Tables, names: Names) -> _Part |
     if unknown:
         raise UserError(f"{where}: class '{unknown[0]}' is none of the training set's")
     notes = (f"{where}: labels of {plural(len(chosen), 'image')} ({table.columns})", *notes)
-    if lacking := sorted(set(images).difference(chosen)):
+    if written is not None and (count := written.count(None)):
+        notes += (f"{where}: {count:,} of {plural(len(written), 'image')} without a label",)
+    if lacking := table.without_row(sorted(set(images).difference(chosen)), split):
         notes += (f"{where}: not used: {plural(len(lacking), 'image')} without a row ({lacking[0]})",)
     kinds[table.path.suffix.lower()] -= table.path.is_relative_to(folder)
     return _Part(chosen, written, None, notes + passed_over(folder, len(images), +kinds))

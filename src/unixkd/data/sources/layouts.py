@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -72,8 +73,8 @@ def find_splits(folder: Path) -> tuple[Path | None, list[Path]]:
         groups.setdefault(rest, []).append(entry)
     bare, exact = groups.get("", []), folder / "train"
     pairs = (group for group in groups.values() if {"train"} < {kind_of(entry.name) for entry in group})
-    whole = (group for group in pairs if any(find_images(entry)[0] for entry in group))  # and no other files
-    chosen = bare if exact in bare else next(whole, [])
+    whole = [group for group in pairs if any(find_images(entry)[0] for entry in group)]  # and no other files
+    chosen = bare if exact in bare else [entry for group in whole for entry in group]
     trains = [exact] if exact in bare else [entry for entry in chosen if kind_of(entry.name) == "train"]
     if len(trains) > 1 or (not trains and 1 < len(bare) == len(folders)):
         names = ", ".join(entry.name for entry in chosen or bare)
@@ -81,6 +82,11 @@ def find_splits(folder: Path) -> tuple[Path | None, list[Path]]:
         raise UserError(f"{folder}: {problem}", *details(folder, "call one of them train"))
     tests = [entry for entry in chosen if kind_of(entry.name) != "train"]
     tests = [entry for entry in tests if entry.name in TEST_NAMES or find_images(entry)[0]]  # or eval/*.py
+    alike = Counter(re.sub("[^a-z]", "", entry.name.lower()) for entry in tests)
+    if exact not in trains and any(count > 1 for count in alike.values()):
+        names = ", ".join(entry.name for entry in tests)
+        problem = f"no single folder to evaluate on ({names})"
+        raise UserError(f"{folder}: {problem}", *details(folder, "call one pair train and test"))
     first = {name: i for i, name in enumerate(TEST_NAMES)}
     tests.sort(
         key=lambda entry: (first.get(entry.name, len(first)), kind_of(entry.name) != "test", entry.name)

@@ -6,18 +6,20 @@ import csv
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from unixkd.config import DataConfig
 from unixkd.data.images import MAX_BYTES, SUFFIXES
 from unixkd.data.sources.layouts import entries, kind_of
-from unixkd.errors import UserError, first_line, unknown_name
+from unixkd.errors import UsageError, UserError, first_line, unknown_name
 from unixkd.names import plural
 
 _FILES = ("filename", "file", "filepath", "path", "image", "imagepath", "imagename", "imageid", "img", "id")
 _CLASSES = ("label", "labels", "class", "classname", "category", "target", "classid", "labelid", "categoryid")
 _SPLITS = ("split", "subset", "partition")
+_NO_LABEL = ("", "-1", "-1.0", "nan", "NaN", "NA", "N/A", "<NA>", "null", "NULL")  # but None may be a class
 _WORDS, _BESIDE = {"labels", "label", "metadata", "annotations"}, {"", "image", "images", "img", "data"}
 _OF_KAGGLE, _OF_TINY = "LOC_val_solution.csv", "val_annotations.txt"
 _OF_DEVKIT = "ILSVRC2012_validation_ground_truth.txt"
@@ -25,7 +27,7 @@ _SYNSETS, _MAX_SYNSETS = "meta.mat", 4 << 20
 
 
 class Row(NamedTuple):
-    """A file, its label as it is written, the kind of its split or None."""
+    """A file, its label or None, the kind of its split or None."""
 
     file: PurePosixPath
     label: Any
@@ -51,23 +53,33 @@ class Table(NamedTuple):
         because a row names it. A row without a suffix means an image of any. Raises UserError where an image has rows
         with different labels, or a row several images.
         """
-        index: dict[str, list[int]] = {}
-        for i, row in enumerate(self.rows):
-            if i not in self.used and row.split in (None, split):
-                index.setdefault(row.file.name, []).append(i)
+        free = (i for i, row in enumerate(self.rows) if i not in self.used and row.split in (None, split))
         found: dict[int, Path] = {}
-        for image in images:
-            folders = image.parts[len(self.path.parent.parts) : -1][::-1]
-            rows = [i for i in index.get(image.stem, ()) if self.rows[i].file.suffix.lower() not in SUFFIXES]
-            rows = [i for i in (*index.get(image.name, ()), *rows) if self.rows[i].agrees(folders)]
-            if len(labels := {str(self.rows[i].label)[:40]: i for i in rows}) > 1:
-                words = f"{' and '.join(labels)}, where one class is wanted; or --data.labels false"
-                raise UserError(f"{self.path}: {image.name} is {words}")
+        for image, rows in self._matches(images, free):
+            if len(labels := dict.fromkeys(str(self.rows[i].label) for i in rows)) > 1:
+                words = " and ".join(label[:40] for label in labels)
+                advice = "where one class is wanted; or --data.labels false"
+                raise UserError(f"{self.path}: {image.name} is {words}, {advice}")
             if rows and (other := found.setdefault(rows[0], image)) != image:
                 name = self.rows[rows[0]].file
                 raise UserError(f"{self.path}: {name} may be {other} or {image}: give its folder")
         self.used.update(found)
         return found
+
+    def without_row(self, images: Iterable[Path], split: str) -> list[Path]:
+        """Those of a split's images without a label that no other split's row means."""
+        others = (i for i, row in enumerate(self.rows) if row.split not in (None, split))
+        return [image for image, rows in self._matches(images, others) if not rows]
+
+    def _matches(self, images: Iterable[Path], among: Iterable[int]) -> Iterator[tuple[Path, list[int]]]:
+        """Each image and those of the rows, by number, that may be its."""
+        index: dict[str, list[int]] = {}
+        for i in among:
+            index.setdefault(self.rows[i].file.name, []).append(i)
+        for image in images:
+            folders = image.parts[len(self.path.parent.parts) : -1][::-1]
+            rows = [i for i in index.get(image.stem, ()) if self.rows[i].file.suffix.lower() not in SUFFIXES]
+            yield image, [i for i in (*index.get(image.name, ()), *rows) if self.rows[i].agrees(folders)]
 
     def unused(self) -> tuple[str, ...]:
         """A line about rows that are no image's."""
@@ -84,6 +96,7 @@ class Tables:
         self.config, self.roots = config, roots
         self.known: dict[Path, Table | None] = {}
         self.notes: tuple[str, ...] = ()
+        self.lacking: dict[Path, UsageError] = {}
 
     def of(self, folder: Path, split: str) -> Iterator[Table]:
         """What may hold the labels of a split's images, the most likely first: in its own folder or a root."""
@@ -93,6 +106,11 @@ class Tables:
                     self.known[file] = self._read(file)
                 if (table := self.known[file]) is not None:
                     yield table
+
+    def check_asked(self) -> None:
+        """Raise UsageError where tables were read and none has a column that was asked for."""
+        if self.lacking and not any(self.known.values()):
+            raise UsageError(f"{', '.join(map(str, self.lacking))}: {next(iter(self.lacking.values()))}")
 
     def _read(self, file: Path) -> Table | None:
         """The table in a file; None, and a note, where something of it is lacking."""
@@ -109,27 +127,31 @@ class Tables:
             raise UserError(f"{file}: cannot be read as labels of images ({first_line(error)})") from error
 
     def _columns(self, file: Path, records: list[dict[str, Any]]) -> Table | None:
-        names = [name for name in records[0] if name] if records else []
+        names = [name for name in dict.fromkeys(chain.from_iterable(records)) if name]
+        shown = ", ".join(names[:8]) or "none"
         asked = {"image": self.config.image_column, "label": self.config.label_column}
         for kind, name in asked.items():
             if name is not None and name not in names:
-                raise unknown_name(f"{kind} column", name, names)
+                self.lacking[file] = unknown_name(f"{kind} column", name, names)
+                self.notes += (f"{file}: not used: no {kind} column {name} ({shown})",)
+                return None
         image = asked["image"] or _first(_FILES, names)
         label = asked["label"] or _first(_CLASSES, names)
         if label is None and image is not None and len(names) == 2 and "label" in file.stem.lower():
             label = names[1 - names.index(image)]
         if image is None or label is None:
             lacks, kind = ("files", "image") if image is None else ("classes", "label")
-            shown = ", ".join(names[:8]) or "none"
             self.notes += (f"{file}: not used: no column of {lacks} ({shown}): --data.{kind}_column",)
             return None
         split = _first(_SPLITS, names)
-        kinds = [split and (kind_of(str(record[split])) or "none") for record in records]
+        kinds = [split and (kind_of(str(record.get(split))) or "none") for record in records]
         if split and set(kinds) == {"none"}:
-            self.notes += (f"{file}: column {split} names no splits ({str(records[0][split])[:40]})",)
+            self.notes += (f"{file}: column {split} names no splits ({str(records[0].get(split))[:40]})",)
             kinds = [None] * len(kinds)
-        files = [PurePosixPath(str(record[image]).replace("\\", "/")) for record in records]
-        rows = [Row(*row) for row in zip(files, (record[label] for record in records), kinds, strict=True)]
+        written = ("" if (name := record.get(image)) is None else str(name) for record in records)
+        files = [PurePosixPath(name.replace("\\", "/")) for name in written]
+        labels = _labels([record.get(label) for record in records])
+        rows = [Row(*row) for row in zip(files, labels, kinds, strict=True)]
         return Table(file, f"columns {image}, {label}", rows, set())
 
     def _devkit(self, file: Path, numbers: list[int]) -> Table | None:
@@ -180,6 +202,15 @@ def _records(name: str, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
         header = next(lines := iter(lines), "")
         mark = max(",\t;", key=header.count)
         yield from csv.DictReader([header, *lines], delimiter=mark)
+
+
+def _labels(labels: Iterable[Any]) -> list[Any]:
+    """The labels of a column, None where a row has none; `1` and `1.0` are one where all are whole numbers."""
+    labels = [None if str(label).strip() in _NO_LABEL else label for label in labels]
+    words = ["" if label is None else str(label).strip() for label in labels]
+    if all(re.fullmatch(r"(-?\d+(\.0*)?)?", word) for word in words):
+        return [word.partition(".")[0] or None for word in words]
+    return labels
 
 
 def _first(wanted: Sequence[str], names: Sequence[str]) -> str | None:

@@ -7,9 +7,12 @@ folder. Nothing but plain files is written, and no name leads out of the new fol
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import logging
 import lzma
+import os
+import re
 import shutil
 import tarfile
 import zipfile
@@ -17,8 +20,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
-from pathlib import Path, PureWindowsPath
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
 from filelock import FileLock
 
@@ -68,15 +71,9 @@ def _unpack(archive: Path, folder: Path) -> Counter[str]:
     most = min(max(_LEAST, _RATIO * archive.stat().st_size), shutil.disk_usage(folder).free)
     with ExitStack() as stack:
         for name, member in _members(archive, most, left, stack):
-            path = PureWindowsPath(name)  # takes both kinds of slashes
-            if path.anchor or ".." in path.parts or not path.parts:
-                raise UserError(
-                    f"{archive}: the name {name[:200]!r} leads out of the folder; nothing is unpacked"
-                )
-            written += tarfile.BLOCKSIZE * len(path.parts)  # files and folders without content take room too
-            target = folder.joinpath(*path.parts)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with member() as source, target.open("xb") as file:
+            # files and folders without content take room too
+            written += tarfile.BLOCKSIZE * (1 + name.count("/") + name.count("\\"))
+            with member() as source, _created(archive, folder, name) as file:
                 while True:
                     block = source.read(_BLOCK)
                     if (written := written + len(block)) > most:
@@ -86,20 +83,50 @@ def _unpack(archive: Path, folder: Path) -> Counter[str]:
     return left
 
 
+def _created(archive: Path, folder: Path, name: str) -> BinaryIO:
+    """A new file of this name below a folder. Raises UserError where it leads out, is there, or is too long."""
+    parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
+    rooted = re.match(r"([a-zA-Z]:)?[/\\]", name) or (
+        os.name == "nt" and ":" in name
+    )  # elsewhere a:1.png is a name
+    problem = "leads out of the folder"
+    if parts and ".." not in parts and not rooted:
+        try:
+            target = folder.joinpath(*parts)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            return target.open("xb")
+        except (FileExistsError, NotADirectoryError):
+            problem = "comes twice, or is a file's and a folder's"
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            problem = "is too long for this system"
+    raise UserError(f"{archive}: the name {name[:200]!r} {problem}; nothing is unpacked")
+
+
+def _name(info: zipfile.ZipInfo) -> str:
+    """A member's name; without the flag for UTF-8 it may be UTF-8 all the same, and was decoded as cp437."""
+    try:
+        return info.filename if info.flag_bits & 0x800 else info.filename.encode("cp437").decode("utf-8")
+    except UnicodeError:
+        return info.filename
+
+
 def _members(
     archive: Path, most: int, left: Counter[str], stack: ExitStack
 ) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Names of the plain files in an archive, and what opens each; the others are counted."""
-    if zipfile.is_zipfile(archive):
+    with archive.open("rb") as file:
+        start = file.read(4)
+    if start in (b"PK\x03\x04", b"PK\x05\x06"):  # `is_zipfile` would find one at a tar file's end
         whole = stack.enter_context(zipfile.ZipFile(archive))
         for info in whole.infolist():
             if info.external_attr >> 28 == 0o12:  # the upper 16 bits are those of Unix
                 left["links"] += 1
             elif not info.is_dir():
-                yield info.filename, partial(whole.open, info)
+                yield _name(info), partial(whole.open, info)
         return
-    with archive.open("rb") as file:
-        opener = _OPENERS.get(file.read(2), Path.open)
+    opener = _OPENERS.get(start[:2], Path.open)
     raw = Bounded(stack.enter_context(opener(archive, "rb")), most + _BLOCK)
     tar = stack.enter_context(tarfile.open(fileobj=raw, mode="r:"))  # type: ignore[call-overload]  # noqa: SIM115
     while (member := tar.next()) is not None:
