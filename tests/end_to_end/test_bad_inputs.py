@@ -58,7 +58,7 @@ def test_some_damages_of_a_run_folder(folders):
 
 @pytest.mark.slow
 def test_more_damages_of_a_run_folder(folders):
-    problems = folders.run(folders.sample(120, 5)) + folders.run(folders.sample(3, 6), as_real)
+    problems = folders.run(folders.sample(60, 5)) + folders.run(folders.sample(2, 6), as_real)
     assert not problems, "\n".join(problems)
 
 
