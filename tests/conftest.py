@@ -1,4 +1,4 @@
-"""Shared by all tests: shape checks switched on, one thread, optional data."""
+"""Shared by all tests: shape checks where they are switched on, one thread, optional data."""
 
 from __future__ import annotations
 
@@ -32,10 +32,12 @@ def pytest_configure(config: pytest.Config) -> None:
     keep_bytecode(config)
     if config.getoption("dist", "no") != "no":
         return
-    from jaxtyping import install_import_hook
+    if os.environ.get("UNIXKD_CHECK_SHAPES"):
+        from jaxtyping import install_import_hook
 
-    # Before unixkd is imported anywhere: every annotated function then checks its tensors at each call.
-    install_import_hook(modules_with_shapes(), "beartype.beartype")
+        # Before unixkd is imported anywhere: every annotated function then checks its tensors at each call, which takes
+        # a fifth of the tests' time.
+        install_import_hook(modules_with_shapes(), "beartype.beartype")
 
     import torch
 
