@@ -65,8 +65,10 @@ def towards(target: Budget | MatchKD, config: RunConfig, options: Namespace) -> 
     say(*reasons(best, estimates[best.name], workload), *requirements(best, workload, shape.classes))
     if config.answers.path is not None and not best.stored:
         say(f"it stores no answers: --answers.path {config.answers.path} is not used")
-    chosen = run_of(best, config, workload, "")
-    return run_of(best, config, workload, config.answers.path or str(answers_beside(options.out, chosen)))
+    chosen = run_of(best, config, workload, config.answers.path or ANSWERS)
+    if not best.stored or config.answers.path is not None:
+        return chosen
+    return replace(chosen, answers=replace(chosen.answers, path=str(answers_beside(options.out, chosen))))
 
 
 def reasons(strategy: Strategy, estimate: StrategyEstimate, workload: Workload) -> list[str]:

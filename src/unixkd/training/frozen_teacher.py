@@ -174,9 +174,7 @@ class TeacherForms:
                 self.check(model)
             except RefusedError:
                 raise
-            except (
-                Exception
-            ) as error:  # whatever a network, or a compiler of it, may raise; a copy needs memory, too
+            except Exception as error:  # of a network, of its compiler, or for want of memory
                 raise RefusedError(first_line(error)) from error
             self.made[form] = model
         return self.made[form]

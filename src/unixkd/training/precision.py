@@ -36,6 +36,7 @@ TEACHER_PRECISION = "teacher precision"
 DECODING = "decoding of the images"
 """Name in that key of data.decoding where it is not full, which it was before it had a name."""
 OPTIONS = ("precision", "teacher_precision")
+"""Options of `train` that name a precision."""
 DECIDED = (*OPTIONS, "threads", "frozen_teacher")
 """Options of `train` whose "auto" a run decides at its start; its run.yaml holds what was decided."""
 
