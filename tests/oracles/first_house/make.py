@@ -83,6 +83,7 @@ def record(test: Any) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         played = test.Played(Path(folder))
         played.output("served")
+        (Path(folder) / "demos").mkdir()
         return {
             "commit": COMMIT,
             "machine": test.machine(),
@@ -92,7 +93,7 @@ def record(test: Any) -> dict[str, Any]:
             "evaluated": test.evaluated(played),
             "compared": test.compared(played),
             "reported": test.reported(played),
-            "demo": {size: test.demo(Path(folder) / size, size) for size in ("short", "whole")},
+            "demo": {size: test.demo(Path(folder) / "demos", size) for size in ("short", "whole")},
         }
 
 
