@@ -26,6 +26,7 @@ Seed = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Pixels = Annotated[int, Meta(ge=1, le=4096)]
 Finite = Annotated[float, Meta(ge=0, le=sys.float_info.max)]
 Share = Annotated[float, Meta(ge=0, le=1)]
+Part = Annotated[float, Meta(gt=0, le=1)]
 Scorer = Literal["entropy", "margin", "least_confidence", "true_loss", "random"]
 
 
@@ -42,6 +43,7 @@ class DataConfig:
         evaluate_on: auto (what is held out, else the test set) | test (also where images are held out)
         split_seed: seed of `limit` and `holdout`, and of a stream's order
         crop_padding: zero padding of the random crop in pixels (default: the data's own)
+        crop_area: least share of an image that a random resized crop shows, where there is no padding (photographs)
         flip: random horizontal flip (default: the data's own)
         view_seed: seed of the augmentations, apart from the run's seed so that runs can share answers
         views: train on the first so many views of each image only (default: all there are)
@@ -71,6 +73,7 @@ class DataConfig:
     evaluate_on: Literal["auto", "test"] = "auto"
     split_seed: Seed = 0
     crop_padding: NotNegative | None = None
+    crop_area: Part = 0.08
     flip: bool | None = None
     view_seed: Seed = 0
     views: Positive | None = None
@@ -232,6 +235,8 @@ class TrainConfig:
         clip_norm: clip gradients to this norm
         ema_decay: keep an exponential moving average of the weights and evaluate it
         label_smoothing: smoothing of the cross-entropy labels
+        fit_head: before training, fit the classifier by logistic regression on the features of the training images,
+            computed once
         seed: seed of initial weights, order of images and every draw of the method
         precision: auto | fp32 | bf16 of the student (weights stay fp32); auto: bf16 where it is faster here
         teacher_precision: auto | fp32 | bf16 of the teacher
@@ -270,6 +275,7 @@ class TrainConfig:
     clip_norm: Finite | None = None
     ema_decay: Share | None = None
     label_smoothing: Share = 0.0
+    fit_head: bool = False
     seed: Seed = 0
     precision: Precision = "auto"
     teacher_precision: Precision = "auto"

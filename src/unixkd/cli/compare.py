@@ -8,6 +8,7 @@ from pathlib import Path
 from jsonargparse import Namespace
 
 from unixkd.cli.reproduce import commands_of
+from unixkd.cli.schedule import suited
 from unixkd.cli.screen import console, say, showing
 from unixkd.cli.sizes import at_teachers_size
 from unixkd.cli.train import check_named
@@ -47,7 +48,10 @@ def compare(options: Namespace) -> None:
     methods = list(parse_variants(options.methods).values())
     out, log = Path(options.out), options.log
     check_installed(log)
-    earlier = min(out.glob("runs/*/run.yaml"), default=None)
+    # Of plain KD at another method's cost, whose name has an @, the epochs are its own.
+    earlier = min((path for path in out.glob("runs/*/run.yaml") if "@" not in path.parent.name), default=None)
+    data, training = suited(options, options.student, earlier)
+    base = replace(base, data=data, train=training)
     base = replace(base, data=at_teachers_size(base.data, options.teacher, earlier))
     run_comparison(base, methods, options.seeds, out, options.jobs, match=options.match_cost, log=log)
 

@@ -11,9 +11,10 @@ from jsonargparse import Namespace
 from unixkd.cli.plan import data_shape, planned_networks, workload_of
 from unixkd.cli.plan_ranking import ANSWERS, first_of, ranked, requirements, run_of
 from unixkd.cli.plan_timing import planned_pair
+from unixkd.cli.schedule import suited
 from unixkd.cli.screen import say
 from unixkd.cli.sizes import at_teachers_size
-from unixkd.cli.train import check_named, run_and_show, slug
+from unixkd.cli.train import check_named, earlier_run, run_and_show, slug
 from unixkd.config import RunConfig
 from unixkd.errors import UsageError, UserError
 from unixkd.names import percent
@@ -26,7 +27,9 @@ def distill(options: Namespace) -> None:
     """`unixkd distill`: a teacher into a student."""
     check_named(teacher=options.teacher, student=options.student)
     keys = ("student", "teacher", "method", "loss", "data", "answers", "train", "label", "reference_epochs")
-    config = RunConfig(**{key: options[key] for key in keys})
+    default = f"{options.method.name}-{slug(options.student.name)}"
+    data, training = suited(options, options.student, earlier_run(options, default))
+    config = replace(RunConfig(**{key: options[key] for key in keys}), data=data, train=training)
     if (target := parse_target(options.budget, options.match_kd)) is not None:
         config = towards(target, config, options)
     run_and_show(config, options, f"{config.method.name}-{slug(config.student.name)}")

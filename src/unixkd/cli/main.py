@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from unixkd.cli import recipes
 from unixkd.cli.options import COMMANDS, GROUPS, check_names, check_shares, named_code
-from unixkd.config import without_gone
+from unixkd.config import flatten, without_gone
 from unixkd.errors import UsageError, UserError, parse_yaml, read_text, show_logged_names, shown, unknown_name
 from unixkd.names import methods
 from unixkd.training.distributed.launch import LeaderError, processes, rank
@@ -208,6 +208,7 @@ def parse(name: str, arguments: Sequence[str]) -> Namespace:
             parser.set_defaults({"method.name": ""})  # so that one that is named is told from the default
         front = [word for values in configs for word in ("--config", yaml.safe_dump(values, sort_keys=False))]
         options = parser.instantiate(parser.parse_args([*front, *words]))
+        options.given = frozenset(flatten(parser.parse_args([*front, *words], defaults=False).as_dict()))
     except UserError:
         raise
     except (ArgumentError, TypeError, ValueError, LookupError, AttributeError, RecursionError) as error:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from jsonargparse import Namespace
 
+from unixkd.cli.schedule import suited
 from unixkd.cli.screen import say, showing
 from unixkd.cli.sizes import at_teachers_size
 from unixkd.config import DataConfig, MethodConfig, ModelConfig, RunConfig, read_yaml
@@ -44,9 +45,11 @@ _COMPARED = 100  # files at most whose contents tell whether two folders share i
 def train(options: Namespace) -> None:
     """`unixkd train`: cross-entropy on labels."""
     check_named(model=options.model)
-    common = {key: options[key] for key in ("data", "train", "label")}
-    config = RunConfig(options.model, None, MethodConfig("student-alone"), **common)
-    run_and_show(config, options, f"train-{slug(options.model.name)}")
+    default = f"train-{slug(options.model.name)}"
+    data, training = suited(options, options.model, earlier_run(options, default))
+    alone = MethodConfig("student-alone")
+    config = RunConfig(options.model, None, alone, data=data, train=training, label=options.label)
+    run_and_show(config, options, default)
 
 
 def evaluate(options: Namespace) -> None:
@@ -106,9 +109,9 @@ def check_named(**configs: ModelConfig) -> None:
 
 def run_and_show(config: RunConfig, options: Namespace, default: str) -> None:
     """One run, its display, and where its results are."""
-    out = Path(options.out or f"runs/{default}-seed{config.train.seed}")
+    out = folder_of(options, default)
     if config.teacher is not None:
-        earlier = out / "run.yaml" if options.resume else None
+        earlier = earlier_run(options, default)
         config = replace(config, data=at_teachers_size(config.data, config.teacher, earlier))
     with showing() as display:
         summary = run(config, out, mode=mode(options), display=display, log=options.log)
@@ -122,6 +125,16 @@ def run_and_show(config: RunConfig, options: Namespace, default: str) -> None:
     elif summary["cost"]["flops"]["teacher"] is None:
         line += "; the teacher's cost is not known (quantised, or not of torch's operations)"
     say(line, str(out))
+
+
+def folder_of(options: Namespace, default: str) -> Path:
+    """The run folder: the one that is named, or one by the default name and the seed."""
+    return Path(options.out or f"runs/{default}-seed{options.train.seed}")
+
+
+def earlier_run(options: Namespace, default: str) -> Path | None:
+    """The run.yaml of the run that is to go on; None where one is to begin."""
+    return folder_of(options, default) / "run.yaml" if options.resume else None
 
 
 def slug(name: str) -> str:

@@ -10,7 +10,8 @@ from PIL import Image
 
 from unixkd.data.images import Photo, Pixels, to_array
 
-_AREAS = (0.08, 1.0)  # shares of the image that a random resized crop shows
+CROP_AREA = 0.08
+"""Least share of an image that a random resized crop shows, as published for ImageNet."""
 _RATIOS = (3 / 4, 4 / 3)  # of its width to its height
 _LOG_RATIOS = torch.log(torch.tensor(_RATIOS)).tolist()
 _TRIES = 10
@@ -19,14 +20,15 @@ Box = tuple[float, float, float, float]
 """Left, top, right, bottom in pixels."""
 
 
-def random_resized_crop(photo: Photo, size: int, flip: bool, seed: int) -> Pixels:
+def random_resized_crop(photo: Photo, size: int, flip: bool, seed: int, area: float = CROP_AREA) -> Pixels:
     """A part of an image, scaled to a square and perhaps mirrored `[size, size, C]`, uint8.
 
     It is what torchvision's RandomResizedCrop and RandomHorizontalFlip give where this seed is set before. Where the
-    image was decoded at a smaller scale it shows the same part of the whole one. Draws from no global generator.
+    image was decoded at a smaller scale it shows the same part of the whole one; `area` is the least share of it that
+    is shown. Draws from no global generator.
     """
     generator = torch.Generator().manual_seed(seed)
-    left, top, right, bottom = _crop(*photo.whole, generator)
+    left, top, right, bottom = _crop(*photo.whole, area, generator)
     mirrored = flip and torch.rand(1, generator=generator).item() < 0.5
     across, down = (a / b for a, b in zip(photo.image.size, photo.whole, strict=True))
     square = _scaled(photo.image, (left * across, top * down, right * across, bottom * down), size)
@@ -34,10 +36,10 @@ def random_resized_crop(photo: Photo, size: int, flip: bool, seed: int) -> Pixel
     return pixels[:, ::-1] if mirrored else pixels
 
 
-def _crop(width: int, height: int, generator: torch.Generator) -> tuple[int, int, int, int]:
+def _crop(width: int, height: int, least: float, generator: torch.Generator) -> tuple[int, int, int, int]:
     """The box of a random resized crop, drawn as torchvision draws it."""
     for _ in range(_TRIES):
-        area = width * height * torch.empty(1).uniform_(*_AREAS, generator=generator).item()
+        area = width * height * torch.empty(1).uniform_(least, 1.0, generator=generator).item()
         ratio = torch.empty(1).uniform_(*_LOG_RATIOS, generator=generator).exp().item()
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from unixkd.data.ahead import ahead
-from unixkd.data.crops import padded_crop, random_resized_crop
+from unixkd.data.crops import CROP_AREA, padded_crop, random_resized_crop
 from unixkd.data.images import Photo, Pixels, detail, fit
 from unixkd.data.kept import Kept, Room
 from unixkd.data.source import Encoded
@@ -45,6 +45,7 @@ class LoadedSplit(Split):
         channels: 1 or 3
         padding: zero padding of the random crop in pixels, or None: random resized crops
         flip: random horizontal flip
+        area: least share of an image that a random resized crop shows
         view_seed: seed of the augmentations
         workers: threads that read ahead; 0 reads when a batch is asked for
         views: number of views of each image that are trained on, the first; None: all
@@ -64,6 +65,7 @@ class LoadedSplit(Split):
     workers: int = 0
     views: int | None = None
     mixes: int | None = None
+    area: float = CROP_AREA
     onto: torch.device = _CPU
     known: NDArray[np.uint32] | None = None
     scaled: bool = False
@@ -88,7 +90,7 @@ class LoadedSplit(Split):
         if code == NO_VIEW:
             return fit(photo.image, self.size)
         if self.padding is None:
-            return random_resized_crop(photo, self.size, self.flip, seed=code)
+            return random_resized_crop(photo, self.size, self.flip, code, self.area)
         return padded_crop(fit(photo.image, self.size), code, self.padding)
 
     @abstractmethod

@@ -259,7 +259,7 @@ def _split(
         "mixes": config.mixes,
     }
     scaled = config.decoding != "full"
-    read: dict[str, Any] = {"workers": config.workers, "scaled": scaled}
+    read: dict[str, Any] = {"workers": config.workers, "scaled": scaled, "area": config.crop_area}
     in_memory = size <= _MEMORY_SIZE if config.in_memory is None else config.in_memory
     if isinstance(records, Streamed):
         return StreamSplit(records, size, channels, padding, **read, **cut)

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
+from unixkd.data.crops import CROP_AREA
 from unixkd.data.mixes import FixedMixes, fixed_mixes
 from unixkd.data.sampling import epoch_order
 from unixkd.data.views import (
@@ -45,6 +46,7 @@ class Split(ABC):
     view_seed: int
     views: int | None
     mixes: int | None
+    area: float = CROP_AREA  # least share of an image that a random resized crop shows
     lasting: ClassVar[bool] = True
     """Whether an index means the same image in every epoch."""
 
@@ -117,15 +119,21 @@ class Split(ABC):
         flips = "flips" if self.flip else "no flips"
         seed = f"view seed {self.view_seed}"
         if self.mixes is not None:
-            cut = "random resized crops" if self.padding is None else f"crops with padding {self.padding}"
+            cut = self._resized_crops if self.padding is None else f"crops with padding {self.padding}"
             return f"first {self.mixes} mixes of two of {len(self)} images ({cut}, {flips}), {seed}"
         if self._all_views is None:
-            crops = f"random resized crops, {flips}"
+            crops = f"{self._resized_crops}, {flips}"
             return f"{crops}, any seed" if self._limit is None else f"{self._limit} {crops}, {seed}"
         crops = f"crops with padding {self.padding}, {flips}"
         if self._limit is None:
             return f"{crops}, all {self._all_views} views"
         return f"first {self._limit} of {self._all_views} views ({crops}), {seed}"
+
+    @property
+    def _resized_crops(self) -> str:
+        return "random resized crops" + (
+            f" of at least {self.area:g} of the image" if self.area != CROP_AREA else ""
+        )
 
     @property
     def _all_views(self) -> int | None:

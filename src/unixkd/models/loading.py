@@ -82,6 +82,13 @@ def build_model(
     return PixelModel(net, card, None if config.weights is None else Path(config.weights).name)
 
 
+def begins_trained(config: ModelConfig) -> bool:
+    """Whether a network has weights to begin with: a file's, published ones, or those of a folder."""
+    config = split(config)
+    in_folder = _may_be_path(config.name) and (is_run_folder(config.name) or is_checkpoint(config.name))
+    return config.pretrained or config.weights is not None or in_folder
+
+
 def _may_be_path(name: str) -> bool:
     """Whether a name may be a folder or file: a family name wins over a folder of that name."""
     return not (name in model_names() or name.startswith(published.PREFIXES) or is_code(name))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
@@ -82,6 +84,31 @@ def relabelling_note(answers: Predictions, classes: int, names: Sequence[str] | 
         f"WARNING: the teacher's classes are not in the data's order: its accuracy would be {percent(better)}, not "
         f"{percent(answers.accuracy)}, if {len(moves)} outputs were other classes: "
         f"{', '.join(shown[:SHOWN_CLASSES])}{more}"
+    )
+
+
+def stuck_note(run: Run, answers: Predictions) -> str | None:
+    """The warning where a third of the epochs, or all of them, have taught nothing; None elsewhere.
+
+    That is an accuracy which whoever always gives the commonest class has too. Without labels the teacher's classes
+    stand for them.
+    """
+    train, third = run.config.train, math.ceil(run.config.train.epochs / 3)
+    labels = answers.labels if answers.labels is not None or run.answers is None else run.answers.classes
+    if labels is None or not (third <= run.epoch < third + train.eval_every or run.epoch == train.epochs):
+        return None
+    known = labels >= 0
+    (common, count), *others = Counter(labels[known].tolist()).most_common()
+    right, images = int((answers.classes == labels).sum()), int(known.sum())
+    if right > count or not others:
+        return None
+    (usual, times), *_ = Counter(answers.classes[known].tolist()).most_common()
+    names = run.resolved.data.class_names or run.student.card.class_names
+    always, often = (names[each] if names else str(each) for each in (common, usual))
+    return (
+        f"WARNING: after {run.epoch} of {train.epochs} epochs {percent(right / images)} of the answers are right, as "
+        f"many as '{always}' to every image would be ({percent(count / images)}); '{often}' is the answer to "
+        f"{percent(times / images)} of them. Is --lr {train.lr:g} right here, and are the epochs enough?"
     )
 
 

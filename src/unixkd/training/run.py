@@ -26,7 +26,8 @@ from unixkd.training.build import build_stepper
 from unixkd.training.display import Display, EpochDone, Finished, Note, Started, Stepped, silent, unfailing
 from unixkd.training.distributed.sharding import check_sharding, gathered, local_shard
 from unixkd.training.distributed.world import ALONE, Agreement, World, together
-from unixkd.training.evaluation import evaluate_student, evaluate_teacher
+from unixkd.training.evaluation import evaluate_student, evaluate_teacher, stuck_note
+from unixkd.training.head import fit_head
 from unixkd.training.loggers import Loggers, check_installed, open_loggers
 from unixkd.training.memory import explained, keep_freed_memory
 from unixkd.training.predictions import Predictions
@@ -126,6 +127,8 @@ def start(
     resume.check_space(made)
     if world.once(lambda: open_folder(made, mode)):  # not before: a faulty configuration leaves no trace
         resume.restore(made)
+    else:
+        fit_head(made)
     made.total = made.ledger
     resume.keep_journal(made)
     made.answers = evaluate_teacher(made)
@@ -218,6 +221,8 @@ def end_epoch(run: Run) -> None:
     last = run.epoch == train.epochs
     predictions = evaluate_student(run) if last or run.epoch % train.eval_every == 0 else None
     record_epoch(run, predictions)
+    if predictions is not None and (stuck := stuck_note(run, predictions)) is not None:
+        run.note(stuck)
     if last or run.epoch % train.checkpoint_every == 0:
         resume.save(run)
 
