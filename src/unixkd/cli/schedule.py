@@ -29,13 +29,14 @@ OPTIMISER = ("train.optimizer", "train.lr", "train.weight_decay", "train.warmup_
 """What belongs together: where the optimiser or its rate is given, none of it is chosen."""
 FINE_TUNING: dict[str, Any] = {
     "train.optimizer": "adamw",
-    "train.lr": 1e-4,
     "train.weight_decay": 0.05,
     "train.clip_norm": 1.0,
     "train.fit_head": True,
     "data.crop_area": 0.35,
 }
-"""A rate that leaves pretrained weights where they are good, crops that leave the object in the picture."""
+"""An optimiser that leaves pretrained weights where they are good, crops that leave the object in the picture."""
+FINE_TUNED_LESS = 1_000
+"""Images below which the fitted classifier does most of it: fewer epochs, and a fifth of the rate."""
 FROM_NOTHING: dict[str, Any] = {"train.warmup_epochs": 5.0}
 
 
@@ -47,7 +48,9 @@ def schedule(images: int, trained: bool) -> dict[str, Any]:
     """
     size = min(32 if images < (SOME if trained else FEW) else 64, max(images // 2, 1))
     if trained:
-        return {"train.epochs": 4 if images < FEW / 2 else 10, "train.batch_size": size, **FINE_TUNING}
+        few = images < FINE_TUNED_LESS
+        rate, epochs = (2e-5, 4) if few else (1e-4, 10)
+        return {"train.epochs": epochs, "train.batch_size": size, "train.lr": rate, **FINE_TUNING}
     epochs = min(max(math.ceil(SHOWN / images), LEAST), MOST)
     return {"train.epochs": epochs, "train.batch_size": size, **FROM_NOTHING}
 
