@@ -59,23 +59,21 @@ def test_more_images_never_have_more_epochs_from_nothing(one, other, trained):
 
 def test_the_table():
     """As docs/cli.md has it."""
-    rows = [
-        (n, schedule(n, False)["train.epochs"], schedule(n, False)["train.batch_size"])
-        for n in (100, 1000, 50_000)
-    ]
-    assert rows == [(100, 160, 32), (1000, 60, 32), (50_000, 30, 64)]
-    assert [schedule(n, True)["train.epochs"] for n in (100, 999, 1000)] == [4, 4, 10]
+    rows = [list(schedule(images, False).values())[:2] for images in (12, 100, 1000, 50_000)]
+    assert rows == [[160, 6], [160, 32], [60, 32], [30, 64]]
+    tuned = [schedule(images, True) for images in (999, 1000)]
+    assert [(each["train.epochs"], each["train.lr"]) for each in tuned] == [(4, 2e-5), (10, 1e-4)]
 
 
 def test_pretrained_weights_are_fine_tuned_and_get_a_new_classifier(photos, weights, capsys):
     data, train = chosen(
         "train", "--model", "resnet8", "--model.weights", weights, "--data", f"folder:{photos}"
     )
-    assert (train.optimizer, train.lr, train.epochs, train.fit_head) == ("adamw", 1e-4, 4, True)
+    assert (train.optimizer, train.lr, train.epochs, train.fit_head) == ("adamw", 2e-5, 4, True)
     assert data.crop_area == 0.35
     line = capsys.readouterr().out
     assert line.startswith(
-        "chosen for 12 training images, from pretrained weights, where you do not say: --train.epochs 4 "
+        "chosen for 12 training images, from pretrained weights, where you do not say: --tr"
     )
     assert "--train.fit_head true" in line
 
