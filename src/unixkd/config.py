@@ -237,6 +237,7 @@ class TrainConfig:
         label_smoothing: smoothing of the cross-entropy labels
         fit_head: before training, fit the classifier by logistic regression on the features of the training images,
             computed once
+        freeze_batchnorm: BatchNorm normalises by the running statistics it begins with, in training too
         seed: seed of initial weights, order of images and every draw of the method
         precision: auto | fp32 | bf16 of the student (weights stay fp32); auto: bf16 where it is faster here
         teacher_precision: auto | fp32 | bf16 of the teacher
@@ -276,6 +277,7 @@ class TrainConfig:
     ema_decay: Share | None = None
     label_smoothing: Share = 0.0
     fit_head: bool = False
+    freeze_batchnorm: bool = False
     seed: Seed = 0
     precision: Precision = "auto"
     teacher_precision: Precision = "auto"

@@ -98,6 +98,18 @@ def test_a_stopped_run_goes_on_with_the_classifier_it_has(tmp_path):
     assert everything(tmp_path / "whole") == everything(tmp_path / "stopped")
 
 
+def test_frozen_batchnorm_keeps_its_statistics(trained, tmp_path):
+    """And all else learns; without it they move."""
+    config = replace(alone(epochs=1), student=ModelConfig(str(trained)))
+    for frozen in (True, False):
+        train = replace(config.train, freeze_batchnorm=frozen)
+        run(replace(config, train=train), tmp_path / str(frozen))
+        before, after = weights(trained), weights(tmp_path / str(frozen))
+        same = {name for name in before if torch.equal(before[name], after[name])}
+        statistics = {name for name in before if "running" in name or "batches" in name}
+        assert same == (statistics if frozen else set())
+
+
 def test_without_labels_it_is_said(trained, tmp_path):
     notes: list[str] = []
     config = alone(epochs=1, fit_head=True)

@@ -13,6 +13,7 @@ from unixkd.cli.plan_cluster import plan_cluster
 from unixkd.cli.plan_ranking import rank_strategies
 from unixkd.cli.plan_timing import how_timed, planned_pair
 from unixkd.cli.recipes import IMAGENET
+from unixkd.cli.schedule import schedule
 from unixkd.cli.screen import console, new_table, percents, say, say_pair
 from unixkd.cli.sizes import KNOWN_DATA, Shape, at_teachers_size, teachers_size
 from unixkd.cli.train import check_named, data_of_run
@@ -25,7 +26,7 @@ from unixkd.method.method import Method
 from unixkd.method.unix import METHODS
 from unixkd.models.card import PixelModel
 from unixkd.models.folder import is_run_folder
-from unixkd.models.loading import build_model, own_num_classes
+from unixkd.models.loading import begins_trained, build_model, own_num_classes
 from unixkd.names import IMAGENET_IMAGES, NONE
 from unixkd.planning.catalogue import parse_target
 from unixkd.planning.expected import Workload
@@ -41,6 +42,7 @@ def plan(options: Namespace) -> None:
     data = planned_data(options)
     shape = planned_shape(options, data)
     networks = planned_networks(options, shape)
+    take_schedule(options, data, shape)
     if options_on_paper(options):
         plan_cluster(options, *networks, planned_methods(options.method), shape.images, shape.size)
         return
@@ -52,6 +54,18 @@ def plan(options: Namespace) -> None:
     say_pair(options, pair.ledger)
     result = make_plan(pair, planned_methods(options.method), workload, options.rounds)
     print_plan(result, how_timed(pair))
+
+
+def take_schedule(options: Namespace, data: DataConfig, shape: Shape) -> None:
+    """Epochs and batch that `distill` would choose for the user's own images, where they are not given."""
+    if options.recipe is not None or data.name in KNOWN_DATA or data.name.startswith("stream:"):
+        return
+    if options_on_paper(options):
+        return
+    chosen = schedule(shape.images, begins_trained(options.student))
+    for name, key in (("train.epochs", "train.epochs"), ("batch_size", "train.batch_size")):
+        if name not in options.given:
+            options[name] = chosen[key]
 
 
 def planned_methods(config: MethodConfig) -> list[Method]:

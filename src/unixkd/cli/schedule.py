@@ -36,7 +36,8 @@ FINE_TUNING: dict[str, Any] = {
 }
 """An optimiser that leaves pretrained weights where they are good, crops that leave the object in the picture."""
 FINE_TUNED_LESS = 1_000
-"""Images below which the fitted classifier does most of it: fewer epochs, and a fifth of the rate."""
+"""Images below which the fitted classifier does most of it: fewer epochs, a fifth of the rate, and BatchNorm's
+statistics stay, which their few batches would spoil."""
 FROM_NOTHING: dict[str, Any] = {"train.warmup_epochs": 5.0}
 
 
@@ -50,7 +51,8 @@ def schedule(images: int, trained: bool) -> dict[str, Any]:
     if trained:
         few = images < FINE_TUNED_LESS
         rate, epochs = (2e-5, 4) if few else (1e-4, 10)
-        return {"train.epochs": epochs, "train.batch_size": size, "train.lr": rate, **FINE_TUNING}
+        settings = {"train.epochs": epochs, "train.batch_size": size, "train.lr": rate, **FINE_TUNING}
+        return settings | {"train.freeze_batchnorm": few}
     epochs = min(max(math.ceil(SHOWN / images), LEAST), MOST)
     return {"train.epochs": epochs, "train.batch_size": size, **FROM_NOTHING}
 
@@ -82,7 +84,8 @@ def suited(
         settings = schedule(images, begins)
         if begins and not (labelled and _has_new_head(network, classes)):
             del settings["train.fit_head"]
-    chosen = {key: value for key, value in settings.items() if key not in given}
+    defaults = flatten({"data": vars(DataConfig()), "train": vars(TrainConfig())})
+    chosen = {key: value for key, value in settings.items() if key not in given and value != defaults[key]}
     if chosen and earlier is None:
         how = "pretrained weights" if begins else "nothing"
         words = " ".join(f"--{key} {str(value).lower()}" for key, value in chosen.items())

@@ -125,6 +125,14 @@ def has_statistics(module: nn.Module) -> bool:
     )
 
 
+def set_train(module: nn.Module, *, freeze_batchnorm: bool = False) -> None:
+    """Train mode; frozen, BatchNorm goes on with its running statistics, and they stay."""
+    module.train()
+    for m in module.modules():
+        if freeze_batchnorm and isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats:
+            m.training = False
+
+
 def set_eval(module: nn.Module) -> None:
     """Eval mode; programs of torch.export, which have no modes, stay as they are."""
     try:

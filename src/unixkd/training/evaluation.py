@@ -131,7 +131,7 @@ def statistics_for_evaluation(run: Run) -> contextlib.AbstractContextManager[Non
     train, split = run.config.train, run.resolved.data.train
     count, epoch, last = min(train.bn_images, len(split)), run.epoch - 1, run.epoch == train.epochs
     clean = split.mixes is None and sees_clean_images(run.engine.distiller.method)
-    if not count or clean or not has_statistics(run.student):
+    if not count or clean or train.freeze_batchnorm or not has_statistics(run.student):
         return contextlib.nullcontext()
     size, order = train.eval_batch_size, split.epoch_order(train.seed, epoch)
     together = is_synchronised(run.student)

@@ -18,6 +18,7 @@ import torch
 
 from unixkd.config import NO_LOG, LogConfig, RunConfig, flatten, to_plain
 from unixkd.errors import UserError
+from unixkd.method.network import set_train
 from unixkd.models.user_code import locating
 from unixkd.planning.timing import synchronize
 from unixkd.run_files import Epoch, Images
@@ -182,7 +183,7 @@ def epoch_steps(run: Run) -> Iterator[None]:
     """The steps that are left of an epoch; pauses after each, so that a caller can look on."""
     started, captured, shown = time.perf_counter(), run.stepper.capture_seconds, 0.0
     trained = run.seconds["train"]
-    run.resolved.student.train()
+    set_train(run.resolved.student, freeze_batchnorm=run.config.train.freeze_batchnorm)
     if not run.done:
         run.engine.tally.start_epoch()
         if not run.resolved.data.train.lasting:  # the next epoch has other images in the same places
