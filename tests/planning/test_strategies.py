@@ -186,8 +186,10 @@ def printed(capsys, *words: str) -> tuple[str, list[str]]:
     return text, shlex.split(text.splitlines()[-1])
 
 
-def test_the_printed_command_runs_what_was_predicted(capsys):
-    text, words = printed(capsys, "--budget", "60%", "--rounds", "0", "--runs", "3", "--data.limit", "500")
+@pytest.mark.parametrize("budget", ["75%", "37%"])
+def test_the_printed_command_runs_what_was_predicted(budget, capsys):
+    """With all epochs, and, where nothing else is cheap enough, with fewer."""
+    text, words = printed(capsys, "--budget", budget, "--rounds", "0", "--runs", "3", "--data.limit", "500")
     assert words[:2] == ["unixkd", "distill"]
     options = main.parse("distill", words[2:])
     row = next(line for line in text.splitlines() if line.strip().startswith("1 "))
@@ -198,7 +200,9 @@ def test_the_printed_command_runs_what_was_predicted(capsys):
     assert options.method == chosen.method
     assert options.data == DataConfig("digits", limit=500, views=chosen.views(20, 9))
     assert options.answers == AnswersConfig("answers" if chosen.stored else None)
-    assert (options.train.epochs, options.reference_epochs) == (chosen.epochs(20), 20)
+    fewer = chosen.epochs_share < 1
+    assert fewer == (budget == "37%")
+    assert (options.train.epochs, options.reference_epochs) == (chosen.epochs(20), 20 if fewer else None)
     workload = Workload(500, 64, 20, runs=3, views=9)
     assert f"{100 * predicted(chosen, workload)['backward_2x']:.1f}" in row.split()
 

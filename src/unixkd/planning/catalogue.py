@@ -262,7 +262,8 @@ class Budget:
     def groups(self, strategies: Sequence[Strategy], cost: Mapping[str, float]) -> list[Group]:
         """Those within the budget, the most accurate first, then those not measured; those over it, the cheapest first.
 
-        Of what was not measured, what takes most of the budget comes first: cheaper training is seldom better.
+        Of what was not measured, what has all epochs of plain KD comes first, as fewer epochs lost most with 10,000
+        images (docs/recipe.md), then what takes most of the budget: cheaper training is seldom better.
 
         Args:
             strategies: to rank
@@ -270,7 +271,14 @@ class Budget:
         """
         ordered = sorted(strategies, key=lambda each: cost[each.name])
         within = [each for each in ordered if cost[each.name] <= self.share]
-        within.sort(key=lambda each: (each.difference is None, -(each.difference or 0.0), -cost[each.name]))
+        within.sort(
+            key=lambda each: (
+                each.difference is None,
+                -(each.difference or 0.0),
+                each.epochs_share < 1,
+                -cost[each.name],
+            )
+        )
         over = [each for each in ordered if cost[each.name] > self.share]
         heading = f"within {100 * self.share:.4g}% of kd's cost"
         groups = [Group(heading, within, True), Group("over the budget", over, False)]
