@@ -20,6 +20,7 @@ from unixkd.models.registry import check_name, create_model, model_names
 from unixkd.models.repdistiller import as_weights, is_checkpoint, split
 from unixkd.models.weights import SUFFIXES, copy_weights, load_weights, read_weights
 from unixkd.names import is_code
+from unixkd.phases import phase
 
 _log = logging.getLogger("unixkd")
 
@@ -58,10 +59,19 @@ def build_model(
     """
     config = split(config)
     _check_source(config, role)
+    with phase(f"{'building or downloading' if config.pretrained else 'building'} {role} {config.name}"):
+        data = (num_classes, in_channels, tuple(mean), tuple(std), None)
+        return _built(
+            config, ModelCard(config.name, *data, None if class_names is None else tuple(class_names)), role
+        )
+
+
+def _built(config: ModelConfig, data: ModelCard, role: Role) -> PixelModel:
+    """The network of a source that is checked, and what the data want of it."""
+    num_classes, in_channels = data.num_classes, data.in_channels
     is_folder = _may_be_path(config.name) and is_run_folder(config.name)
     config = config if is_folder else as_weights(config)
-    names = None if class_names is None else tuple(class_names)
-    data = ModelCard(config.name, num_classes, in_channels, tuple(mean), tuple(std), None, names)
+    data = replace(data, name=config.name)
     if is_folder:
         net, card = _from_folder(config, data, role)
     elif config.pretrained:

@@ -17,7 +17,8 @@ from unixkd.method.batch import Batch
 from unixkd.method.method import sees_clean_images
 from unixkd.method.network import Network, has_statistics, is_sharded
 from unixkd.models.card import PixelModel
-from unixkd.names import percent
+from unixkd.names import percent, plural
+from unixkd.phases import phase
 from unixkd.training.distributed.world import ALONE, World
 from unixkd.training.precision import DTYPES
 from unixkd.training.predictions import Predictions, join_predictions, predict
@@ -91,7 +92,8 @@ def answers_of(run: Run, network: PixelModel, precision: str) -> Predictions | N
     if test is None:
         return None
     size, dtype = run.config.train.eval_batch_size, DTYPES[precision]
-    predictions = predict(network, test.eval_batches(size, world.rank, world.size), run.device, dtype)
+    with phase(f"evaluating {network.card.name} on {plural(len(test), 'image')}", once=True):
+        predictions = predict(network, test.eval_batches(size, world.rank, world.size), run.device, dtype)
     over = len(range(0, len(test), size)) % world.size  # processes with a batch more than the rest
     if is_sharded(network) and 0 < over <= world.rank:
         # Theirs needs this process's part of the weights, so it takes part with a blank image.
@@ -153,7 +155,8 @@ def clean_statistics(
     """
     before = {name: buffer.clone() for name, buffer in module.named_buffers()}
     device = next(module.parameters()).device
-    with torch.no_grad(), Network(module, dtype=dtype).autocast(device.type):
+    what = phase("estimating BatchNorm's statistics on clean images", once=True)
+    with what, torch.no_grad(), Network(module, dtype=dtype).autocast(device.type):
         update_bn((batch.images for batch in batches), module, device)
     world.take_from_leader(list(module.buffers()))
     try:

@@ -16,6 +16,7 @@ from unixkd.data.load import Data
 from unixkd.method.network import has_statistics
 from unixkd.models.card import PixelModel
 from unixkd.models.folder import save_model
+from unixkd.phases import phase
 from unixkd.planning.catalogue import Strategy
 from unixkd.planning.expected import Workload, expected_images
 from unixkd.planning.strategies import run_cost, teacher_forwards
@@ -43,6 +44,7 @@ from unixkd.training.run_folder import NUM_THUMBNAILS, SEALED, thumbnail
 from unixkd.training.state import Run
 
 
+@phase("writing the results")
 def write_results(run: Run, weights: Mapping[str, Tensor] | None = None) -> dict[str, Any]:
     """Write model, selection, the summary whose presence says that the run is finished, and all checksums.
 

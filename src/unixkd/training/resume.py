@@ -15,6 +15,7 @@ from torch import Tensor
 
 from unixkd.errors import UserError, first_line
 from unixkd.method.ledger import Ledger
+from unixkd.phases import phase
 from unixkd.run_files import checksum, sync
 from unixkd.teacher.journal import Journal
 from unixkd.teacher.store import AnswerStore
@@ -69,6 +70,7 @@ def check_state(state: dict[str, Any], file: Path) -> None:
         raise UserError(f"'{file}': {error}") from None
 
 
+@phase("saving a checkpoint", once=True)
 def save(run: Run) -> None:
     """Save a checkpoint. Learning rate, order, views and draws are functions of epoch and step: not saved.
 
@@ -183,6 +185,7 @@ def check_space(run: Run) -> None:
     run.world.once(lambda: checkpoint.check_space(run.folder.checkpoints, saved + moments * weights))
 
 
+@phase("reading the checkpoint")
 def restore(run: Run) -> None:
     """Go on from the newest valid checkpoint.
 
