@@ -313,7 +313,7 @@ def check_typed(options: Namespace, arguments: Sequence[str]) -> None:
         if name not in words:
             raise UsageError(
                 f"the --config file names Python to run, {name}: name it on the command line too, if you trust it "
-                f"(--student {name}, say)"
+                f"(--{next((each for each in ('student', 'model') if each in options), 'code')} {name}, say)"
             )
 
 

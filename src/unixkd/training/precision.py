@@ -103,7 +103,7 @@ def settle(
         if module is not None:
             settled[name], speedup = choose_precision(module, images, device, training=training)
             if speedup is not None:
-                who = "student" if training else "teacher"
+                who = "teacher" if not training else "model" if teacher is None else "student"
                 note(f"{who} in {settled[name]}: bf16 takes {1 / speedup:.0%} of fp32's time here")
     return replace(config, **settled)  # type: ignore[arg-type]
 

@@ -287,7 +287,10 @@ def place(
 
 
 def build_network(
-    config: ModelConfig, data: Data, role: Literal["teacher", "student", "model"]
+    config: ModelConfig,
+    data: Data,
+    role: Literal["teacher", "student", "model"],
+    option: str | None = None,
 ) -> PixelModel:
     """A network for the data's classes; for data without classes, with as many as its weights have."""
     num_classes = own_num_classes(config, data.channels) if data.num_classes is None else data.num_classes
@@ -299,6 +302,7 @@ def build_network(
         std=data.std,
         class_names=data.class_names,
         role=role,
+        option=option,
     )
 
 
@@ -307,7 +311,7 @@ def build_student(config: RunConfig, data: Data, teacher: PixelModel | None) -> 
     if data.num_classes is None and teacher is not None:
         data = replace(data, num_classes=teacher.card.num_classes, class_names=teacher.card.class_names)
     torch.manual_seed(config.train.seed)
-    return build_network(config.student, data, "student")
+    return build_network(config.student, data, "student", None if config.teacher else "model")
 
 
 def pick_device(config: TrainConfig, number: int | None = None) -> torch.device:

@@ -246,7 +246,10 @@ def check_inputs(folder: Path, state: Mapping[str, Any], now: Resolved) -> None:
     here = {"the training data": data.fingerprint, **now.fingerprint}
     if changed := [name for name in {**here, **then} if then.get(name) != here.get(name)]:
         verb = "has" if len(changed) == 1 and "weights" not in changed[0] else "have"
-        raise UserError(f"cannot resume {folder}: {' and '.join(changed)} {verb} changed since")
+        what = " and ".join(changed)
+        if now.teacher is None:  # `train` speaks of its model
+            what = what.replace("the student's", "the model's")
+        raise UserError(f"cannot resume {folder}: {what} {verb} changed since")
 
 
 def restore_engine(run: Run, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
