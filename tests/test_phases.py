@@ -63,7 +63,7 @@ def test_short_phases_in_a_row_leave_no_long_silence(told):
     for number in range(20):
         with phase(f"part {number}"):
             texts = told(LEAST)
-    assert len(texts) == 2  # in 10 s
+    assert len(texts) == 2  # in 5 s
     assert texts[0] == f"part {int(PATIENCE / LEAST) - 1}"
 
 

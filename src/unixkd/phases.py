@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-PATIENCE = 3.5
+PATIENCE = 2.5
 """Seconds without a line after which the phase at work is announced."""
-LEAST = 0.5
+LEAST = 0.25
 """Seconds that it has been at work by then: what is over in a moment is not what was waited for."""
 TICK = 0.25
 

@@ -42,12 +42,23 @@ def evaluate_student(run: Run) -> Predictions | None:
     return predictions
 
 
+def remember_predictions(run: Run) -> None:
+    """Keep what the student says after the last epoch; a run that was resumed after it says so again.
+
+    That is not charged: it was when the epoch was evaluated. Every process has to call it.
+    """
+    if run.predictions is None and run.answers is not None:
+        run.predictions = answers_of(run, run.student, run.config.train.precision)
+
+
 def evaluate_teacher(run: Run) -> Predictions | None:
     """The teacher's answers on the evaluation split; its accuracy is shown before training starts."""
     if (teacher := run.resolved.asked) is None:
         return None
+    started = time.perf_counter()
     if (answers := answers_of(run, teacher, run.config.train.teacher_precision)) is None:
         return None
+    run.seconds["teacher"] = time.perf_counter() - started
     if run.world.leads and not run.ledger.teacher_evaluated:  # a resumed run has paid for it before
         run.ledger.charge_evaluation(len(answers), teacher=True)
     if answers.accuracy is not None:

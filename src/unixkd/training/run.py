@@ -38,7 +38,7 @@ from unixkd.training.display import (
 )
 from unixkd.training.distributed.sharding import check_sharding, gathered, local_shard
 from unixkd.training.distributed.world import ALONE, Agreement, World, together
-from unixkd.training.evaluation import evaluate_student, evaluate_teacher
+from unixkd.training.evaluation import evaluate_student, evaluate_teacher, remember_predictions
 from unixkd.training.loggers import Loggers, check_installed, open_loggers
 from unixkd.training.memory import explained, keep_freed_memory
 from unixkd.training.predictions import Predictions
@@ -91,6 +91,7 @@ def run(
                 started.loggers = open_loggers(log, folder.logs, folder.metrics, settings, started.note)
             with closing(started.loggers) as loggers:
                 fit(started)
+                remember_predictions(started)
                 weights = gathered(started.student.net.state_dict(), world)
                 summary = world.once(lambda: write_results(started, weights))
                 loggers.finish(summary)
@@ -245,6 +246,8 @@ def end_epoch(run: Run) -> None:
     last = run.epoch == train.epochs
     predictions = evaluate_student(run) if last or run.epoch % train.eval_every == 0 else None
     record_epoch(run, predictions)
+    if last:
+        run.predictions = predictions
     if last or run.epoch % train.checkpoint_every == 0:
         resume.save(run)
 
