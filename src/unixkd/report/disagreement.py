@@ -95,19 +95,29 @@ def percent_of(confidence: float | None) -> str:
     return NONE if confidence is None else f"{100 * confidence:.0f} %"
 
 
-def teachers_cost(runs: Sequence[Run]) -> list[tuple[str, str]]:
-    """What the teacher costs for 1,000 images, as far as the runs say: computation, and seconds of its evaluation."""
-    lines = []
-    by_words = {
-        "Teacher’s cost for 1,000 images": [_computation(run) for run in runs],
-        "Teacher’s seconds for 1,000 images": [_seconds(run) for run in runs],
-        "Teacher’s share of the computation": [_share(run) for run in runs],
+def teachers_cost(groups: Sequence[Group]) -> list[tuple[str, str]]:
+    """What the teacher costs for 1,000 images, as far as the runs say: computation, and seconds of its evaluation.
+
+    Runs of one setting have one teacher; where there are several settings each is told by its methods.
+    """
+    settings: dict[tuple[str, ...], list[Group]] = {}
+    for group in groups:
+        settings.setdefault(group.setting, []).append(group)
+    computation, took = [], []
+    for alike in settings.values():
+        whose = f" ({', '.join(group.method for group in alike)})" if len(settings) > 1 else ""
+        runs = [run for group in alike for run in group.runs]
+        computation += [f"{text}{whose}" for text in dict.fromkeys(filter(None, map(_computation, runs)))]
+        if known := [value for value in map(_seconds, runs) if value is not None]:
+            ends = dict.fromkeys((seconds(min(known)), seconds(max(known))))
+            took.append(f"{' to '.join(ends)} of its evaluation, with reading the images{whose}")
+    shares = [f"{group.method} {percent(stat.mean)}" for group in groups if (stat := group.mean_std(_share))]
+    lines = {
+        "Teacher’s cost for 1,000 images": computation,
+        "Teacher’s seconds for 1,000 images": took,
+        "Teacher’s share of the computation": shares,
     }
-    for name, texts in by_words.items():
-        known = list(dict.fromkeys(filter(None, texts)))
-        if known:
-            lines.append((name, ", ".join(known)))
-    return lines
+    return [(name, ", ".join(texts)) for name, texts in lines.items() if texts]
 
 
 def _computation(run: Run) -> str:
@@ -116,15 +126,13 @@ def _computation(run: Run) -> str:
     return flops(THOUSAND * spent / images) if images and spent else ""
 
 
-def _seconds(run: Run) -> str:
-    """As its evaluation took, with reading the images; empty where it was not timed."""
+def _seconds(run: Run) -> float | None:
+    """As its evaluation took; None where it was not timed."""
     took, found = run.summary.time.teacher_seconds, run.disagreements
-    if not took or found is None or not found.images:
-        return ""
-    return f"{seconds(THOUSAND * took / found.images)} ({run.method}, seed {run.seed})"
+    return THOUSAND * took / found.images if took and found is not None and found.images else None
 
 
-def _share(run: Run) -> str:
-    """Of a training with backwards as 2 forwards."""
+def _share(run: Run) -> float | None:
+    """Of a training with backwards as 2 forwards; None where it is not known."""
     whole, spent = run.flops(2), run.summary.cost.flops.teacher
-    return f"{percent(spent / whole)} ({run.method}, seed {run.seed})" if whole and spent else ""
+    return spent / whole if whole and spent else None

@@ -261,7 +261,7 @@ def surroundings(runs: Sequence[Run], groups: Sequence[Group]) -> list[tuple[str
     for run in teacher_runs(runs):
         size = f", {run.summary.parameters:,} parameters" if run.summary.parameters else ""
         lines.append(("Teacher’s own training", f"{run.summary.epochs} epochs{size}, seed {run.seed}"))
-    lines += teachers_cost(students)
+    lines += teachers_cost(groups)
     sizes = (f"{each.parameters:,}" for each in summaries if each.parameters)
     references = (f"plain KD for {text}" for text in map(_reference, students) if text)
     errors = [(group.method, group.mean_std(lambda run: run.summary.calibration_error)) for group in groups]
