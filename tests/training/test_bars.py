@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -199,3 +200,27 @@ def test_nothing_breaks_without_accuracy_and_cost():
     assert screen.last()[0] == "epoch   1/1  loss 1.0000"
     assert "acc" not in screen.last()[-1]
     assert "KD" not in screen.last()[-1]
+
+
+@pytest.mark.parametrize("width", [20, 40, 60, 80])
+def test_a_sentence_is_broken_between_figures(width):
+    text = "final accuracy 92.20 % (best epoch 92.20 %), training cost 111.70 % of plain KD, 12 images/s, 3.2 MB, 5 min"
+    lines = bars_of.broken(text, width)
+    assert " ".join(lines) == text
+    assert max(map(len, lines)) <= width
+    for whole in ("111.70 %", "12 images/s", "3.2 MB", "5 min"):
+        assert any(whole in line for line in lines)
+    assert bars_of.broken("a/very/long/path/" * 9, width) == ["a/very/long/path/" * 9]
+
+
+def test_what_is_printed_meanwhile_stands_above_the_bar(capsys):
+    """Standard error that goes to a file gets what belongs there, and none of the bar."""
+    screen = Screen()
+    screen.show(Began("run"), Started("run", 2, 10), Stepped("run", 5, 3.0, None))
+    sys.stdout.write("printed\n")
+    sys.stderr.write("a warning\n")
+    screen.bars.close("failed")
+    assert capsys.readouterr().err == "a warning\n"
+    assert "a warning" not in "".join(screen.last())
+    assert screen.last()[0] == "printed"
+    assert screen.last()[-1].startswith("run ")

@@ -14,7 +14,7 @@ from unixkd.cli.recipes import PAIRS
 from unixkd.errors import shown
 from unixkd.method.ledger import Ledger
 from unixkd.phases import spoke
-from unixkd.training.bars import BarDisplay
+from unixkd.training.bars import BarDisplay, broken
 from unixkd.training.display import Display, LineDisplay
 from unixkd.training.distributed.launch import rank
 from unixkd.training.forecast import Forecast
@@ -28,6 +28,11 @@ def say(*lines: str, style: str | None = None) -> None:
         for line in lines:
             console.print(shown(line), style=style, soft_wrap=True)
         spoke()
+
+
+def say_prose(text: str) -> None:
+    """Print a sentence, on a terminal in lines as wide as it is, no figure of it cut."""
+    say(*(broken(text, console.width) if console.is_terminal else [text]))
 
 
 def progress(text: str) -> None:

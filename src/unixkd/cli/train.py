@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from jsonargparse import Namespace
 
-from unixkd.cli.screen import say, showing
+from unixkd.cli.screen import say, say_prose, showing
 from unixkd.cli.sizes import at_teachers_size
 from unixkd.config import DataConfig, MethodConfig, ModelConfig, RunConfig, read_yaml
 from unixkd.data.load import load_data, may_download, open_source
@@ -123,7 +123,8 @@ def run_and_show(config: RunConfig, options: Namespace, default: str) -> None:
         )
     elif summary["cost"]["flops"]["teacher"] is None:
         line += "; the teacher's cost is not known (quantised, or not of torch's operations)"
-    say(line, str(out))
+    say_prose(line)
+    say(str(out))
 
 
 def slug(name: str) -> str:

@@ -169,9 +169,8 @@ class BarDisplay(LineDisplay):
 
     def write(self, line: str) -> None:
         """Put a line above the bars, broken between words, and nowhere between a figure and its unit."""
-        joined = re.sub(r"(?<=\d) (?=(%|[kMGT]?B|s|m?s|min|h|images/s|left|of KD)\b|%)", "\u00a0", line)
-        for part in textwrap.wrap(joined, self.console.width, break_long_words=False, break_on_hyphens=False):
-            super().write(part.replace("\u00a0", " "))
+        for part in broken(line, self.console.width):
+            super().write(part)
 
     def close(self, ended: str = "") -> None:
         """Leave the terminal as it was, below a last picture of where runs stand; ended: how those at work ended."""
@@ -210,6 +209,17 @@ def rate(images_per_second: float) -> str:
     """Images per second, with a digit after the point where there are few."""
     digits = 0 if images_per_second >= 9.95 else 1
     return f"{images_per_second:,.{digits}f} images/s"
+
+
+def broken(text: str, width: int) -> list[str]:
+    """A text in lines of a width; a figure stays with its unit, and what has no space in it is whole.
+
+    >>> broken("accuracy 45.67 % at 12 images/s", 15)
+    ['accuracy', '45.67 % at', '12 images/s']
+    """
+    joined = re.sub(r"(?<=\d) (?=%|(?:[kMGT]?B|m?s|min|h|images/s|left)\b)", "\u00a0", text)
+    lines = textwrap.wrap(joined, width, break_long_words=False, break_on_hyphens=False)
+    return [line.replace("\u00a0", " ") for line in lines]
 
 
 def wrapped(parts: Iterable[str], width: int) -> list[str]:
