@@ -28,6 +28,7 @@ from rich.console import Console
 
 from unixkd.errors import UserError
 from unixkd.training.display import LineDisplay
+from unixkd.training.forecast import Forecast
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "accuracy"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "lib"))
@@ -164,7 +165,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     scale = protocol.QUICK if options.quick else protocol.FULL
     command = f"python benchmarks/gpu/full_scale.py --pairs {' '.join(options.pairs)}"
     chosen = [c for c in protocol.contenders(scale.views) if c.name in options.contenders]
-    display = LineDisplay(Console(), name_runs=True)
+    display = LineDisplay(Console(), Forecast({}))
     compared = Comparison(options.pairs, chosen, options.seeds, scale, command, display)
     if not options.quick:
         kept.fetch(comparison.RESULTS, comparison.TEACHERS)

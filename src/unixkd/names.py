@@ -304,6 +304,17 @@ def seconds(value: float) -> str:
     return f"{value / 60:.1f} min" if value < 7200 else f"{value / 3600:.1f} h"
 
 
+def clock(value: float) -> str:
+    """A time as a clock shows it.
+
+    >>> clock(8.6), clock(83), clock(9000)
+    ('0:09', '1:23', '2:30:00')
+    """
+    minutes, rest = divmod(round(value), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
 def plural(number: int, what: str) -> str:
     """A number of things.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import os
@@ -123,6 +122,7 @@ class Seconds:
     setup_seconds: float | None = None
     train_seconds: float | None = None
     evaluate_seconds: float | None = None
+    teacher_seconds: float | None = None  # of the teacher's evaluation, which is part of the setup
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,61 +266,6 @@ class Epoch:
     cost: RelativeCost | None = None
     seconds: dict[str, float | None] = field(default_factory=dict)
     selection: Selected | None = None
-
-
-# selection.json
-
-_PNG = b"\x89PNG\r\n\x1a\n"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Picture:
-    """A training image that was kept very often or very rarely, or mixed strongly.
-
-    Args:
-        index: its position in the training set
-        label: its class
-        times: how often it was kept
-        mixed: how many images' worth its rows gave to their partners in the whole run
-        png: what it looks like, base64
-    """
-
-    index: Count
-    label: str | int | None = None
-    times: Count
-    mixed: float | None = None
-    png: str
-
-    def __post_init__(self) -> None:
-        try:
-            is_png = base64.b64decode(self.png, validate=True).startswith(_PNG)
-        except ValueError:
-            is_png = False
-        if not is_png:
-            raise ValueError("this is no base64 PNG")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TimesKept:
-    """`images[i]` training images were kept `times_kept[i]` times."""
-
-    times_kept: tuple[Times, ...]
-    images: tuple[Count, ...]
-
-    def __post_init__(self) -> None:
-        if len(self.times_kept) != len(self.images):
-            raise ValueError(f"{len(self.times_kept)} times_kept for {len(self.images)} images")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Selection:
-    """selection.json: how often the images of a run were kept, and pictures from both ends."""
-
-    epochs: Times
-    histogram: TimesKept
-    most_kept: tuple[Picture, ...] = ()
-    least_kept: tuple[Picture, ...] = ()
-    most_mixed: tuple[Picture, ...] = ()
 
 
 # Reading and writing

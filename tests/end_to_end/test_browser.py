@@ -173,11 +173,17 @@ def test_dark_is_dark(shown):
 
 
 def test_the_pictures_are_shown(shown, folder):
-    chosen = json.loads((folder / "unix" / "selection.json").read_text())
+    chosen, left = (
+        json.loads((folder / "unix" / name).read_text()) for name in ("selection.json", "disagreements.json")
+    )
     shown_names = shown.evaluate(
         "[...document.images].filter(one => one.naturalWidth === 8).map(one => one.alt)"
     )
-    assert len(shown_names) == 48
+    assert len(shown_names) == 48 + len(left["shown"])
+    for entry in left["shown"]:
+        said = f"the teacher says {entry['teacher']} ("
+        start = f"evaluation image {entry['index']}, {entry['label']}: {said}"
+        assert any(alt.startswith(start) for alt in shown_names)
     for name in ("most_kept", "least_kept", "most_mixed"):
         for entry in chosen[name]:
             assert any(

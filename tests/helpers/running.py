@@ -92,13 +92,13 @@ def untimed(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def everything(folder: Path) -> tuple[Any, ...]:
-    """All that two equal runs have in common: weights, metrics, summary, selection."""
-    chosen = folder / "selection.json"
+    """All that two equal runs have in common: weights, metrics, summary, selection, disagreements."""
+    chosen = [folder / name for name in ("selection.json", "disagreements.json")]
     return (
         model_bytes(folder),
         [untimed(line) for line in metrics(folder)],
         untimed(summary(folder)),
-        chosen.read_text() if chosen.exists() else None,
+        *(path.read_text() if path.exists() else None for path in chosen),
     )
 
 

@@ -93,7 +93,9 @@ def test_the_files_of_a_run(unix_run, teacher):
         "summary.json",
     ]
     assert sorted(p.name for p in teacher.iterdir()) == names
-    assert sorted(p.name for p in unix_run.iterdir()) == sorted([*names, "plan.json", "selection.json"])
+    assert sorted(p.name for p in unix_run.iterdir()) == sorted(
+        [*names, "disagreements.json", "plan.json", "selection.json"]
+    )
     assert sorted(p.name for p in (unix_run / "checkpoints").iterdir()) == ["epoch-00001", "epoch-00002"]
 
 
@@ -121,7 +123,9 @@ def test_the_summary_has_exactly_the_documented_fields(unix_run):
             "reference": {"epochs": int, "images": int},
             "relative_to_kd": {"backward_1x": float, "backward_2x": float},
         },
-        "time": dict.fromkeys(("setup_seconds", "train_seconds", "evaluate_seconds"), float),
+        "time": dict.fromkeys(
+            ("setup_seconds", "train_seconds", "evaluate_seconds", "teacher_seconds"), float
+        ),
         "environment": {
             **dict.fromkeys(("torch", "device", "precision", "python", "processor"), str),
             "threads": int,

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import yaml
-from PIL import Image
 
 from unixkd import run_files
 from unixkd.config import (
@@ -26,7 +22,7 @@ from unixkd.config import (
 from unixkd.errors import UserError
 from unixkd.run_files import checksum
 from unixkd.training import run_folder
-from unixkd.training.run_folder import RunFolder, thumbnail
+from unixkd.training.run_folder import RunFolder
 
 CONFIG = RunConfig(ModelConfig("resnet8"), ModelConfig("teacher"), MethodConfig("unix", keep=0.5))
 
@@ -181,17 +177,10 @@ def test_reading_what_was_written(tmp_path):
     assert read_yaml(tmp_path / "run" / "run.yaml") == yaml.safe_load(yaml.safe_dump(to_plain(CONFIG)))
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_a_thumbnail_is_the_image(channels):
-    image = np.random.default_rng(0).integers(0, 256, (5, 7, channels), dtype=np.uint8)
-    decoded = np.asarray(Image.open(io.BytesIO(base64.b64decode(thumbnail(image)))))
-    assert np.array_equal(decoded.reshape(5, 7, channels), image)
-
-
 def test_every_file_a_run_writes_is_removed_by_overwrite():
     assert set(run_folder.FILES) == {
         *("run.yaml", "plan.json", "metrics.jsonl", "summary.json", "selection.json", "left_out.json"),
-        *("model.safetensors", "config.json", "checksums.json"),
+        *("disagreements.json", "model.safetensors", "config.json", "checksums.json"),
         *(f"export/{name}" for name in run_files.EXPORTED),
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,18 +22,19 @@ from unixkd.names import label_of, parse_variants
 from unixkd.report import report
 from unixkd.report.page import check_page
 from unixkd.training.compare import (
+    Job,
     check_jobs,
     decide_once,
     default_workers,
+    is_finished,
     matched_epochs,
     matched_jobs,
     plan_jobs,
     run_jobs,
 )
+from unixkd.training.display import Display, Finished
 from unixkd.training.loggers import check_installed
 from unixkd.training.resolved import build_network, build_student
-from unixkd.training.run import run
-from unixkd.training.run_folder import RunFolder
 
 DEMO_TEACHER, DEMO_STUDENT = "wrn_16_2", "resnet8"
 DEMO_METHODS = ("kd", "unix", "random", "hard")
@@ -65,20 +67,36 @@ def run_comparison(
     *,
     match: bool,
     log: LogConfig = NO_LOG,
+    teacher: Job | None = None,
 ) -> None:
-    """Run what is missing of a comparison and report on all of it."""
+    """Run what is missing of a comparison, before it the training of its `teacher`, and report on all of it."""
     for method in methods:
         build_method(method)  # a value out of range must not wait for the data
     check_page(out / "report.html")  # before hours of runs, not after
-    base = decide_once(base, out, say, jobs or default_workers(base.train))
-    planned = plan_jobs(base, methods, seeds, out)
-    if match:
-        planned += matched_jobs(base, cost_matches(base, methods), seeds, out)
-    check_jobs(planned, say)
     workers = jobs or default_workers(base.train)
-    with showing(len(planned)) as display:
+    with ExitStack() as screen:
+        display: Display | None = None
+        if teacher is not None:  # on one screen with the runs that wait for it
+            display = screen.enter_context(
+                showing_jobs([teacher, *plan_jobs(base, methods, seeds, out)], workers)
+            )
+            if is_finished(teacher):
+                display(Finished(teacher.folder.name))
+            else:
+                run_jobs([teacher], display, 1)
+        base = decide_once(base, out, say, workers)
+        planned = plan_jobs(base, methods, seeds, out)
+        if match:
+            planned += matched_jobs(base, cost_matches(base, methods), seeds, out)
+        check_jobs(planned, say)
+        display = display or screen.enter_context(showing_jobs(planned, workers))
         run_jobs([replace(job, log=log) for job in planned], display, workers)
     report([out], out / "report.html", console, commands_of)
+
+
+def showing_jobs(jobs: list[Job], workers: int) -> AbstractContextManager[Display]:
+    """What shows these runs, so many at a time."""
+    return showing({job.folder.name: job.config.train.epochs for job in jobs}, workers)
 
 
 def cost_matches(base: RunConfig, methods: list[MethodConfig]) -> dict[str, int]:
@@ -107,12 +125,10 @@ def show_report(options: Namespace) -> None:
 def demo(options: Namespace) -> None:
     """`unixkd demo`: a teacher on handwritten digits, four ways to distil it, three seeds, the report."""
     data, out = DataConfig("digits"), Path(options.out)
-    folder = RunFolder(out / "teacher")
-    if not folder.is_finished():
-        alone = MethodConfig("student-alone")
-        with showing() as display:
-            teacher = RunConfig(ModelConfig(DEMO_TEACHER), None, alone, data=data, train=DEMO_TRAIN)
-            run(teacher, folder.path, mode="resume", display=display)
-    base = RunConfig(ModelConfig(DEMO_STUDENT), ModelConfig(str(folder.path)), data=data, train=DEMO_TRAIN)
+    alone = RunConfig(
+        ModelConfig(DEMO_TEACHER), None, MethodConfig("student-alone"), data=data, train=DEMO_TRAIN
+    )
+    teacher = Job(alone, out / "teacher")
+    base = RunConfig(ModelConfig(DEMO_STUDENT), ModelConfig(str(teacher.folder)), data=data, train=DEMO_TRAIN)
     methods = [MethodConfig(name) for name in DEMO_METHODS]
-    run_comparison(base, methods, list(DEMO_SEEDS), out, options.jobs, match=False)
+    run_comparison(base, methods, list(DEMO_SEEDS), out, options.jobs, match=False, teacher=teacher)

@@ -20,6 +20,7 @@ from unixkd.cli.options import COMMANDS, GROUPS, check_names, check_shares, name
 from unixkd.config import flatten, without_gone
 from unixkd.errors import UsageError, UserError, parse_yaml, read_text, show_logged_names, shown, unknown_name
 from unixkd.names import methods
+from unixkd.phases import announced, phase
 from unixkd.training.distributed.launch import LeaderError, processes, rank
 from unixkd.training.stopping import EXIT_CODE
 
@@ -107,9 +108,10 @@ def run_command(arguments: list[str]) -> int:
         check_shares(options)
         check_alone(name)
         gc.set_threshold(*GC_THRESHOLDS)
-        from unixkd.cli import handlers
-
-        handlers.HANDLERS[name](options)
+        with announced(announce):
+            with phase("loading PyTorch"):
+                from unixkd.cli import handlers
+            handlers.HANDLERS[name](options)
     except UserError as error:
         tell(error)
         return error.exit_code
@@ -133,6 +135,14 @@ def complain(text: str, *details: str) -> None:
     """Print a line to standard error, and its details; where that is closed or full the exit code has to do."""
     with contextlib.suppress(OSError, AttributeError):
         sys.stderr.write("".join([f"unixkd: {shown(text)}\n", *(f"  {shown(line)}\n" for line in details)]))
+
+
+def announce(text: str) -> None:
+    """Say on standard error what is being waited for: results on standard output stay what they are."""
+    if rank() == 0:
+        with contextlib.suppress(OSError, AttributeError, ValueError):  # it may be closed
+            sys.stderr.write(f"{shown(text)} …\n")
+            sys.stderr.flush()
 
 
 def check_alone(name: str) -> None:
@@ -304,7 +314,7 @@ def check_typed(options: Namespace, arguments: Sequence[str]) -> None:
         if name not in words:
             raise UsageError(
                 f"the --config file names Python to run, {name}: name it on the command line too, if you trust it "
-                f"(--student {name}, say)"
+                f"(--{next((each for each in ('student', 'model') if each in options), 'code')} {name}, say)"
             )
 
 

@@ -24,6 +24,8 @@ from unixkd.data.views import to_pixels
 from unixkd.errors import UsageError, UserError
 from unixkd.models.card import PixelModel
 from unixkd.models.folder import load_model
+from unixkd.names import plural
+from unixkd.phases import phase
 from unixkd.training.resolved import default_device
 
 PREDICT_BATCH, BATCH_PIXELS = 256, 1 << 21
@@ -52,14 +54,15 @@ def predict_images(options: Namespace) -> None:
     if options.csv:
         names = [name for i in range(1, top + 1) for name in (f"class_{i}", f"probability_{i}")]
         write_csv(["image", *names, "error"])
-    for path, classes, error in answers(model, given, top, least):
-        if error:
-            wrong.append(error)
-        if options.csv:
-            cells = [cell for name, value in classes.items() for cell in (name, f"{value:.6f}")]
-            write_csv([path, *(cells or [""] * 2 * top), error])
-        elif options.json or not error:
-            say(answer_line(path, classes, error, as_json=options.json))
+    with phase(f"reading {plural(len(given), 'image')} and asking {model.card.name}"):
+        for path, classes, error in answers(model, given, top, least):
+            if error:
+                wrong.append(error)
+            if options.csv:
+                cells = [cell for name, value in classes.items() for cell in (name, f"{value:.6f}")]
+                write_csv([path, *(cells or [""] * 2 * top), error])
+            elif options.json or not error:
+                say(answer_line(path, classes, error, as_json=options.json))
     if wrong:
         several = [f"no answer for {len(wrong):,} of {len(given):,} images:"] if len(given) > 1 else []
         raise UserError(*several, *wrong)

@@ -13,8 +13,11 @@ from rich.table import Table
 from unixkd.cli.recipes import PAIRS
 from unixkd.errors import shown
 from unixkd.method.ledger import Ledger
-from unixkd.training.display import BarDisplay, Display, LineDisplay
+from unixkd.phases import spoke
+from unixkd.training.bars import BarDisplay, broken
+from unixkd.training.display import Display, LineDisplay
 from unixkd.training.distributed.launch import rank
+from unixkd.training.forecast import Forecast
 
 console = Console(markup=False, highlight=False, emoji=False)  # names are not interpreted, in tables either
 
@@ -24,25 +27,38 @@ def say(*lines: str, style: str | None = None) -> None:
     if rank() == 0:
         for line in lines:
             console.print(shown(line), style=style, soft_wrap=True)
+        spoke()
+
+
+def say_prose(text: str) -> None:
+    """Print a sentence, on a terminal in lines as wide as it is, no figure of it cut."""
+    say(*(broken(text, console.width) if console.is_terminal else [text]))
 
 
 def progress(text: str) -> None:
     """Tell on standard error what is going on."""
     if rank() == 0:
         Console(stderr=True, markup=False, highlight=False, emoji=False).print(shown(text), soft_wrap=True)
+        spoke()
 
 
 @contextmanager
-def showing(runs: int = 1) -> Iterator[Display]:
-    """A live display on a terminal, plain lines elsewhere."""
-    if not console.is_terminal:
-        yield LineDisplay(console, name_runs=runs > 1)
+def showing(epochs: Mapping[str, int] | None = None, workers: int = 1) -> Iterator[Display]:
+    """A live display on a terminal, plain lines elsewhere; of several runs, the epochs of each by its name."""
+    forecast = Forecast(epochs, workers) if epochs is not None and len(epochs) > 1 else None
+    if not console.is_terminal or rank() != 0:
+        yield LineDisplay(console, forecast)
         return
-    bars = BarDisplay(console, runs=runs)
+    bars = BarDisplay(console, forecast)
+    ended = "failed"
     try:
         yield bars
+        ended = ""
+    except KeyboardInterrupt:
+        ended = "stopped"
+        raise
     finally:
-        bars.close()
+        bars.close(ended)
 
 
 def new_table(*headers: str, left: Collection[int] = (0,)) -> Table:

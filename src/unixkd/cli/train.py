@@ -14,7 +14,7 @@ import torch
 from jsonargparse import Namespace
 
 from unixkd.cli.schedule import suited
-from unixkd.cli.screen import say, showing
+from unixkd.cli.screen import say, say_prose, showing
 from unixkd.cli.sizes import at_teachers_size
 from unixkd.config import DataConfig, MethodConfig, ModelConfig, RunConfig, read_yaml
 from unixkd.data.load import load_data, may_download, open_source
@@ -24,7 +24,8 @@ from unixkd.method.network import Network, evaluating
 from unixkd.method.resizing import Size
 from unixkd.models.card import PixelModel
 from unixkd.models.folder import read_card
-from unixkd.names import local_path, percent
+from unixkd.names import local_path, percent, plural
+from unixkd.phases import phase
 from unixkd.planning.timing import timed_rows
 from unixkd.run_files import check_unchanged
 from unixkd.training.precision import one_pass
@@ -73,7 +74,8 @@ def evaluate(options: Namespace) -> None:
     network = ModelConfig(str(folder.absolute()), code=options.code)
     model = build_network(network, data, "model").to(device)
     choose_threads_for(model, data.image_shape[1:], len(data.test))
-    answers = predict(model, data.test.eval_batches(options.batch_size), device)
+    with phase(f"evaluating {card.name} on {plural(len(data.test), 'image')}"):
+        answers = predict(model, data.test.eval_batches(options.batch_size), device)
     say(
         f"{folder}: {card.name} on {len(answers):,} images of {data.name}: "
         f"accuracy {percent(answers.accuracy)}, calibration error {percent(answers.calibration_error)}"
@@ -124,7 +126,8 @@ def run_and_show(config: RunConfig, options: Namespace, default: str) -> None:
         )
     elif summary["cost"]["flops"]["teacher"] is None:
         line += "; the teacher's cost is not known (quantised, or not of torch's operations)"
-    say(line, str(out))
+    say_prose(line)
+    say(str(out))
 
 
 def folder_of(options: Namespace, default: str) -> Path:
@@ -156,7 +159,8 @@ def is_trained_on(folder: Path, name: str) -> bool:
         names = [place(str(read_yaml(folder / "run.yaml")["data"]["name"])), place(name)]
         if names[0] == names[1] or not all(name.startswith("folder:") for name in names):
             return names[0] == names[1]
-        trained, named = (_training_images(name) for name in names)
+        with phase("comparing the images with those of training"):
+            trained, named = (_training_images(name) for name in names)
         shared = sorted(trained.keys() & named.keys())[:_COMPARED]
         return any(trained[key].read_bytes() == named[key].read_bytes() for key in shared)
     return False

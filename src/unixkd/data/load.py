@@ -35,6 +35,7 @@ from unixkd.data.sources.webdataset import load_shards
 from unixkd.data.split import MemorySplit
 from unixkd.errors import UserError, unknown_name
 from unixkd.names import DATA, format_bytes, local_path
+from unixkd.phases import phase
 
 _MEMORY_SIZE = 64  # side up to which images are kept in memory
 
@@ -151,6 +152,12 @@ def load_data(
     ((1, 8, 8), 10, 1295, 143, 9)
     """
     check_options(config)
+    with phase(f"{'reading or downloading' if may_download(config) else 'reading'} {config.name}"):
+        return _loaded(config, known_order, all_to_evaluate)
+
+
+def _loaded(config: DataConfig, known_order: tuple[str, ...] | None, all_to_evaluate: bool) -> Data:
+    """As `load_data`, of a configuration that is checked."""
     if config.name.startswith("stream:"):
         known, stream = load_stream(_place(config.name), config)
         stream = stream if config.labels else replace(stream, label=None)

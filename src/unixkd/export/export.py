@@ -18,6 +18,7 @@ from unixkd.errors import UserError, missing_extra
 from unixkd.export.verify import ATOL, RTOL, Agreement, Classifier, Sample, compare
 from unixkd.models.card import PixelModel
 from unixkd.models.folder import card_values, load_model, save_model
+from unixkd.phases import phase
 from unixkd.run_files import EXPORTED, holds_export, leftovers, refuse_links, remove, scratch, writing
 
 TORCH_FILE, ONNX_FILE = "model.pt2", "model.onnx"
@@ -88,8 +89,10 @@ def export_student(
         with writing(out), scratch(out / "export") as folder:
             folder.mkdir()
             try:
-                FORMATS[name].write(student, size, folder)
-                agreement = compare(student, FORMATS[name].open(folder, code), sample.batches)
+                with phase(f"exporting as {name}"):
+                    FORMATS[name].write(student, size, folder)
+                with phase(f"comparing the {name} export with the student"):
+                    agreement = compare(student, FORMATS[name].open(folder, code), sample.batches)
             except Exception as error:  # torch's tracers, ONNX translators and runtimes share no base class
                 reason = " ".join(str(error).split())[:300]
                 failed.append(f"{name} could not be exported: {type(error).__name__}: {reason}")

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from unixkd.errors import UsageError, UserError, missing_extra
+from unixkd.phases import phase
 from unixkd.run_files import EXPORTED
 
 
@@ -30,6 +31,7 @@ def upload_plan(folder: Path, name: str, private: bool) -> str:
     return f"dry run: would upload to {name}, a model repository ({kind} if it has to be made):\n{files}"
 
 
+@phase("uploading to the Hub")
 def push(folder: Path, name: str, private: bool) -> str:
     """Upload an export in one commit to OWNER/NAME, which is made where there is none; the commit's address.
 

@@ -15,6 +15,7 @@ from unixkd.data.load import load_data
 from unixkd.data.views import to_pixels
 from unixkd.errors import UserError
 from unixkd.models.card import ModelCard
+from unixkd.phases import phase
 
 Classifier = Callable[[Tensor], Tensor]
 """Pixels in [0, 1] `[N, C, H, W]` -> logits `[N, classes]`."""
@@ -92,7 +93,8 @@ def real_sample(config: DataConfig, card: ModelCard, size: int) -> Sample:
         )
     split = data.test or data.train
     count = min(IMAGES, len(split))
-    images = np.stack([split.image(i * len(split) // count) for i in range(count)])
+    with phase(f"decoding {count} images to compare on"):
+        images = np.stack([split.image(i * len(split) // count) for i in range(count)])
     pixels = to_pixels(torch.from_numpy(images))
     if pixels.shape[2] != size:
         pixels = F.interpolate(pixels, size=(size, size), mode="bilinear", antialias=True).clamp(0, 1)

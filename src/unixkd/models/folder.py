@@ -19,6 +19,7 @@ from unixkd.models.card import ModelCard, PixelModel
 from unixkd.models.registry import check_name, create_model
 from unixkd.models.weights import load_weights
 from unixkd.names import is_code
+from unixkd.phases import phase
 from unixkd.run_files import CHECKSUMS, aside, check_unchanged, seal, usual_mode, write
 
 WEIGHTS_FILE = "model.safetensors"
@@ -54,6 +55,7 @@ def card_values(card: ModelCard) -> dict[str, Any]:
     return {key: value for key, value in asdict(card).items() if key != "transformers" or value is not None}
 
 
+@phase("loading the network")
 def load_student(folder: str | Path, code: str | None = None) -> PixelModel:
     """Load the student of a finished run, in eval mode; it takes pixels in [0, 1] `[N, C, H, W]`.
 

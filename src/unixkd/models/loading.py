@@ -20,6 +20,7 @@ from unixkd.models.registry import check_name, create_model, model_names
 from unixkd.models.repdistiller import as_weights, is_checkpoint, split
 from unixkd.models.weights import SUFFIXES, copy_weights, load_weights, read_weights
 from unixkd.names import is_code
+from unixkd.phases import phase
 
 _log = logging.getLogger("unixkd")
 
@@ -35,6 +36,7 @@ def build_model(
     std: Sequence[float],
     class_names: Sequence[str] | None = None,
     role: Role = "model",
+    option: str | None = None,
 ) -> PixelModel:
     """Build the model of a run.
 
@@ -51,17 +53,28 @@ def build_model(
         std: per-channel standard deviation of the data
         class_names: names of the data's classes, in order, or None
         role: what it is for: teacher, student, or a model by itself
+        option: what its options are called in messages (default: its role)
 
     Raises:
         UsageError: for an unknown name
         UserError: for weights that cannot be had or do not fit the data
     """
     config = split(config)
-    _check_source(config, role)
+    option = option or role
+    _check_source(config, role, option)
+    with phase(f"{'building or downloading' if config.pretrained else 'building'} {option} {config.name}"):
+        data = (num_classes, in_channels, tuple(mean), tuple(std), None)
+        return _built(
+            config, ModelCard(config.name, *data, None if class_names is None else tuple(class_names)), role
+        )
+
+
+def _built(config: ModelConfig, data: ModelCard, role: Role) -> PixelModel:
+    """The network of a source that is checked, and what the data want of it."""
+    num_classes, in_channels = data.num_classes, data.in_channels
     is_folder = _may_be_path(config.name) and is_run_folder(config.name)
     config = config if is_folder else as_weights(config)
-    names = None if class_names is None else tuple(class_names)
-    data = ModelCard(config.name, num_classes, in_channels, tuple(mean), tuple(std), None, names)
+    data = replace(data, name=config.name)
     if is_folder:
         net, card = _from_folder(config, data, role)
     elif config.pretrained:
@@ -94,11 +107,11 @@ def _may_be_path(name: str) -> bool:
     return not (name in model_names() or name.startswith(published.PREFIXES) or is_code(name))
 
 
-def _check_source(config: ModelConfig, role: Role) -> None:
+def _check_source(config: ModelConfig, role: Role, option: str) -> None:
     """Refuse an unknown name, contradictory sources of weights, and a teacher without any."""
     name = config.name
     if not name:
-        raise UsageError(f"name the {role}: --{role}.name")
+        raise UsageError(f"name the {option}: --{option}.name")
     may_be_path = _may_be_path(name)
     is_folder = may_be_path and is_run_folder(name)
     has_weights = is_folder or (may_be_path and is_checkpoint(name))
@@ -107,17 +120,19 @@ def _check_source(config: ModelConfig, role: Role) -> None:
             _check_no_path(name)
         check_name(name)
     if config.pretrained and config.weights is not None:
-        raise UserError(f"give --{role}.weights or --{role}.pretrained, not both")
+        raise UserError(f"give --{option}.weights or --{option}.pretrained, not both")
     if config.code is not None and not is_folder:
-        raise UserError(f"--{role}.code is for a run folder; '{name}' is none")
+        raise UserError(f"--{option}.code is for a run folder; '{name}' is none")
     if has_weights and config.weights is not None:
-        raise UserError(f"'{name}' has its own weights: drop --{role}.weights")
+        raise UserError(f"'{name}' has its own weights: drop --{option}.weights")
     is_published = name.startswith(published.PREFIXES)
     if config.pretrained and not is_published:
-        raise UserError(f"'{name}' has no published weights to download: drop --{role}.pretrained")
+        raise UserError(f"'{name}' has no published weights to download: drop --{option}.pretrained")
     if role == "teacher" and not (has_weights or config.pretrained or config.weights is not None):
-        other = f"--{role}.pretrained true" if is_published else "name a run folder"
-        raise UserError(f"teacher '{name}' would have random weights: give --{role}.weights FILE or {other}")
+        other = f"--{option}.pretrained true" if is_published else "name a run folder"
+        raise UserError(
+            f"teacher '{name}' would have random weights: give --{option}.weights FILE or {other}"
+        )
 
 
 def _check_no_path(name: str) -> None:

@@ -20,6 +20,7 @@ from unixkd.method.method import Method
 from unixkd.method.network import Network
 from unixkd.method.resizing import Size, image_size, shrunk_share
 from unixkd.models.card import PixelModel
+from unixkd.phases import phase
 
 K = TypeVar("K")
 PIXELS = 32 * 32 * 32
@@ -98,6 +99,7 @@ class Pair:
         return Ledger.of(self.student, self.teacher, (self.batch.pixels.shape[1], *self.size))
 
 
+@phase("timing steps")
 def time_steps(pair: Pair, steps: Iterable[Step], rounds: int) -> dict[Step, list[float]]:
     """Seconds of every step of a run in each round: its forwards and its backward, without optimiser or loading.
 

@@ -32,16 +32,19 @@ def report(
         UserError: no finished run is found, a run's file is unreadable, matplotlib is missing for a page
     """
     from unixkd.errors import shown
+    from unixkd.phases import phase
     from unixkd.report.page import write_page
     from unixkd.report.runs import find_runs, left_out
     from unixkd.report.table import render_table
 
-    runs, notes = find_runs(folders), left_out(folders)
+    with phase("reading run folders"):
+        runs, notes = find_runs(folders), left_out(folders)
     console.print(render_table(runs, width=console.width))
     for note in notes:
         console.print(shown(note), markup=False, emoji=False, soft_wrap=True)
     if html is not None:
         names = ", ".join(folder.resolve().name for folder in folders)
         title = f"Distillation report: {names}"
-        write_page(runs, html, title, notes, reproduce(runs))
+        with phase(f"drawing the report of {len(runs)} runs"):
+            write_page(runs, html, title, notes, reproduce(runs))
         console.print(shown(f"Report written to {html}"), markup=False, emoji=False, soft_wrap=True)

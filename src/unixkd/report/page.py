@@ -15,6 +15,7 @@ from unixkd.errors import UserError, shown
 from unixkd.names import NONE, count, flops, plural, seconds
 from unixkd.report.charts import DARK, LIGHT, Figure, Style, styles_of, training_curves
 from unixkd.report.cost_chart import accuracy_against_cost
+from unixkd.report.disagreement import teachers_cost, where_they_disagree
 from unixkd.report.records import Command, Run
 from unixkd.report.runs import Group, MeanStd, curve, group_runs, paired_difference, teacher_runs
 from unixkd.report.selection import how_often, what_was_kept
@@ -99,6 +100,7 @@ def page(runs: Sequence[Run], title: str, notes: Sequence[str] = (), commands: S
         training=training(runs, groups, styles),
         kept=what_was_kept(groups, styles),
         often=how_often(groups, styles),
+        disagree=where_they_disagree(groups, styles),
         surroundings=surroundings(runs, groups),
         commands=[(what, re.split(" (?=--)", text)) for what, text in commands],
         configuration=configuration(groups),
@@ -259,6 +261,7 @@ def surroundings(runs: Sequence[Run], groups: Sequence[Group]) -> list[tuple[str
     for run in teacher_runs(runs):
         size = f", {run.summary.parameters:,} parameters" if run.summary.parameters else ""
         lines.append(("Teacher’s own training", f"{run.summary.epochs} epochs{size}, seed {run.seed}"))
+    lines += teachers_cost(groups)
     sizes = (f"{each.parameters:,}" for each in summaries if each.parameters)
     references = (f"plain KD for {text}" for text in map(_reference, students) if text)
     errors = [(group.method, group.mean_std(lambda run: run.summary.calibration_error)) for group in groups]

@@ -11,11 +11,12 @@ import msgspec
 
 from unixkd.config import check_types
 from unixkd.errors import UserError, parse_json, parse_yaml, read_text, shown
-from unixkd.run_files import SCHEMA, Epoch, Planned, RelativeCost, Selection, Summary, is_unchanged
+from unixkd.run_files import SCHEMA, Epoch, Planned, RelativeCost, Summary, is_unchanged
+from unixkd.run_pictures import Disagreements, Selection
 
 R = TypeVar("R")
 
-READ = ("summary.json", "run.yaml", "plan.json", "metrics.jsonl", "selection.json")
+READ = ("summary.json", "run.yaml", "plan.json", "metrics.jsonl", "selection.json", "disagreements.json")
 """The files of a run that a report reads."""
 SETTING = ("data", "student", "teacher")
 """What runs have to be alike in to be averaged and compared."""
@@ -40,6 +41,7 @@ class Run:
         planned: what it was expected to cost; None in a run of an early version, and without a teacher
         history: one entry per epoch, in order
         selection: how often its images were kept; None where its method keeps all
+        disagreements: on which images student and teacher disagree; None without a teacher, and in early versions
         config: the resolved configuration, `config_text` as it was written
         is_teacher: the run that trained the teacher, listed apart
         setting: its data, student and teacher in words, empty where it does not say
@@ -52,6 +54,7 @@ class Run:
     planned: Planned | None = None
     history: tuple[Epoch, ...] = ()
     selection: Selection | None = None
+    disagreements: Disagreements | None = None
     config: dict[str, Any] = field(default_factory=dict)
     config_text: str = ""
     is_teacher: bool = False
@@ -113,6 +116,7 @@ def read_run(folder: Path) -> Run:
         planned=_read(folder / "plan.json", Planned),
         history=_history(folder / "metrics.jsonl"),
         selection=_read(folder / "selection.json", Selection),
+        disagreements=_read(folder / "disagreements.json", Disagreements),
         config=config,
         config_text=config_text,
         is_teacher=folder.name == "teacher" and summary.cost.relative_to_kd is None,

@@ -12,7 +12,8 @@ from unixkd.report.charts import MUTED, Figure, Style, draw, frame, legend_below
 from unixkd.report.runs import Group, MeanStd, curve
 from unixkd.report.table import PageTable
 from unixkd.report.wording import hero_of, percent
-from unixkd.run_files import Epoch, Histogram, Picture
+from unixkd.run_files import Epoch, Histogram
+from unixkd.run_pictures import Picture
 
 MAX_BARS = 500
 """Of a chart; more are drawn as one shape."""
@@ -74,11 +75,12 @@ def how_often(groups: Sequence[Group], styles: dict[str, Style]) -> dict[str, An
         svg = _times_kept(group, shown[-1], shares, mean, f"times{number}")
         figures.append(Figure(svg, group.method))
         rows.append([group.method, mean, f"{100 * shares[0]:.1f} %", f"{100 * shares[-1]:.1f} %"])
-    if not figures:
+    streams = [group.method for group in groups if _drops(group) and _is_stream(group)]
+    if not figures and not streams:
         return None
     headers = ["method", "times kept, mean", "never kept", "kept every time"]
-    table = PageTable("How often images were kept", headers, rows, shown)
-    return {"figures": figures, "table": table, "pictures": _pictures(groups)}
+    table = PageTable("How often images were kept", headers, rows, shown) if figures else None
+    return {"figures": figures, "table": table, "pictures": _pictures(groups), "streams": streams}
 
 
 def _times_kept(group: Group, style: Style, shares: Sequence[float], mean: str, name: str) -> Markup:
@@ -91,6 +93,7 @@ def _times_kept(group: Group, style: Style, shares: Sequence[float], mean: str, 
                 heights, [times - 0.5 for times in range(len(heights) + 1)], fill=True, color=style.colour
             )
         axes.grid(visible=False, axis="x")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         frame(axes, "images, %", "times kept")
 
     title = f"{group.method}: how often each image was kept"
@@ -119,6 +122,12 @@ def _selected(name: str) -> Callable[[Epoch], float | None]:
 def _drops(group: Group) -> bool:
     kept = [line.selection.kept_of_all for run in group.runs for line in run.history if line.selection]
     return any(share is not None and share < 1 for share in kept)
+
+
+def _is_stream(group: Group) -> bool:
+    """Whether its images come from a stream, which has no numbers to count them by."""
+    data = [run.config.get("data") for run in group.runs]
+    return all(isinstance(each, dict) and str(each.get("name")).startswith("stream:") for each in data)
 
 
 def _last_epoch(groups: Sequence[Group], styles: dict[str, Style]) -> PageTable:
@@ -159,12 +168,14 @@ def _pictures(groups: Sequence[Group]) -> list[dict[str, Any]]:
     return [{"title": f"{title} {whose}", "pictures": pictures} for title, pictures in rows if pictures]
 
 
-def _picture(picture: Picture, figure: str) -> dict[str, str]:
-    """A picture as the page shows it: its file in base64, what it is in words, its label and a figure below it."""
+def _picture(picture: Picture, figure: str) -> dict[str, Any]:
+    """A picture as the page shows it: its address, what it is in words, its label and a figure below it."""
     label = str(picture.label) if picture.label is not None else f"#{picture.index}"
     mixed = f", {_mixed(picture)} of its rows was given to partners" if picture.mixed else ""
-    words = f"training image {picture.index}, {label}, kept {picture.times} times{mixed}"
-    return {"png": picture.png, "words": words, "label": label, "figure": figure}
+    named = f", {picture.file}" if picture.file else ""
+    words = f"training image {picture.index}{named}, {label}, kept {plural(picture.times, 'time')}{mixed}"
+    address, pixelated = picture.address, picture.png is not None
+    return {"address": address, "pixelated": pixelated, "words": words, "label": label, "figure": figure}
 
 
 def _mixed(picture: Picture) -> str:

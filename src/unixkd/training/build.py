@@ -14,6 +14,7 @@ from unixkd.distiller import Distiller
 from unixkd.method.epoch_choice import History
 from unixkd.method.flops import flops_by_size
 from unixkd.method.ledger import Ledger
+from unixkd.phases import phase
 from unixkd.training.answers import open_store
 from unixkd.training.average import MovingAverage
 from unixkd.training.distributed.sharding import is_sharded_role, shard, skeleton
@@ -48,6 +49,7 @@ def build_stepper(run: Resolved, note: Callable[[str], None], world: World) -> S
     )
 
 
+@phase("counting the FLOPs of a forward")
 def open_ledger(run: Resolved) -> Ledger:
     """An empty ledger of the networks, which are measured here: before they are sharded."""
     ledger = Ledger.of(run.student, run.teacher, run.data.image_shape)

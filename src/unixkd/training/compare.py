@@ -25,6 +25,7 @@ from unixkd.method.ledger import Ledger
 from unixkd.method.method import Method
 from unixkd.models.loading import class_names_of
 from unixkd.names import file_name, label_of
+from unixkd.phases import announced, phase
 from unixkd.planning.expected import Workload, expected_cost
 from unixkd.run_files import refuse_links
 from unixkd.training import stopping
@@ -139,7 +140,8 @@ def check_jobs(jobs: Sequence[Job], note: Callable[[str], None]) -> None:
     states = ((job.folder, newest_state(job.folder / "checkpoints", check_state)) for job in jobs)
     begun = {folder: state for folder, state in states if state is not None}
     for label, config in configs.items():
-        built = build_on(config, torch.device("cpu"), data, *methods[label])
+        with phase(f"trying {label} out before the first run"):
+            built = build_on(config, torch.device("cpu"), data, *methods[label])
         while begun:
             begun_folder, state = begun.popitem()
             check_inputs(begun_folder, state, built)
@@ -170,8 +172,10 @@ def run_todo(todo: Sequence[Job], display: Display, workers: int) -> list[dict[s
     context = multiprocessing.get_context("spawn")
     events: SimpleQueue[Event] = context.SimpleQueue()  # put returns once it is written: no event is lost
     with ProcessPoolExecutor(min(workers, len(todo)), context, start_worker, (events,)) as pool:
+        at_a_time = f"{len(todo)} runs go on, {min(workers, len(todo))} at a time, a process each"
         try:
-            return run_side_by_side(pool, todo, events, display, workers)
+            with phase(at_a_time, counted=True):
+                return run_side_by_side(pool, todo, events, display, workers)
         except BrokenProcessPool:
             if stopping.asked():  # a worker that was not listening yet
                 raise Stopped("stopped before a run had begun") from None
@@ -264,7 +268,7 @@ def end_with(main: BaseProcess | None) -> None:
 
 def work(job: Job) -> dict[str, Any]:
     """`run_job` in a worker process."""
-    with _at_work:
+    with _at_work, announced(lambda text: tell(Note(job.folder.name, f"{text} …", shared=True))):
         return run_job(job)
 
 

@@ -1,4 +1,7 @@
-"""What a run shows while it works: it emits events, and a display is any callable that takes them."""
+"""What a run shows while it works: it emits events, and a display is any callable that takes them. Lines for logs.
+
+Bars for a terminal are in `bars`.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from unixkd.errors import shown
-from unixkd.names import percent
+from unixkd.names import clock, percent
+from unixkd.phases import spoke
+from unixkd.training.forecast import Forecast
+
+
+@dataclass(frozen=True)
+class Began:
+    """A run reads its data and builds its networks."""
+
+    run: str
 
 
 @dataclass(frozen=True)
 class Started:
-    """A run begins (or goes on) at an epoch."""
+    """A run trains from an epoch on, the first or where it was left."""
 
     run: str
     epochs: int
@@ -62,7 +73,7 @@ class Finished:
     run: str
 
 
-Event = Started | Stepped | EpochDone | Note | Finished
+Event = Began | Started | Stepped | EpochDone | Note | Finished
 Display = Callable[[Event], None]
 
 
@@ -95,8 +106,8 @@ def unfailing(display: Display) -> Display:
     return show
 
 
-def epoch_line(event: EpochDone) -> str:
-    """One line about one epoch."""
+def epoch_parts(event: EpochDone) -> list[str]:
+    """What is said of an epoch."""
     record = event.record
     parts = [f"epoch {record['epoch']:>3}/{event.epochs}", f"loss {record['loss']:.4f}"]
     if record["accuracy"] is not None:
@@ -105,26 +116,53 @@ def epoch_line(event: EpochDone) -> str:
         parts.append(f"agrees with teacher {percent(record['agreement'])}")
     if record["cost"] is not None:
         parts.append(f"cost so far {percent(record['cost']['backward_2x'])} of KD")
-    minutes, seconds = divmod(round(event.seconds_left), 60)
-    parts.append(f"{event.images_per_second:,.0f} images/s, {minutes}:{seconds:02d} left")
-    return "  ".join(parts)
+    return parts
+
+
+def epoch_line(event: EpochDone, left: str | None = None) -> str:
+    """One line about one epoch, with the time that is `left`: the run's own unless another one is said."""
+    left = left or f"{clock(event.seconds_left)} left"
+    return "  ".join([*epoch_parts(event), f"{event.images_per_second:,.0f} images/s, {left}"])
+
+
+def follow(forecast: Forecast, event: Event, steps_per_epoch: dict[str, int]) -> None:
+    """Tell a forecast what an event says of it; `steps_per_epoch` of each run that has started is kept up."""
+    if isinstance(event, Began):
+        forecast.begin(event.run)
+    elif isinstance(event, Started):
+        steps_per_epoch[event.run] = event.steps_per_epoch
+        forecast.start(event.run, event.first_epoch)
+    elif isinstance(event, Stepped):
+        forecast.reach(event.run, event.step / steps_per_epoch[event.run])
+    elif isinstance(event, EpochDone):
+        forecast.reach(event.run, event.record["epoch"])
+    elif isinstance(event, Finished):
+        forecast.finish(event.run)
 
 
 class LineDisplay:
-    """A line per epoch and note, for logs and pipes; of several runs only each one's last epoch."""
+    """A line per epoch and note, for logs and pipes.
 
-    soft_wrap = True
-    """Leave lines as long as they are."""
+    Args:
+        console: where lines go, as long as they are
+        forecast: of several runs, whose lines are named and are those of last epochs only; None: there is one run
+    """
 
-    def __init__(self, console: Console, *, name_runs: bool = False) -> None:
-        self.console, self.name_runs = console, name_runs
+    def __init__(self, console: Console, forecast: Forecast | None = None) -> None:
+        self.console, self.forecast = console, forecast
+        self.steps: dict[str, int] = {}
         self.shared: set[str] = set()
 
     def __call__(self, event: Event) -> None:
+        if self.forecast is not None:
+            follow(self.forecast, event, self.steps)
         if isinstance(event, Note):
             self.note(event)
-        elif isinstance(event, EpochDone) and (not self.name_runs or event.record["epoch"] == event.epochs):
-            self.print(epoch_line(event), event.run)
+        elif isinstance(event, EpochDone):
+            if self.forecast is None:
+                self.print(epoch_line(event))
+            elif event.record["epoch"] == event.epochs:
+                self.print(epoch_line(event, all_left(self.forecast)), event.run)
 
     def note(self, event: Note) -> None:
         """Print a note; one that is true of all runs once."""
@@ -136,65 +174,16 @@ class LineDisplay:
 
     def print(self, text: str, run: str = "") -> None:
         """Print a line, of several runs with the name of the one it is about."""
-        prefix = f"{run}: " if run and self.name_runs else ""
-        self.console.print(
-            shown(prefix + text), markup=False, highlight=False, emoji=False, soft_wrap=self.soft_wrap
-        )
+        prefix = f"{run}: " if run and self.forecast is not None else ""
+        self.write(shown(prefix + text))
+        spoke()
+
+    def write(self, line: str) -> None:
+        """Put a line on the console."""
+        self.console.print(line, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 
-class BarDisplay(LineDisplay):
-    """A live bar per run; epochs and notes are printed above it unless several runs share the screen."""
-
-    soft_wrap = False
-
-    def __init__(self, console: Console, *, runs: int = 1) -> None:
-        super().__init__(console, name_runs=runs > 1)
-        self.runs = runs
-        self.progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[text]}", markup=False),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            refresh_per_second=4,
-        )
-        self.total = None
-        if runs > 1:
-            self.total = self.progress.add_task("all runs", total=runs, text=f"0 of {runs} done")
-        self.done = 0
-        self.tasks: dict[str, TaskID] = {}
-        self.starts: dict[str, Started] = {}
-        self.accuracy: dict[str, str] = {}
-        self.progress.start()
-
-    def __call__(self, event: Event) -> None:
-        if isinstance(event, Started):
-            steps = event.epochs * event.steps_per_epoch
-            self.tasks[event.run] = self.progress.add_task(
-                shown(event.run), total=steps, completed=event.first_epoch * event.steps_per_epoch, text=""
-            )
-            self.starts[event.run] = event
-        elif isinstance(event, Stepped):
-            cost = "" if event.cost is None else f"  cost {event.cost:6.1%} of KD"
-            text = f"{self.accuracy.get(event.run, '')}{event.images_per_second:7,.0f} images/s{cost}"
-            self.progress.update(self.tasks[event.run], completed=event.step, text=text)
-        elif isinstance(event, EpochDone):
-            if event.record["accuracy"] is not None:
-                self.accuracy[event.run] = f"acc {percent(event.record['accuracy'])} "
-            steps = event.record["epoch"] * self.starts[event.run].steps_per_epoch  # or fewer, where it chose
-            self.progress.update(self.tasks[event.run], completed=steps)
-            if not self.name_runs:
-                self.print(epoch_line(event))
-        elif isinstance(event, Note):
-            self.note(event)
-        elif self.total is not None:  # one of several runs is done: its bar goes
-            self.done += 1
-            text = f"{self.done} of {self.runs} done"
-            self.progress.update(self.total, completed=self.done, text=text)
-            if event.run in self.tasks:
-                self.progress.remove_task(self.tasks.pop(event.run))
-
-    def close(self) -> None:
-        """Leave the terminal as it was."""
-        self.progress.stop()
+def all_left(forecast: Forecast) -> str | None:
+    """How long all runs still take; None where it is not known."""
+    seconds = forecast.seconds_left()
+    return None if seconds is None else f"{clock(seconds)} left for all runs"

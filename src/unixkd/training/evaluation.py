@@ -19,7 +19,8 @@ from unixkd.method.batch import Batch
 from unixkd.method.method import sees_clean_images
 from unixkd.method.network import Network, has_statistics, is_sharded
 from unixkd.models.card import PixelModel
-from unixkd.names import percent
+from unixkd.names import percent, plural
+from unixkd.phases import phase
 from unixkd.training.distributed.world import ALONE, World
 from unixkd.training.precision import DTYPES
 from unixkd.training.predictions import Predictions, join_predictions, predict
@@ -43,12 +44,23 @@ def evaluate_student(run: Run) -> Predictions | None:
     return predictions
 
 
+def remember_predictions(run: Run) -> None:
+    """Keep what the student says after the last epoch; a run that was resumed after it says so again.
+
+    That is not charged: it was when the epoch was evaluated. Every process has to call it.
+    """
+    if run.predictions is None and run.answers is not None:
+        run.predictions = answers_of(run, run.student, run.config.train.precision)
+
+
 def evaluate_teacher(run: Run) -> Predictions | None:
     """The teacher's answers on the evaluation split; its accuracy is shown before training starts."""
     if (teacher := run.resolved.asked) is None:
         return None
+    started = time.perf_counter()
     if (answers := answers_of(run, teacher, run.config.train.teacher_precision)) is None:
         return None
+    run.seconds["teacher"] = time.perf_counter() - started
     if run.world.leads and not run.ledger.teacher_evaluated:  # a resumed run has paid for it before
         run.ledger.charge_evaluation(len(answers), teacher=True)
     if answers.accuracy is not None:
@@ -118,7 +130,8 @@ def answers_of(run: Run, network: PixelModel, precision: str) -> Predictions | N
     if test is None:
         return None
     size, dtype = run.config.train.eval_batch_size, DTYPES[precision]
-    predictions = predict(network, test.eval_batches(size, world.rank, world.size), run.device, dtype)
+    with phase(f"evaluating {network.card.name} on {plural(len(test), 'image')}", once=True):
+        predictions = predict(network, test.eval_batches(size, world.rank, world.size), run.device, dtype)
     over = len(range(0, len(test), size)) % world.size  # processes with a batch more than the rest
     if is_sharded(network) and 0 < over <= world.rank:
         # Theirs needs this process's part of the weights, so it takes part with a blank image.
@@ -180,7 +193,8 @@ def clean_statistics(
     """
     before = {name: buffer.clone() for name, buffer in module.named_buffers()}
     device = next(module.parameters()).device
-    with torch.no_grad(), Network(module, dtype=dtype).autocast(device.type):
+    what = phase("estimating BatchNorm's statistics on clean images", once=True)
+    with what, torch.no_grad(), Network(module, dtype=dtype).autocast(device.type):
         update_bn((batch.images for batch in batches), module, device)
     world.take_from_leader(list(module.buffers()))
     try:

@@ -19,6 +19,7 @@ from unixkd.config import RunConfig, TrainConfig, read_yaml
 from unixkd.errors import unknown_name
 from unixkd.method.network import Network, evaluating
 from unixkd.names import local_path
+from unixkd.phases import phase
 from unixkd.planning.timing import interleaved
 from unixkd.teacher.folder import read_key
 from unixkd.training.stored_views import earlier_views
@@ -102,7 +103,7 @@ def settle(
         if module is not None:
             settled[name], speedup = choose_precision(module, images, device, training=training)
             if speedup is not None:
-                who = "student" if training else "teacher"
+                who = "teacher" if not training else "model" if teacher is None else "student"
                 note(f"{who} in {settled[name]}: bf16 takes {1 / speedup:.0%} of fp32's time here")
     return replace(config, **settled)  # type: ignore[arg-type]
 
@@ -164,6 +165,7 @@ def choose_precision(
     return "bf16" if speedup > GAIN else "fp32", speedup
 
 
+@phase("timing bf16 against fp32")
 def probe(module: nn.Module, images: Float[Tensor, "n c h w"], *, training: bool) -> float:
     """How many times faster a forward (and backward) is in bf16, in one thread by CPU time: whatever else runs."""
     clone = copy.deepcopy(module).train(training)

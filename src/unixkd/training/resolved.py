@@ -23,6 +23,7 @@ from unixkd.models.card import PixelModel
 from unixkd.models.loading import build_model, class_names_of, own_num_classes
 from unixkd.models.user_code import code_fingerprint
 from unixkd.names import is_code, local_path
+from unixkd.phases import phase
 from unixkd.planning.catalogue import Strategy
 from unixkd.planning.expected import Workload, expected_images
 from unixkd.planning.strategies import teacher_forwards
@@ -110,6 +111,7 @@ def decide(built: Resolved, note: Callable[[str], None], processes: int = 1) -> 
     return replace(built.config, train=train)
 
 
+@phase("decoding the first images")
 def first_images(built: Resolved, rows: int) -> Tensor:
     """So many training images `[N, C, H, W]`, the same at each start of a run."""
     return next(built.data.train.train_batches(0, torch.arange(rows), rows)).pixels.to(built.device)
@@ -128,8 +130,10 @@ def with_form(built: Resolved, note: Callable[[str], None], world: World) -> Res
         if wanted == "auto":
             rows = rows_asked(config, built.method, built.data) / world.size
             pixels = math.prod(built.data.image_shape[1:])
-            wanted = world.once(lambda: forms.choose(rows, pixels))
-        wanted = world.leader_first(lambda: forms.get(wanted))
+            with phase("trying which form of the teacher is fastest"):
+                wanted = world.once(lambda: forms.choose(rows, pixels))
+        with phase(f"preparing the teacher, {wanted}"):
+            wanted = world.leader_first(lambda: forms.get(wanted))
         built = replace(built, form=forms.made[wanted])
     return replace(built, config=replace(config, train=replace(train, frozen_teacher=wanted)))
 
@@ -217,12 +221,38 @@ def build_on(
     check_data(config, data, method, objective)
     teacher = None if config.teacher is None else build_network(config.teacher, data, "teacher")
     student = build_student(config, data, teacher)
+    with phase("trying the networks on two images"):
+        try_networks(config, device, data, method, student, teacher)
+    return placed(config, device, data, student, teacher, method, objective)
+
+
+def try_networks(
+    config: RunConfig,
+    device: torch.device,
+    data: Data,
+    method: Method,
+    student: PixelModel,
+    teacher: PixelModel | None,
+) -> None:
+    """Raise where a network cannot be used on the data's images as the run does."""
     cpu, shape, train = torch.device("cpu"), data.image_shape, config.train
     if teacher is not None:
         check_network(teacher, shape, cpu if is_sharded_role(train, "teacher") else device, trained=False)
     check_network(student, shape, cpu if is_sharded_role(train, "student") else device, trained=True)
     check_small_batches(config, data, method, student)
     check_sizes(config, data, method, student)
+
+
+def placed(
+    config: RunConfig,
+    device: torch.device,
+    data: Data,
+    student: PixelModel,
+    teacher: PixelModel | None,
+    method: Method,
+    objective: Objective,
+) -> Resolved:
+    """The run with its images and networks where they are used."""
     test = None if data.test is None else data.test.to(device)
     data = replace(data, train=data.train.to(device), test=test)
     fingerprint = fingerprint_of(student, teacher)  # now: later a network may be sharded
@@ -257,7 +287,10 @@ def place(
 
 
 def build_network(
-    config: ModelConfig, data: Data, role: Literal["teacher", "student", "model"]
+    config: ModelConfig,
+    data: Data,
+    role: Literal["teacher", "student", "model"],
+    option: str | None = None,
 ) -> PixelModel:
     """A network for the data's classes; for data without classes, with as many as its weights have."""
     num_classes = own_num_classes(config, data.channels) if data.num_classes is None else data.num_classes
@@ -269,6 +302,7 @@ def build_network(
         std=data.std,
         class_names=data.class_names,
         role=role,
+        option=option,
     )
 
 
@@ -277,7 +311,7 @@ def build_student(config: RunConfig, data: Data, teacher: PixelModel | None) -> 
     if data.num_classes is None and teacher is not None:
         data = replace(data, num_classes=teacher.card.num_classes, class_names=teacher.card.class_names)
     torch.manual_seed(config.train.seed)
-    return build_network(config.student, data, "student")
+    return build_network(config.student, data, "student", None if config.teacher else "model")
 
 
 def pick_device(config: TrainConfig, number: int | None = None) -> torch.device:

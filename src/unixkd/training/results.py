@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unixkd.data.load import Data
 from unixkd.method.network import has_statistics
 from unixkd.models.card import PixelModel
 from unixkd.models.folder import save_model
+from unixkd.phases import phase
 from unixkd.planning.catalogue import Strategy
 from unixkd.planning.expected import Workload, expected_images
 from unixkd.planning.strategies import run_cost, teacher_forwards
@@ -25,26 +25,24 @@ from unixkd.run_files import (
     Cost,
     Flops,
     Images,
-    Picture,
     Planned,
     PlannedCost,
     PlannedImages,
     Reference,
     RelativeCost,
     Seconds,
-    Selection,
     Summary,
-    TimesKept,
     seal,
 )
-from unixkd.training.epoch_stats import MIXED_UNIT, EpochStats
+from unixkd.training.pictures import disagreements, record, selection
 from unixkd.training.resume import answer_store
-from unixkd.training.run_folder import NUM_THUMBNAILS, SEALED, thumbnail
+from unixkd.training.run_folder import SEALED
 from unixkd.training.state import Run
 
 
+@phase("writing the results")
 def write_results(run: Run, weights: Mapping[str, Tensor] | None = None) -> dict[str, Any]:
-    """Write model, selection, the summary whose presence says that the run is finished, and all checksums.
+    """Write model, selection, disagreements, the summary whose presence says that a run is finished, and checksums.
 
     `weights` are those of the student's network (default: as it has them), gathered where they are sharded.
     """
@@ -55,7 +53,10 @@ def write_results(run: Run, weights: Mapping[str, Tensor] | None = None) -> dict
         save_model(student, run.folder.path, weights)
         if run.resolved.method.selects and run.resolved.data.train.lasting:
             kept = selection(run.engine.tally, run.epoch, run.resolved.data)
-            run.folder.write_json("selection.json", asdict(kept))
+            run.folder.write_json("selection.json", record(kept))
+        if run.predictions is not None and run.answers is not None:
+            found = disagreements(run.predictions, run.answers, run.resolved.data)
+            run.folder.write_json("disagreements.json", record(found))
         if unanswered(run):
             list_left_out(run)
         summary = asdict(summarise(run))
@@ -154,37 +155,6 @@ def processor() -> str:
         lines = []
     names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     return next(names, "") or platform.processor() or platform.machine()
-
-
-def selection(tally: EpochStats, epochs: int, data: Data) -> Selection:
-    """How often the training images were kept; those kept most and least, and those mixed most strongly."""
-    times, mixed = tally.times_kept.cpu(), tally.mixed.cpu()
-    order, by_mixing = (torch.argsort(t, descending=True, stable=True) for t in (times, mixed))
-    images = torch.bincount(times.long(), minlength=epochs + 1).tolist()
-
-    def picture(index: int) -> Picture:
-        label = None
-        if data.train.labels is not None:
-            number = int(data.train.labels[index])
-            label = data.class_names[number] if data.class_names else str(number)
-        return Picture(
-            index=index,
-            label=label,
-            times=int(times[index]),
-            mixed=int(mixed[index]) / MIXED_UNIT,
-            png=thumbnail(data.train.image(index)),
-        )
-
-    def pictures(indices: Tensor) -> tuple[Picture, ...]:
-        return tuple(picture(int(i)) for i in indices[:NUM_THUMBNAILS])
-
-    return Selection(
-        epochs=epochs,
-        histogram=TimesKept(times_kept=tuple(range(len(images))), images=tuple(images)),
-        most_kept=pictures(order),
-        least_kept=pictures(order.flip(0)),
-        most_mixed=pictures(by_mixing[mixed[by_mixing] > 0]),
-    )
 
 
 def plan_of_run(run: Run) -> Planned | None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from unixkd.errors import UserError, first_line
 from unixkd.method.ledger import Ledger
+from unixkd.phases import phase
 from unixkd.run_files import checksum, sync
 from unixkd.teacher.journal import Journal
 from unixkd.teacher.store import AnswerStore
@@ -69,6 +70,7 @@ def check_state(state: dict[str, Any], file: Path) -> None:
         raise UserError(f"'{file}': {error}") from None
 
 
+@phase("saving a checkpoint", once=True)
 def save(run: Run) -> None:
     """Save a checkpoint. Learning rate, order, views and draws are functions of epoch and step: not saved.
 
@@ -183,6 +185,7 @@ def check_space(run: Run) -> None:
     run.world.once(lambda: checkpoint.check_space(run.folder.checkpoints, saved + moments * weights))
 
 
+@phase("reading the checkpoint")
 def restore(run: Run) -> None:
     """Go on from the newest valid checkpoint.
 
@@ -243,7 +246,10 @@ def check_inputs(folder: Path, state: Mapping[str, Any], now: Resolved) -> None:
     here = {"the training data": data.fingerprint, **now.fingerprint}
     if changed := [name for name in {**here, **then} if then.get(name) != here.get(name)]:
         verb = "has" if len(changed) == 1 and "weights" not in changed[0] else "have"
-        raise UserError(f"cannot resume {folder}: {' and '.join(changed)} {verb} changed since")
+        what = " and ".join(changed)
+        if now.teacher is None:  # `train` speaks of its model
+            what = what.replace("the student's", "the model's")
+        raise UserError(f"cannot resume {folder}: {what} {verb} changed since")
 
 
 def restore_engine(run: Run, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:

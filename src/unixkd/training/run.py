@@ -20,14 +20,31 @@ from unixkd.config import NO_LOG, LogConfig, RunConfig, flatten, to_plain
 from unixkd.errors import UserError
 from unixkd.method.network import set_train
 from unixkd.models.user_code import locating
+from unixkd.names import plural
+from unixkd.phases import phase
 from unixkd.planning.timing import synchronize
 from unixkd.run_files import Epoch, Images
 from unixkd.training import resume, stopping
 from unixkd.training.build import build_stepper
-from unixkd.training.display import Display, EpochDone, Finished, Note, Started, Stepped, silent, unfailing
+from unixkd.training.display import (
+    Began,
+    Display,
+    EpochDone,
+    Finished,
+    Note,
+    Started,
+    Stepped,
+    silent,
+    unfailing,
+)
 from unixkd.training.distributed.sharding import check_sharding, gathered, local_shard
 from unixkd.training.distributed.world import ALONE, Agreement, World, together
-from unixkd.training.evaluation import evaluate_student, evaluate_teacher, stuck_note
+from unixkd.training.evaluation import (
+    evaluate_student,
+    evaluate_teacher,
+    remember_predictions,
+    stuck_note,
+)
 from unixkd.training.head import fit_head
 from unixkd.training.loggers import Loggers, check_installed, open_loggers
 from unixkd.training.memory import explained, keep_freed_memory
@@ -81,6 +98,7 @@ def run(
                 started.loggers = open_loggers(log, folder.logs, folder.metrics, settings, started.note)
             with closing(started.loggers) as loggers:
                 fit(started)
+                remember_predictions(started)
                 weights = gathered(started.student.net.state_dict(), world)
                 summary = world.once(lambda: write_results(started, weights))
                 loggers.finish(summary)
@@ -109,6 +127,7 @@ def start(
     def note(text: str) -> None:
         display(Note(folder.path.name, text))
 
+    display(Began(folder.path.name))
     device = prepare_process(config, world)
     resolved = resolve(config, device, folder.path if mode == "resume" else None, note, world)
     if not world.leads:  # dropout, the same in all processes, would be less of it
@@ -173,9 +192,12 @@ def fit(run: Run) -> None:
     """Train the epochs that are left, evaluating and saving as configured."""
     epochs = run.config.train.epochs
     run.display(Started(run.name, epochs, run.stepper.steps_per_epoch, run.epoch))
+    steps = plural(run.stepper.steps_per_epoch, "step")
+    doing = f"training {run.student.card.name}: {plural(epochs, 'epoch')} of {steps}"
     while run.epoch < epochs:
-        for _ in epoch_steps(run):
-            pass
+        with phase(doing, once=True, counted=True):
+            for _ in epoch_steps(run):
+                pass
         end_epoch(run)
 
 
@@ -193,25 +215,36 @@ def epoch_steps(run: Run) -> Iterator[None]:
     def images(seconds: float) -> float:
         return run.world.size * (run.engine.tally.seen - seen) / seconds
 
-    for counts in run.stepper.epoch(run.epoch, run.done):
-        run.engine.distiller.count(counts)
-        run.engine.tally.count(counts)
-        run.done += 1
-        if run.agreement.ask(stopping.asked()):
-            charge_time(run, started, captured)
-            stop(run)
-        if (now := time.monotonic()) - shown >= SHOW_SECONDS:
-            shown = now
-            check_answers(run)
-            check_finite(run, run.engine.tally.finite())
-            cost = run.relative_cost()
-            rate = images(time.perf_counter() - started)
-            run.display(
-                Stepped(run.name, run.engine.distiller.steps, rate, cost.backward_2x if cost else None)
-            )
-        yield
+    def show() -> None:
+        step(run, images(time.perf_counter() - started))
+
+    try:
+        for counts in run.stepper.epoch(run.epoch, run.done):
+            run.engine.distiller.count(counts)
+            run.engine.tally.count(counts)
+            run.done += 1
+            if run.agreement.ask(stopping.asked()):
+                charge_time(run, started, captured)
+                stop(run)
+            if (now := time.monotonic()) - shown >= SHOW_SECONDS:
+                shown = now
+                check_answers(run)
+                check_finite(run, run.engine.tally.finite())
+                show()
+            yield
+    except (Exception, KeyboardInterrupt):
+        if run.done:  # the last picture is of where it ended
+            show()
+        raise
     charge_time(run, started, captured)
     run.rate = images(run.seconds["train"] - trained)
+
+
+def step(run: Run, images_per_second: float) -> None:
+    """Show how far a run is within an epoch."""
+    cost = run.relative_cost()
+    done = run.engine.distiller.steps
+    run.display(Stepped(run.name, done, images_per_second, cost.backward_2x if cost else None))
 
 
 def end_epoch(run: Run) -> None:
@@ -224,6 +257,8 @@ def end_epoch(run: Run) -> None:
     record_epoch(run, predictions)
     if predictions is not None and (stuck := stuck_note(run, predictions)) is not None:
         run.note(stuck)
+    if last:
+        run.predictions = predictions
     if last or run.epoch % train.checkpoint_every == 0:
         resume.save(run)
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import io
 import json
 import os
 import re
@@ -13,10 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import yaml
 from filelock import FileLock, Timeout
-from PIL import Image
 
 from unixkd.config import RunConfig, flatten, read_yaml, to_plain
 from unixkd.errors import UserError, parse_json, read_bytes
@@ -43,7 +39,8 @@ Mode = Literal["new", "resume", "overwrite"]
 """new: refuse a folder that holds a run; resume: go on from its checkpoint; overwrite: remove it first."""
 
 SEALED = (
-    *("run.yaml", "plan.json", "metrics.jsonl", "summary.json", "selection.json", "left_out.json"),
+    *("run.yaml", "plan.json", "metrics.jsonl", "summary.json", "selection.json", "disagreements.json"),
+    "left_out.json",
     *("model.safetensors", "config.json"),
 )
 """The files whose checksums a finished run has."""
@@ -56,7 +53,6 @@ LOGS = ("events.out.tfevents.*", "wandb-id", "wandb/*run-*", "wandb/debug*.log")
 """What the loggers write, in `logs`."""
 ALWAYS = {"epochs", "batch_size", "lr", "seed"}
 """Options of `train` in the run.yaml of every run, which holds all of them; a file of options has those that differ."""
-NUM_THUMBNAILS = 16
 _NO_OPTION = object()
 LOCK_SECONDS = 10
 """How long a folder is waited for: what a killed run has started may hold on to it for a moment."""
@@ -265,10 +261,3 @@ class RunFolder:
 def is_folder(path: Path) -> bool:
     """Whether it is a folder itself, and no link to one."""
     return path.is_dir() and not path.is_symlink()
-
-
-def thumbnail(image: np.ndarray) -> str:
-    """A uint8 image `[H, W, C]` as a base64 PNG."""
-    buffer = io.BytesIO()
-    Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode()

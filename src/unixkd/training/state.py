@@ -35,6 +35,7 @@ class Run:
         rate: training images per second of the last epoch
         total: what all processes were charged, of several as of the end of the last epoch; None before the start
         answers: the teacher's on the evaluation images
+        predictions: the student's after the last epoch; None before
         last_record: the last epoch's line of metrics.jsonl
         best_accuracy: of any epoch
     """
@@ -53,6 +54,7 @@ class Run:
     rate: float = 0.0
     total: Ledger = field(default_factory=lambda: Ledger(0, 0))
     answers: Predictions | None = None
+    predictions: Predictions | None = None
     last_record: dict[str, Any] = field(default_factory=dict)
     best_accuracy: float | None = None
 

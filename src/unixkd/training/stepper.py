@@ -19,6 +19,7 @@ from unixkd.method.draws import epoch_draws
 from unixkd.method.method import Method, StepCounts, pure_rows
 from unixkd.method.mixing import num_kept
 from unixkd.method.resizing import shrunk_share
+from unixkd.phases import phase
 from unixkd.planning.timing import synchronize
 from unixkd.training.answers import fetch_answers
 from unixkd.training.cuda_graph import CapturedStep, Recorder, Tables, tables_of_epoch
@@ -172,7 +173,8 @@ class Stepper:
             return None
         if not pure_rows(self.engine.distiller.method, self.batch_size):
             return None  # an epoch of a ramp that mixes every image it keeps
-        answers, filled = fetch_answers(teacher, self.split, number, order)
+        with phase("asking the teacher for the epoch's answers, which are stored", once=True):
+            answers, filled = fetch_answers(teacher, self.split, number, order)
         ledger.charge_fill(filled)
         return answers
 
@@ -202,7 +204,8 @@ class Stepper:
         """Capture the step, with whatever it compiles; the first time is set-up, later ones are training."""
         started = time.perf_counter()
         try:
-            return CapturedStep(self.engine, split, tables, self.record)
+            with phase("capturing a step as a CUDA graph"):
+                return CapturedStep(self.engine, split, tables, self.record)
         finally:
             synchronize(self.device)
             self.capture_seconds = self.capture_seconds or time.perf_counter() - started

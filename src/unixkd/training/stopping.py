@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
+from unixkd.phases import is_live
+
 EXIT_CODE = 75
 """Of a process that was stopped on request and can be resumed (EX_TEMPFAIL of sysexits.h)."""
 
@@ -59,9 +61,11 @@ def listen(signals: Sequence[signal.Signals], *, say: bool) -> None:
         if _state["asked"]:
             for worker in multiprocessing.active_children():
                 worker.kill()
+            if is_live():
+                os.write(1, b"\x1b[?25h\n")  # the cursor, which a live display hides
             os._exit(EXIT_CODE)  # what is saved is whole at any moment
         _state["asked"] = True
-        if say:  # not by print, which may be at work already
+        if say and not is_live():  # which shows it by itself; not by print, which may be at work already
             os.write(2, b"\nunixkd: stopping after this step; once more stops at once\n")
 
     for number in signals:

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 
 from unixkd.names import plural
+from unixkd.phases import phase
 from unixkd.planning.timing import interleaved
 
 Threads = int | Literal["auto"] | None
@@ -37,6 +38,7 @@ def known_threads(wanted: Threads, device: torch.device, processes: int = 1) -> 
     return every if every == 1 or "OMP_NUM_THREADS" in os.environ else "auto"
 
 
+@phase("timing how many threads are fastest")
 def choose_threads(
     call: Callable[[], object], note: Callable[[str], None] = lambda _: None, share: float = 1.0
 ) -> int:
