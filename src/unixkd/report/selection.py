@@ -160,11 +160,12 @@ def _pictures(groups: Sequence[Group]) -> list[dict[str, Any]]:
 
 
 def _picture(picture: Picture, figure: str) -> dict[str, str]:
-    """A picture as the page shows it: its file in base64, what it is in words, its label and a figure below it."""
+    """A picture as the page shows it: its file as an address, what it is in words, its label and a figure below it."""
     label = str(picture.label) if picture.label is not None else f"#{picture.index}"
     mixed = f", {_mixed(picture)} of its rows was given to partners" if picture.mixed else ""
     words = f"training image {picture.index}, {label}, kept {picture.times} times{mixed}"
-    return {"png": picture.png, "words": words, "label": label, "figure": figure}
+    source = f"data:image/png;base64,{picture.png}"
+    return {"source": source, "words": words, "label": label, "figure": figure, "photo": ""}
 
 
 def _mixed(picture: Picture) -> str:
