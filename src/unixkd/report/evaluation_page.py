@@ -11,7 +11,7 @@ from markupsafe import Markup
 from unixkd.errors import UserError
 from unixkd.names import NONE, percent, plural, three_digits
 from unixkd.report.charts import MUTED, SERIES, Figure, draw, frame, legend_below
-from unixkd.report.evaluation import Answers, Evaluation, Quality
+from unixkd.report.evaluation import Answers, Evaluation, Judged, Quality
 from unixkd.report.evaluation_pictures import Show, confused_pictures, disagreements
 from unixkd.report.evaluation_rows import (
     class_headers,
@@ -99,37 +99,33 @@ def boxes(found: Evaluation) -> list[Box]:
     """How good, how fast, how large."""
     teacher = found.teacher
 
-    def beside(value: Callable[[Any], str]) -> list[str]:
+    def beside(value: Callable[[Judged], str]) -> list[str]:
         return [] if teacher is None or value(teacher) == NONE else [f"teacher {value(teacher)}"]
 
-    def accuracy(each: Any) -> str:
+    def accuracy(each: Judged) -> str:
         return NONE if each.quality is None else percent(each.quality.accuracy)
 
-    def speed(each: Any) -> str:
+    def speed(each: Judged) -> str:
         return NONE if each.speed is None else f"{three_digits(each.speed.milliseconds)} ms"
 
-    def size(each: Any) -> str:
+    def size(each: Judged) -> str:
         return f"{three_digits(each.megabytes)} MB"
 
-    quality, spent = found.student.quality, found.student.speed
-    good = [] if quality is None else [f"balanced over classes {percent(quality.balanced_accuracy)}"]
-    fast = (
-        []
-        if spent is None
-        else [f"{three_digits(spent.images_per_second)} images per second, {spent.batch_size} at once"]
-    )
+    quality, spent, both = found.student.quality, found.student.speed, found.comparison
+    good = accuracy(found.student), beside(accuracy)
+    if quality is not None:
+        good[1].insert(0, f"balanced over classes {percent(quality.balanced_accuracy)}")
+    elif both is not None:
+        good = percent(both.agreement), ["agreement with the teacher: there are no labels"]
+    fast = ["nothing was timed"]
+    if spent is not None:
+        rate = three_digits(spent.images_per_second)
+        fast = ["one image at a time", f"{rate} images per second, {spent.batch_size} at once"]
+    weights = [f"{found.student.parameters:,} parameters in fp32"]
     return [
-        ("How good?", accuracy(found.student), [*good, *beside(accuracy)]),
-        (
-            "How fast?",
-            speed(found.student),
-            ["one image at a time" if spent else "nothing was timed", *fast, *beside(speed)],
-        ),
-        (
-            "How large?",
-            size(found.student),
-            [f"{found.student.parameters:,} parameters in fp32", *beside(size)],
-        ),
+        ("How good?", *good),
+        ("How fast?", speed(found.student), [*fast, *beside(speed)]),
+        ("How large?", size(found.student), [*weights, *beside(size)]),
     ]
 
 

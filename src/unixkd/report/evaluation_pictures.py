@@ -78,7 +78,7 @@ def surest(positions: NDArray[np.int64], confidence: NDArray[np.floating]) -> li
 
 
 def picture(found: Evaluation, answers: Answers, show: Show, i: int) -> dict[str, Any]:
-    """An image as the page shows it: its address, its name and classes in words, what the student said below it."""
+    """An image as the page shows it: its address, its name and classes in words, and two words below it."""
     pixels, name = show(i)
 
     def said(classes: NDArray[np.int64], confidence: NDArray[np.floating]) -> str:
@@ -90,14 +90,17 @@ def picture(found: Evaluation, answers: Answers, show: Show, i: int) -> dict[str
     label = -1 if answers.labels is None else int(answers.labels[i])
     actual = found.class_names[label] if label >= 0 else ""
     words = [name, *([f"it is {actual}"] if actual else []), f"student: {student}"]
+    below = (actual, student) if actual else (student, name.rpartition("/")[2])
     if answers.teacher is not None and answers.teacher_confidence is not None:
-        words.append(f"teacher: {said(answers.teacher, answers.teacher_confidence)}")
+        teacher = said(answers.teacher, answers.teacher_confidence)
+        words.append(f"teacher: {teacher}")
+        below = below if actual else (student, f"teacher {teacher}")
     side = max(pixels.shape[:2])
     return {
         "source": address(pixels, side <= SMALL),
         "words": ", ".join(words),
-        "label": actual or name.rpartition("/")[2],
-        "figure": student,
+        "label": below[0],
+        "figure": below[1],
         "photo": side > DOTS,
     }
 

@@ -12,7 +12,7 @@ from unixkd.report.evaluation import NO_ANSWER, Answers, Confused, Evaluation, Q
 
 MOST = 20
 """Classes that are shown; of more, those that are most confused."""
-CELL, LETTER, LONGEST, GAP = 30, 6.6, 18, 8
+CELL, LETTER, LONGEST, GAP = 30, 8.0, 18, 8
 """Pixels: side of a cell, width of a letter; letters of a name; pixels between names and cells."""
 PALE = 0.7
 """Share of a class up to which a cell's number is in the page's ink, and above it in the colour of its ground."""
