@@ -96,7 +96,7 @@ def test_an_exported_student_is_checked_too(copy, capsys):
 def test_evaluate_does_not_trust_an_edited_configuration(copy, capsys):
     edit(copy / "run.yaml", "limit: 100", "limit: 90")
     assert f"'{copy / 'run.yaml'}' is damaged or was edited" in failure(capsys, "evaluate", copy)
-    assert call("evaluate", copy, "--data", "digits") == 0
+    assert call("evaluate", copy, "--data", "digits", "--rounds", 0) == 0
 
 
 def test_a_card_is_not_written_with_an_edited_accuracy(copy, capsys):
@@ -122,7 +122,7 @@ def test_a_folder_without_checksums_is_read_as_before(copy, capsys):
     (copy / CHECKSUMS).unlink()
     flip_bit(copy / "model.safetensors")
     load_student(copy)
-    assert call("evaluate", copy) == 0
+    assert call("evaluate", copy, "--rounds", 0) == 0
 
 
 def test_checksums_follow_a_run_that_is_resumed_or_overwritten(copy, tmp_path, capsys):

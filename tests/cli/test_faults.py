@@ -428,4 +428,4 @@ def test_large_images_of_all_sizes_through_the_loader(tmp_path):
     assert result["cost"]["images"]["evaluated"] == 2
     assert result["accuracy"]["teacher"] == summary(tmp_path / "teacher")["accuracy"]["last"]
     assert everything(tmp_path / "one") == everything(tmp_path / "two")
-    assert call("evaluate", tmp_path / "one") == 0
+    assert call("evaluate", tmp_path / "one", "--rounds", 0) == 0

@@ -113,7 +113,7 @@ def test_digits_are_those_of_scikit_learn(tmp_path, monkeypatch, file_is_known):
 
 def test_digits_without_scikit_learn_say_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
-    with pytest.raises(UserError, match=r"pip install 'unixkd\[digits\]'"):
+    with pytest.raises(UserError, match="pip install scikit-learn"):
         load_digits()
 
 

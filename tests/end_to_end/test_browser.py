@@ -84,6 +84,28 @@ def test_nothing_is_wider_than_the_screen(shown):
     assert outside == []
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", SIZES)
+def test_the_page_of_an_evaluation_fits_too_and_fetches_nothing(size, scheme, browser, folder):
+    if not (page_file := folder / "evaluation.html").exists():
+        assert call("evaluate", folder / "unix", "--rounds", 2, "--html", page_file) == 0
+    width, height = SIZES[size]
+    context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+    page, asked = context.new_page(), []
+    page.on("request", lambda one: asked.append(one.url))
+    page.goto(page_file.as_uri())
+    page.evaluate("document.querySelectorAll('details').forEach(one => { one.open = true })")
+    assert page.evaluate("document.documentElement.scrollWidth - window.innerWidth") <= 0
+    assert page.locator(".answer").count() == 3
+    cut = page.evaluate(
+        "[...document.querySelectorAll('.heat text')].filter(one => { const a = one.getBoundingClientRect(),"
+        " b = one.closest('svg').getBoundingClientRect(); return a.left < b.left - 1 || a.top < b.top - 1 }).length"
+    )
+    assert cut == 0
+    assert [url for url in asked if not url.startswith("data:image/")] == [page_file.as_uri()]
+    context.close()
+
+
 def test_the_answers_lie_above_the_fold_and_are_those_of_the_summary(shown, folder):
     height = shown.viewport_size["height"]
     answers = shown.locator(".answer")

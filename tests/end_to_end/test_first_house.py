@@ -304,7 +304,8 @@ def zeros_but_for_the_classifier(
 
 def evaluated(played: Played) -> dict[str, float]:
     """What `evaluate` says of the teacher, as shares."""
-    accuracy, error = NUMBER.findall(played.output("evaluated").partition("accuracy")[2])
+    first = played.output("evaluated").splitlines()[0]  # tables follow
+    accuracy, error = NUMBER.findall(first.partition("accuracy")[2])
     return {"accuracy": float(accuracy) / 100, "calibration_error": float(error) / 100}
 
 

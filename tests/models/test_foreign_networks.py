@@ -427,7 +427,7 @@ def test_the_command_line_takes_one_s_own_class_everywhere(mine, capsys):
     assert call("train", "--model", "mine.py:Net", *small, "--out", "teacher") == 0
     assert call("evaluate", "teacher") == 1
     assert "give --code mine.py:Net" in capsys.readouterr().err
-    assert call("evaluate", "teacher", "--code", "mine.py:Net") == 0
+    assert call("evaluate", "teacher", "--code", "mine.py:Net", "--rounds", 0) == 0
     assert f"accuracy {100 * summary(Path('teacher'))['accuracy']['last']:.2f} %" in capsys.readouterr().out
     pair = ("--teacher", "teacher", "--teacher.code", "mine.py:Net", "--student", "mine.py:Net")
     assert call("distill", *pair, *small, "--out", "student") == 0

@@ -10,7 +10,14 @@ from torch import nn
 
 from slow import TinyNet, images_of, labels_of
 from unixkd.method.batch import Batch
-from unixkd.training.predictions import Predictions, expected_calibration_error, predict
+from unixkd.training.predictions import (
+    Predictions,
+    calibration_curve,
+    expected_calibration_error,
+    join_predictions,
+    predict,
+    predict_each,
+)
 
 
 def batches(n: int, size: int, *, labels: bool = True) -> list[Batch]:
@@ -48,6 +55,50 @@ def test_calibration_error_by_hand():
     confidence, correct = torch.tensor([0.25, 0.25, 0.75]), torch.tensor([True, False, True])
     assert expected_calibration_error(confidence, correct, bins=2) == pytest.approx(0.25)
     assert expected_calibration_error(torch.ones(4), torch.ones(4, dtype=torch.bool)) == 0.0
+
+
+@given(
+    values=st.lists(st.tuples(st.integers(0, 64), st.booleans()), min_size=1, max_size=40),
+    bins=st.sampled_from([1, 2, 8, 16]),
+)
+def test_the_calibration_curve_has_the_bins_of_the_error(values, bins):
+    """Its points give the error: their distance from the diagonal, weighted by their images; none is empty."""
+    confidence, correct = torch.tensor([c / 64 for c, _ in values]), torch.tensor([c for _, c in values])
+    curve = calibration_curve(confidence, correct, bins)
+    assert sum(point.images for point in curve) == len(values)
+    assert all(point.images and point.low <= point.confidence <= point.high for point in curve)
+    error = sum(point.images * abs(point.confidence - point.accuracy) for point in curve) / len(values)
+    assert error == pytest.approx(expected_calibration_error(confidence, correct, bins), abs=1e-12)
+
+
+def test_several_models_are_asked_about_the_same_batches_with_their_top_classes():
+    models, read = [TinyNet(seed=1), TinyNet(seed=2)], []
+    counted = (read.append(1) or batch for batch in batches(10, 4))
+    both = predict_each(models, counted, top=2)
+    assert len(read) == 3
+    for model, said in zip(models, both, strict=True):
+        alone = predict(model, batches(10, 10))
+        assert torch.equal(said.classes, alone.classes)
+        torch.testing.assert_close(said.confidence, alone.confidence)
+        assert alone.top is None
+        with torch.no_grad():
+            order = model.eval()(images_of(10)).argsort(dim=1, descending=True)
+        assert torch.equal(said.top, order[:, :2])
+
+
+def test_parts_of_processes_are_joined_in_the_order_of_the_split():
+    top = torch.tensor([[0, 1], [1, 2], [2, 0], [3, 1]])
+
+    def part(rows: list[int]) -> Predictions:
+        return Predictions(
+            top[rows, 0], torch.tensor(rows) / 4, torch.tensor(rows), torch.tensor(rows), top[rows]
+        )
+
+    joined = join_predictions([part([0, 3]), part([2, 1])])
+    assert joined.classes.tolist() == joined.labels.tolist() == [0, 1, 2, 3]
+    assert joined.confidence.tolist() == [0.0, 0.25, 0.5, 0.75]
+    assert torch.equal(joined.top, top)
+    assert joined.index is None
 
 
 @pytest.mark.parametrize("size", [1, 4, 10, 64])

@@ -2,10 +2,11 @@
 
 from unixkd.cli.compare import compare, demo, show_report
 from unixkd.cli.distill import distill
+from unixkd.cli.evaluate import evaluate
 from unixkd.cli.export import export
 from unixkd.cli.plan import plan
 from unixkd.cli.predict import predict_images
-from unixkd.cli.train import evaluate, train
+from unixkd.cli.train import train
 
 HANDLERS = {
     "demo": demo,

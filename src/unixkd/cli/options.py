@@ -135,12 +135,15 @@ COMMANDS = {
         shared=True,
     ),
     "evaluate": Command(
-        "accuracy and calibration of a trained model",
-        ("data",),
+        "how good and how fast a trained model is, beside its teacher",
+        ("data", "teacher"),
         (
-            option("run", "run folder; its own data unless --data says otherwise"),
+            option("run", "run folder; its own data and teacher unless --data and --teacher say otherwise"),
             CODE,
             option("--batch_size", "images per batch", "PositiveInt", default=256),
+            option("--rounds", "timed forwards of single images; 0: no timing", "NonNegativeInt", default=30),
+            flag("--json", "all figures as one JSON object"),
+            option("--html", "page to write"),
         ),
         _OTHER_DATA,
     ),

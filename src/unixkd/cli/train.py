@@ -1,4 +1,4 @@
-"""`train`, `evaluate`: commands about one model."""
+"""`train`, and what other commands about one model need: its threads, its name, the data of its run."""
 
 from __future__ import annotations
 
@@ -17,20 +17,18 @@ from unixkd.cli.schedule import suited
 from unixkd.cli.screen import say, say_prose, showing
 from unixkd.cli.sizes import at_teachers_size
 from unixkd.config import DataConfig, MethodConfig, ModelConfig, RunConfig, read_yaml
-from unixkd.data.load import load_data, may_download, open_source
+from unixkd.data.load import may_download, open_source
 from unixkd.data.source import Encoded
 from unixkd.errors import UsageError, UserError
 from unixkd.method.network import Network, evaluating
 from unixkd.method.resizing import Size
 from unixkd.models.card import PixelModel
-from unixkd.models.folder import read_card
-from unixkd.names import local_path, percent, plural
+from unixkd.names import local_path, percent
 from unixkd.phases import phase
 from unixkd.planning.timing import timed_rows
 from unixkd.run_files import check_unchanged
 from unixkd.training.precision import one_pass
-from unixkd.training.predictions import predict
-from unixkd.training.resolved import PROBED, build_network, default_device
+from unixkd.training.resolved import PROBED
 from unixkd.training.run import run
 from unixkd.training.run_folder import Mode
 from unixkd.training.threads import set_threads
@@ -51,35 +49,6 @@ def train(options: Namespace) -> None:
     alone = MethodConfig("student-alone")
     config = RunConfig(options.model, None, alone, data=data, train=training, label=options.label)
     run_and_show(config, options, default)
-
-
-def evaluate(options: Namespace) -> None:
-    """`unixkd evaluate`: accuracy and calibration on the evaluation split."""
-    folder, device = Path(options.run), default_device()
-    card = read_card(folder)
-    config = evaluated_data(options.data, folder)
-    named = options.data.name
-    other = bool(named) and not is_trained_on(folder, named)
-    try:
-        data = load_data(config, card.class_names, all_to_evaluate=other)
-    except UserError as error:
-        if named:
-            raise
-        raise UserError(f"{folder / 'run.yaml'}: {error}", *error.details) from error
-    for line in data.notes:
-        _log.warning("%s", line)
-    if data.test is None:
-        raise UserError(f"{data.name} has no test images; give --data.holdout to hold training images out")
-    # An absolute path, as a folder may have a model's name; classes are checked against the data's.
-    network = ModelConfig(str(folder.absolute()), code=options.code)
-    model = build_network(network, data, "model").to(device)
-    choose_threads_for(model, data.image_shape[1:], len(data.test))
-    with phase(f"evaluating {card.name} on {plural(len(data.test), 'image')}"):
-        answers = predict(model, data.test.eval_batches(options.batch_size), device)
-    say(
-        f"{folder}: {card.name} on {len(answers):,} images of {data.name}: "
-        f"accuracy {percent(answers.accuracy)}, calibration error {percent(answers.calibration_error)}"
-    )
 
 
 def choose_threads_for(model: PixelModel, size: Size, images: int) -> None:

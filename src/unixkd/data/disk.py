@@ -153,6 +153,10 @@ class DiskSplit(LoadedSplit):
         """Image i as in evaluation `[size, size, C]`, uint8."""
         return self.read((i, NO_VIEW))
 
+    def called(self, i: int) -> str:
+        """What image i is called; see `Split`."""
+        return self.records.called(i)
+
     def read(self, sample: tuple[int, int]) -> Pixels:
         """An image by its position in the view of a code `[size, size, C]`, uint8."""
         return self.read_checked(sample)[0]

@@ -163,7 +163,7 @@ def _loaded(config: DataConfig, known_order: tuple[str, ...] | None, all_to_eval
         stream = stream if config.labels else replace(stream, label=None)
         return _data(config, known, stream, known.test, notes=(stream.announcement(),))
     source = open_source(config)
-    if all_to_evaluate and source.test is None and not config.holdout and source.train.labels is not None:
+    if all_to_evaluate and source.test is None and not config.holdout:
         source = _all_to_evaluate(source, known_order)
     source = _in_order(source, known_order)
     train, test = source.train, source.test
@@ -236,6 +236,8 @@ def _data(
     train_split = _split(train, image_format, flip, config, room)
     test_split = None if test is None else _split(test, image_format, flip, config, room)
     assert not isinstance(test_split, StreamSplit)
+    if isinstance(test_split, MemorySplit) and isinstance(test, Encoded) and test.are_files():
+        test_split = replace(test_split, names=test.called)
     splits = [train_split] if test_split is None else [train_split, test_split]
     return Data(
         name=config.name,

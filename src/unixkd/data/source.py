@@ -140,6 +140,16 @@ class Encoded:
         """What image i is called in messages."""
         return self._item(i)[1]
 
+    def are_files(self) -> bool:
+        """Whether the images are files, of which only the paths are in memory."""
+        return len(self) > 0 and isinstance(self.items[int(self.positions[0])], Path)
+
+    def called(self, i: int) -> str:
+        """As `name`; of a file below the data's folder without that folder."""
+        item, name = self._item(i)
+        inside = isinstance(item, Path) and item.is_relative_to(self.origin)
+        return Path(name).relative_to(self.origin).as_posix() if inside else name
+
     def digest(self) -> bytes:
         """SHA-256 of each file's (or tar member's) name and size, or of up to 256 images' bytes."""
         if isinstance(self.items, NamedItems):

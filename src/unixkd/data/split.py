@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar, TypeVar
@@ -76,6 +76,10 @@ class Split(ABC):
     @abstractmethod
     def image(self, i: int) -> NDArray[np.uint8]:
         """Image i as in evaluation `[H, W, C]`, uint8."""
+
+    def called(self, i: int) -> str:
+        """What image i is called: its file below the data's folder, where it is known, else its number."""
+        return f"image {i}"
 
     @property
     def labelled(self) -> bool:
@@ -180,6 +184,7 @@ class MemorySplit(Split):
         view_seed: seed of the augmentations
         views: number of views of each image that are trained on, the first; None: all
         mixes: number of fixed mixes of each image that are trained on instead; None: its views
+        names: gives the name of an image by its position, where images have names
 
     >>> split = MemorySplit(torch.zeros(5, 8, 8, 1, dtype=torch.uint8), torch.arange(5), padding=1)
     >>> [len(batch) for batch in split.train_batches(0, torch.arange(5), batch_size=2)]
@@ -193,6 +198,7 @@ class MemorySplit(Split):
     view_seed: int = 0
     views: int | None = None
     mixes: int | None = None
+    names: Callable[[int], str] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -251,6 +257,10 @@ class MemorySplit(Split):
     def image(self, i: int) -> NDArray[np.uint8]:
         """Image i `[H, W, C]`, uint8."""
         return self.images[i].cpu().numpy()
+
+    def called(self, i: int) -> str:
+        """What image i is called; see `Split`."""
+        return super().called(i) if self.names is None else self.names(i)
 
 
 AnySplit = TypeVar("AnySplit", bound=Split)

@@ -54,7 +54,11 @@ def write_page(
         UserError: matplotlib is not installed, or the file cannot be written
     """
     check_page(path)
-    text = page(runs, title, notes, commands)
+    write_html(path, page(runs, title, notes, commands))
+
+
+def write_html(path: Path, text: str) -> None:
+    """Write a page, and the folders that are missing; raises UserError where that cannot be."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.parent in (Path("/dev"), Path("/dev/fd")):  # /dev/stdout is not to be replaced
@@ -77,20 +81,8 @@ def page(runs: Sequence[Run], title: str, notes: Sequence[str] = (), commands: S
     """The HTML of the report: `page.html.j2` with what the runs give; a section that is None or empty is left out."""
     groups = group_runs(runs)
     styles = styles_of(groups)
-    # Every text is escaped except those marked as `Markup`.
-    environment = Environment(
-        loader=PackageLoader("unixkd.report", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        finalize=_shown,
-    )
-    environment.filters |= {"anchor": _anchor, "unbroken": _unbroken, "lines": _lines}
-    return environment.get_template("page.html.j2").render(
-        light=LIGHT,
-        dark=DARK,
+    return render(
+        "page.html.j2",
         title=title,
         **first_screen(runs, groups, notes),
         measure=measure_of(groups).name.capitalize(),
@@ -106,6 +98,21 @@ def page(runs: Sequence[Run], title: str, notes: Sequence[str] = (), commands: S
         configuration=configuration(groups),
         evaluated_on=_evaluated_on(groups),
     )
+
+
+def render(template: str, **values: Any) -> str:
+    """The HTML of a template of this package; every text is escaped except those marked as `Markup`."""
+    environment = Environment(
+        loader=PackageLoader("unixkd.report", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        finalize=_shown,
+    )
+    environment.filters |= {"anchor": _anchor, "unbroken": _unbroken, "lines": _lines}
+    return environment.get_template(template).render(light=LIGHT, dark=DARK, **values)
 
 
 def _anchor(title: str) -> str:

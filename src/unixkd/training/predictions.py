@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -24,12 +26,14 @@ class Predictions:
         confidence: its probability in [0, 1] `[n]`
         labels: the right one `[n]`, or None
         index: position of each image in the split `[n]`, or None
+        top: the k most probable classes, the first of equals first `[n, k]`, or None where nobody asked for them
     """
 
     classes: Int[Tensor, " n"]
     confidence: Float[Tensor, " n"]
     labels: Int[Tensor, " n"] | None
     index: Int[Tensor, " n"] | None = None
+    top: Int[Tensor, "n k"] | None = None
 
     def __len__(self) -> int:
         return len(self.classes)
@@ -58,16 +62,32 @@ def predict(
     dtype: torch.dtype | None = None,
 ) -> Predictions:
     """Run a model in eval mode over a split's batches, each image once; dtype: precision by autocast."""
-    network = Network(model, dtype=dtype)
-    parts = []
-    with torch.no_grad(), evaluating(model):
+    return predict_each([model], batches, device, dtype)[0]
+
+
+def predict_each(
+    models: Sequence[nn.Module],
+    batches: Iterable[Batch],
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    top: int = 0,
+) -> list[Predictions]:
+    """As `predict`, of several models on the same batches, which are read once; top: classes to keep of each image."""
+    networks = [Network(model, dtype=dtype) for model in models]
+    parts: list[list[Predictions]] = [[] for _ in models]
+    with torch.no_grad(), ExitStack() as modes:
+        for model in models:
+            modes.enter_context(evaluating(model))
         for batch in batches:
-            probabilities = torch.softmax(network(batch.images.to(device)).logits.float(), dim=1)
-            confidence, classes = probabilities.max(dim=1)
-            parts.append(Predictions(classes, confidence, batch.labels, batch.index))
-    if not parts:
-        return Predictions(torch.empty(0, dtype=torch.int64), torch.empty(0), None)
-    return concat(parts)
+            images = batch.images.to(device)
+            for network, said in zip(networks, parts, strict=True):
+                probabilities = torch.softmax(network(images).logits.float(), dim=1)
+                confidence, classes = probabilities.max(dim=1)
+                most = min(top, probabilities.shape[1])
+                best = probabilities.sort(dim=1, descending=True, stable=True)[1][:, :most] if most else None
+                said.append(Predictions(classes, confidence, batch.labels, batch.index, best))
+    nothing = Predictions(torch.empty(0, dtype=torch.int64), torch.empty(0), None)
+    return [concat(said) if said else nothing for said in parts]
 
 
 def concat(parts: Sequence[Predictions]) -> Predictions:
@@ -82,8 +102,8 @@ def join_predictions(parts: Sequence[Predictions]) -> Predictions:
     if joined.index is None:
         return joined
     place = joined.index.argsort()
-    labels = None if joined.labels is None else joined.labels[place]
-    return Predictions(joined.classes[place], joined.confidence[place], labels)
+    rest = (None if each is None else each[place] for each in (joined.labels, None, joined.top))
+    return Predictions(joined.classes[place], joined.confidence[place], *rest)
 
 
 def expected_calibration_error(
@@ -95,6 +115,41 @@ def expected_calibration_error(
     0.25
     """
     confidence = confidence.double()
-    which = (confidence * bins).ceil().long().clamp(1, bins) - 1
-    gap = torch.zeros(bins, dtype=torch.float64).index_add(0, which, confidence - correct.double())
+    gap = _sums(confidence - correct.double(), confidence, bins)
     return gap.abs().sum().item() / len(confidence)
+
+
+class CurvePoint(NamedTuple):
+    """The images of one bin of confidence (low, high]: how many, their mean confidence, the share of right answers."""
+
+    low: float
+    high: float
+    images: int
+    confidence: float
+    accuracy: float
+
+
+def calibration_curve(
+    confidence: Float[Tensor, " n"], correct: Bool[Tensor, " n"], bins: int = CALIBRATION_BINS
+) -> list[CurvePoint]:
+    """The bins that `expected_calibration_error` is the mean over, without the empty ones.
+
+    >>> calibration_curve(torch.tensor([0.75, 0.75]), torch.tensor([True, False]), bins=2)
+    [CurvePoint(low=0.5, high=1.0, images=2, confidence=0.75, accuracy=0.5)]
+    """
+    confidence = confidence.double()
+    rows = [
+        _sums(each, confidence, bins) for each in (torch.ones_like(confidence), confidence, correct.double())
+    ]
+    columns = enumerate(zip(*(row.tolist() for row in rows), strict=True))
+    return [
+        CurvePoint(i / bins, (i + 1) / bins, round(n), sure / n, right / n)
+        for i, (n, sure, right) in columns
+        if n
+    ]
+
+
+def _sums(values: Float[Tensor, " n"], confidence: Float[Tensor, " n"], bins: int) -> Float[Tensor, " bins"]:
+    """The sum of float64 values by bin of confidence: (0, 1/bins], (1/bins, 2/bins], …; 0 is in the first."""
+    which = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    return torch.zeros(bins, dtype=torch.float64).index_add(0, which, values)

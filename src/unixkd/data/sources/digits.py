@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from unixkd.data.sampling import hold_out
 from unixkd.data.source import Decoded, ImageFormat, Source
-from unixkd.errors import missing_extra
+from unixkd.errors import UserError
 
 # mean and standard deviation of the 1,438 training images' pixels, measured once
 _MEAN, _STD = 0.3049, 0.3757
@@ -39,7 +39,7 @@ def _read() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Values `[N, 64]` and labels `[N]`, from scikit-learn's file: to import its loader takes seconds."""
     package = find_spec("sklearn")
     if package is None:
-        raise missing_extra("scikit-learn", "digits", "the digits")
+        raise UserError("the digits need the package 'scikit-learn': pip install scikit-learn")
     for folder in package.submodule_search_locations or []:
         file = Path(folder, "datasets", "data", "digits.csv.gz")
         if file.is_file():
