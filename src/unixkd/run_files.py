@@ -24,9 +24,10 @@ CHECKSUMS = "checksums.json"
 """SHA-256 of a folder's files by their names, written after them; folders of earlier versions have none."""
 CHECKPOINT = r"epoch-\d{5,}(-step-\d{7,})?"
 """Names of a run's checkpoints. Under other names lies what is somebody's own."""
+SCRIPT, SCRIPT_MARK = "predict.py", "Written by `unixkd export`"  # which stands at its beginning
 EXPORTED = (
     *("README.md", "config.json", "model.safetensors", "model.pt2", "model.onnx", "model.onnx.data"),
-    CHECKSUMS,
+    *("model.int8.onnx", "model.int8.onnx.data", SCRIPT, CHECKSUMS),
 )
 """What `unixkd export` may write into a folder, which is a run's own `export` unless another one is named."""
 
@@ -326,6 +327,14 @@ def holds_export(folder: Path) -> bool:
         known = read_json(sums) if sums.is_file() else {}
         return "model.safetensors" in known and known.keys() <= {*EXPORTED}
     return False
+
+
+def exported_files(folder: Path) -> list[Path]:
+    """What lies in an export's folder under the names of `EXPORTED`, but for a predict.py that no export wrote."""
+    script = folder / SCRIPT
+    ours = script.is_file() and SCRIPT_MARK.encode() in script.read_bytes()[:200]
+    there = [folder / name for name in EXPORTED if os.path.lexists(folder / name)]
+    return [path for path in there if ours or path.name != SCRIPT]
 
 
 @contextmanager

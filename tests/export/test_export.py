@@ -23,14 +23,16 @@ from unixkd.errors import UserError
 from unixkd.export import (
     FORMATS,
     Publication,
+    Sample,
     compare,
     export_student,
     random_sample,
     real_sample,
     write_model_card,
 )
-from unixkd.export.export import TORCH_FILE, Format, write_torch
+from unixkd.export.formats import TORCH_FILE, Format, write_torch
 from unixkd.export.model_card import read_facts
+from unixkd.export.preparation import Preparation, preparation_of
 from unixkd.export.verify import in_batches
 from unixkd.models import ModelCard, PixelModel, create_model, save_model
 from unixkd.names import percent
@@ -71,6 +73,10 @@ def small(size: int | None = 8, names: tuple[str, ...] | None = None, name: str 
     return PixelModel(create_model(name, 3, 1), card).eval()
 
 
+def made_for(student: PixelModel, size: int = 8) -> Preparation:
+    return preparation_of(student.card, size)
+
+
 def pixels(count: int, side: int = 8) -> torch.Tensor:
     return torch.rand(count, 1, side, side, generator=torch.Generator().manual_seed(count))
 
@@ -88,7 +94,9 @@ def names_in(folder: Path) -> set[str]:
 
 def test_the_safetensors_pair_is_the_runs_own(trained, exported):
     assert model_bytes(exported) == model_bytes(trained)
-    assert (exported / "config.json").read_text() == (trained / "config.json").read_text()
+    card = json.loads((exported / "config.json").read_text())
+    assert card.pop("preparation")["size"] == card["size"]
+    assert card == json.loads((trained / "config.json").read_text())
     assert torch.equal(load_student(exported)(pixels(3)), load_student(trained)(pixels(3)))
 
 
@@ -126,7 +134,7 @@ def test_images_of_another_size_are_resized_inside(size, tmp_path):
     """By antialiased interpolation, down and up; the network itself wants 8 pixels."""
     student = small()
     made, failed = export_student(
-        student, tmp_path, ["torch", "onnx"], random_sample(student.card, size), size
+        student, tmp_path, ["torch", "onnx"], random_sample(student.card, size), made_for(student, size)
     )
     assert (len(made), failed) == (2, [])
     answers = FORMATS["onnx"].open(tmp_path)(pixels(2, size))
@@ -137,7 +145,9 @@ def test_weights_too_large_for_one_onnx_file_lie_beside_it(tmp_path, monkeypatch
     """As they are beyond 2 GB; here the limit is put at nothing."""
     monkeypatch.setattr("torch.onnx._internal.exporter._onnx_program._LARGE_MODEL_THRESHOLD", 0)
     student = small()
-    (made,), failed = export_student(student, tmp_path, ["onnx"], random_sample(student.card, 8), 8)
+    (made,), failed = export_student(
+        student, tmp_path, ["onnx"], random_sample(student.card, 8), made_for(student)
+    )
     assert (failed, [file.name for file in made.files]) == ([], ["model.onnx", "model.onnx.data"])
     assert made.size > 4 * sum(value.numel() for value in student.net.parameters())
     assert {file.name for file in made.files} < set(EXPORTED)
@@ -162,14 +172,22 @@ def test_every_artefact_gets_a_line(plain, capsys):
     out = plain / "export"
     pair = [out / name for name in ("checksums.json", "config.json", "model.safetensors")]
     size = sum(path.stat().st_size for path in pair)
-    assert capsys.readouterr().out.splitlines() == [
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
         f"{' '.join(map(str, pair))}: {size / 1e6:.2f} MB, "
         "largest difference of the logits 0, the same class on 72 of 72 evaluation images of digits",
         f"{out / 'model.pt2'}: {(out / 'model.pt2').stat().st_size / 1e6:.2f} MB, "
         "largest difference of the logits 0, the same class on 72 of 72 evaluation images of digits",
+        lines[-2],
         str(out / "README.md"),
     ]
-    assert names_in(out) == PAIR | {"model.pt2"}
+    assert re.fullmatch(
+        f"{re.escape(str(out / 'predict.py'))}: the same class as unixkd predict on 72 of 72 "
+        "evaluation images of digits, "
+        r"largest difference of a probability \d(\.\d)?e-\d\d",
+        lines[-2],
+    )
+    assert names_in(out) == PAIR | {"model.pt2", "predict.py"}
 
 
 def test_an_export_that_is_there_is_not_overwritten_unless_told(exported, trained, tmp_path, capsys):
@@ -205,7 +223,7 @@ def test_a_run_is_never_written_into(plain, trained, capsys):
 def test_a_run_that_is_made_anew_loses_the_export_of_its_old_student(plain):
     (plain / "export").mkdir()
     for name in (*EXPORTED, "mine.txt"):
-        (plain / "export" / name).write_text("library_name: unixkd")
+        (plain / "export" / name).write_text("library_name: unixkd, Written by `unixkd export`")
     folder = RunFolder(plain)
     folder.open(alone(), "overwrite")
     folder.close()
@@ -232,9 +250,9 @@ def test_a_format_that_there_is_not(capsys):
 
 
 def test_a_missing_extra_is_named_before_anything_is_written(plain, monkeypatch, capsys):
-    from unixkd.export import export as export_export
+    from unixkd.export import formats
 
-    monkeypatch.setattr(export_export, "find_spec", lambda name: None if name == "onnxscript" else object())
+    monkeypatch.setattr(formats, "find_spec", lambda name: None if name == "onnxscript" else object())
     assert call("export", plain, "--formats", ALL) == 1
     assert "pip install 'unixkd[onnx]'" in capsys.readouterr().err
     assert not (plain / "export").exists()
@@ -243,12 +261,12 @@ def test_a_missing_extra_is_named_before_anything_is_written(plain, monkeypatch,
 # An exported student that disagrees
 
 
-def changed(student: PixelModel, size: int, folder: Path) -> None:
+def changed(student: PixelModel, preparation: Preparation, folder: Path, sample: Sample) -> None:
     """Write a student whose first logit is 0.5 too large."""
     wrong = load_weights_of(student)
     with torch.no_grad():
         wrong.net.fc.bias[0] += 0.5
-    write_torch(wrong, size, folder)
+    write_torch(wrong, preparation, folder, sample)
 
 
 def load_weights_of(student: PixelModel) -> PixelModel:
@@ -257,11 +275,11 @@ def load_weights_of(student: PixelModel) -> PixelModel:
     return copy
 
 
-def broken(student: PixelModel, size: int, folder: Path) -> None:
+def broken(student: PixelModel, preparation: Preparation, folder: Path, sample: Sample) -> None:
     (folder / TORCH_FILE).write_bytes(b"half a file")
 
 
-def failing(student: PixelModel, size: int, folder: Path) -> None:
+def failing(student: PixelModel, preparation: Preparation, folder: Path, sample: Sample) -> None:
     (folder / TORCH_FILE).write_bytes(b"half a file")
     raise RuntimeError("cannot trace\nthis")
 
@@ -432,7 +450,7 @@ def test_the_code_on_the_card_runs(exported, monkeypatch):
 def test_the_command_on_the_card_makes_the_run_again(trained, exported):
     import shlex
 
-    command = re.search(r"```sh\n(.*)\n```", (exported / "README.md").read_text())[1]
+    command = re.search(r"```sh\n(unixkd .*)\n```", (exported / "README.md").read_text())[1]
     program, name, *words = shlex.split(command)
     assert (program, name) == ("unixkd", "distill")
     options, saved = main.parse(name, words), read_yaml(trained / "run.yaml")
@@ -455,7 +473,7 @@ def test_a_model_without_a_run_gets_a_card_without_figures(tmp_path):
     assert "model-index" not in text
     assert "license:" not in text
     assert [line for line in text.splitlines() if line.startswith("#")] == [
-        *("# resnet8", "## Use", "## Files", "## Licence")
+        *("# resnet8", "## Use", "## Images", "## Files", "## Licence")
     ]
     assert r"cat, dog, \[x\]" in text
 
@@ -505,7 +523,9 @@ def test_names_on_the_card_are_neither_markup_nor_control_characters(tmp_path):
     out = tmp_path / '"q` x'
     out.mkdir()
     student = small(names=(name, "_b_", "wrn_16_2"))
-    text = write_model_card(out, student, facts, [], Publication(), f"images of {name}", 8).read_text()
+    text = write_model_card(
+        out, student, facts, [], Publication(), f"images of {name}", made_for(student)
+    ).read_text()
     assert text.replace("\n", "").isprintable()
     escaped = r"a`|\n---\n# x <b>\x1b[31m\udcff"
     assert f"3 classes of `` {escaped} ``." in text
@@ -515,7 +535,7 @@ def test_names_on_the_card_are_neither_markup_nor_control_characters(tmp_path):
     front = yaml.safe_load(text.split("\n---\n")[0].removeprefix("---\n"))
     assert front["model-index"][0]["results"][0]["dataset"]["name"] == name
     assert [line for line in text.splitlines() if line.startswith("#")] == [
-        *("# resnet8", "## Accuracy", "## Use", "## Files", "## Training", "## Licence")
+        *("# resnet8", "## Accuracy", "## Use", "## Images", "## Files", "## Training", "## Licence")
     ]
 
 
@@ -523,7 +543,10 @@ def test_names_on_the_card_are_neither_markup_nor_control_characters(tmp_path):
 def test_what_is_no_number_is_left_out(value, tmp_path):
     facts = read_facts(write_run(tmp_path, {}, f'{{"accuracy": {{"last": {value}}}}}'))
     assert facts.number("accuracy.last") is None
-    text = write_model_card(tmp_path, small(), facts, [], Publication(), "nothing", 8).read_text()
+    student = small()
+    text = write_model_card(
+        tmp_path, student, facts, [], Publication(), "nothing", made_for(student)
+    ).read_text()
     assert "metrics" not in text
     assert "## Accuracy" not in text
 
@@ -634,5 +657,6 @@ def test_every_kind_of_network_can_be_exported(name, tmp_path):
     card = ModelCard(name, 10, 3, (0.5,) * 3, (0.25,) * 3, 224 if "224" in name else 32)
     student = PixelModel(create_model(name, 10, 3), card).eval()
     sample = random_sample(card, 32)
-    made, failed = export_student(student, tmp_path, ["safetensors", "torch", "onnx"], sample, 32)
+    formats = ["safetensors", "torch", "onnx"]
+    made, failed = export_student(student, tmp_path, formats, sample, made_for(student, 32))
     assert (len(made), failed) == (3, [])

@@ -8,15 +8,20 @@ from pathlib import Path
 from jsonargparse import Namespace
 
 from unixkd.cli.screen import say
-from unixkd.cli.train import evaluated_data
+from unixkd.cli.train import decoding_of, evaluated_data
 from unixkd.config import DataConfig
 from unixkd.errors import UsageError, UserError
-from unixkd.export.export import Artefact, check_installed, export_student, prepare
+from unixkd.export.export import Artefact, export_student, prepare
+from unixkd.export.formats import FORMATS, OF_ONNX, check_installed
 from unixkd.export.hub import check_repository, push, upload_plan
+from unixkd.export.int8 import WORTH_A_WARNING
 from unixkd.export.model_card import Publication, public_name, read_facts, write_model_card
+from unixkd.export.preparation import PHOTO_STEPS, preparation_of
+from unixkd.export.script import export_script
 from unixkd.export.verify import Sample, random_sample, real_sample
 from unixkd.models.card import ModelCard
 from unixkd.models.folder import load_model
+from unixkd.run_files import SCRIPT
 
 
 def export(options: Namespace) -> None:
@@ -31,15 +36,23 @@ def export(options: Namespace) -> None:
     size = options.size or student.card.size
     if size is None:
         raise UserError(f"{folder}: its config.json does not say how large its images are; give --size")
+    preparation = preparation_of(student.card, size, decoding_of(folder) != "full")
+    if options.resize:
+        preparation = replace(preparation, inside=PHOTO_STEPS)
     sample = find_sample(options, folder, student.card, size)
-    if removed := prepare(folder, out, options.overwrite):
+    if removed := prepare(folder, out, options.overwrite, options.formats):
         say(f"removed the export that was in {out}: {', '.join(removed)}")
-    made, failed = export_student(student, out, options.formats, sample, size, options.code)
+    made, failed = export_student(student, out, options.formats, sample, preparation, options.code)
     for artefact in made:
-        say(artefact_line(artefact, sample))
+        say_artefact(artefact, sample)
+    script, wrong = export_script(student, out, [each.format for each in made], sample, preparation)
+    failed += [wrong] if wrong else []
+    if script is not None:
+        say(f"{out / SCRIPT}: {script.describe(sample.origin)}")
     if made:
         publication = Publication(options.licence, options.data_licence, options.push_to_hub)
-        say(str(write_model_card(out, student, facts, made, publication, sample.origin, size)))
+        facts_and_files = (student, facts, made, publication, sample.origin, preparation, script)
+        say(str(write_model_card(out, *facts_and_files)))
     if failed:
         raise UserError("; ".join(failed))
     if options.push_to_hub:
@@ -50,7 +63,9 @@ def export(options: Namespace) -> None:
 def check_options(options: Namespace) -> None:
     """Raise before anything is done where something could not be done."""
     if not options.formats:
-        raise UsageError("--formats names no format: safetensors, torch, onnx")
+        raise UsageError(f"--formats names no format: {', '.join(FORMATS)}")
+    if options.resize and not set(OF_ONNX) & set(options.formats):
+        raise UsageError(f"--resize belongs to the formats {' and '.join(OF_ONNX)}: name one in --formats")
     for name in options.formats:
         check_installed(name)
     if options.push_to_hub:
@@ -74,7 +89,17 @@ def find_sample(options: Namespace, folder: Path, card: ModelCard, size: int) ->
         return random_sample(card, size)
 
 
-def artefact_line(artefact: Artefact, sample: Sample) -> str:
-    """Where an artefact is, how large, and how far it agrees with the student."""
+def say_artefact(artefact: Artefact, sample: Sample) -> None:
+    """Say where an artefact is, how large, how far it agrees with the student, and warn of a lost accuracy."""
+    accuracy = artefact.accuracy
+    measured = "" if accuracy is None else f"{accuracy.describe(sample.origin)}, "
     files = " ".join(map(str, artefact.files))
-    return f"{files}: {artefact.size / 1e6:.2f} MB, {artefact.agreement.describe(sample.origin)}"
+    agreement = artefact.agreement.describe(sample.origin)
+    say(f"{files}: {artefact.size / 1e6:.2f} MB, {measured}{agreement}")
+    if accuracy is not None and accuracy.loses:
+        points = 100 * (accuracy.trained - accuracy.exported)
+        say(
+            f"WARNING: {artefact.format} loses {points:.1f} points of accuracy, more than {100 * WORTH_A_WARNING:g}: "
+            "export onnx where that is too much",
+            style="yellow",
+        )

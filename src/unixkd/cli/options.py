@@ -210,15 +210,17 @@ COMMANDS = {
             option("--out", "folder to write (default: export in the run folder)"),
             option(
                 "--formats",
-                "safetensors (for load_student), torch (torch.export), onnx; e.g. safetensors,onnx",
-                list[Literal["safetensors", "torch", "onnx"]],
+                "safetensors (for load_student), torch (torch.export), onnx, int8 (ONNX with weights of 8 bits); e.g. "
+                "safetensors,onnx",
+                list[Literal["safetensors", "torch", "onnx", "int8"]],
                 default=["safetensors", "torch"],
             ),
             option(
                 "--size",
-                "side of the images that torch and onnx take (default: the model's own)",
+                "side of the images that torch, onnx and int8 take (default: the model's own)",
                 "PositiveInt",
             ),
+            flag("--resize", "onnx and int8 take decoded photos of any size, uint8 [N, H, W, C]"),
             option("--licence", "licence of the weights, as the Hub names it: apache-2.0, ..."),
             option("--data_licence", "licence of the data the model was trained on"),
             flag("--overwrite", "remove the export in --out first"),

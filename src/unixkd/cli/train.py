@@ -19,10 +19,11 @@ from unixkd.cli.sizes import at_teachers_size
 from unixkd.config import DataConfig, MethodConfig, ModelConfig, RunConfig, read_yaml
 from unixkd.data.load import may_download, open_source
 from unixkd.data.source import Encoded
-from unixkd.errors import UsageError, UserError
+from unixkd.errors import UsageError, UserError, read_json
 from unixkd.method.network import Network, evaluating
 from unixkd.method.resizing import Size
 from unixkd.models.card import PixelModel
+from unixkd.models.folder import CARD_FILE
 from unixkd.names import local_path, percent
 from unixkd.phases import phase
 from unixkd.planning.timing import timed_rows
@@ -180,9 +181,12 @@ def evaluated_data(config: DataConfig, folder: Path) -> DataConfig:
 
 
 def decoding_of(folder: Path) -> str:
-    """How the images were decoded on which a network was trained; scaled where its folder is no run's."""
-    path = folder / "run.yaml"
+    """How the images were decoded on which a network was trained; an export says so, another folder that is no run's
+    does not, and then it is scaled.
+    """
+    path, card = folder / "run.yaml", folder / CARD_FILE
     if not path.exists():
-        return "scaled"
+        stated = (read_json(card) if card.exists() else {}).get("preparation")
+        return "full" if isinstance(stated, dict) and stated.get("least_side", 0) is None else "scaled"
     check_unchanged(path)
     return str(read_yaml(path).get("data", {}).get("decoding", "full"))

@@ -29,7 +29,10 @@ _WHITE_IS_ZERO, _SIGNED = 0, 2
 _BLOCK = 1 << 20  # pixels that become 8 bits at once, in memory as float64
 _ORIENTATION, _ON_ITS_SIDE = 274, (5, 6, 7, 8)  # tag of EXIF, and where width and height change places
 _LEAST_DETAIL = 256  # pixels of the shorter side that are always left
-_LONGEST = 8  # times its shorter side an image is scaled as a whole; of longer ones only the middle is
+LONGEST = 8
+"""Times its shorter side an image is scaled as a whole; of longer ones only the middle is."""
+FILTER = Image.Resampling.BILINEAR
+"""Of every resizing; Pillow widens it where an image shrinks."""
 
 
 def read_header(source: Path | bytes, where: str) -> Image.Image:
@@ -222,9 +225,9 @@ def fit(image: Image.Image, size: int) -> Pixels:
     scale = resize_side(size) / min(width, height)
     scaled = max(round(width * scale), size), max(round(height * scale), size)
     left, top = (scaled[0] - size) // 2, (scaled[1] - size) // 2
-    if max(width, height) > _LONGEST * min(width, height):
+    if max(width, height) > LONGEST * min(width, height):
         return to_array(_scaled_part(image, scaled, (left, top), size))
-    resized = image.resize(scaled, Image.Resampling.BILINEAR)
+    resized = image.resize(scaled, FILTER)
     return to_array(resized.crop((left, top, left + size, top + size)))
 
 
@@ -243,7 +246,7 @@ def _scaled_part(
         box.append((first - cut, last - cut))
     part = image.crop((whole[0][0], whole[1][0], whole[0][1], whole[1][1]))
     edges = box[0][0], box[1][0], box[0][1], box[1][1]
-    return part.resize((size, size), Image.Resampling.BILINEAR, box=edges)
+    return part.resize((size, size), FILTER, box=edges)
 
 
 def fit_all(pixels: Pixels, size: int) -> Pixels:

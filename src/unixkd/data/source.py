@@ -136,6 +136,10 @@ class Encoded:
         encoded = read_file(source, where)
         return read_photo(encoded, where, channels, least), zlib.crc32(encoded) or 1
 
+    def encoded(self, i: int) -> bytes:
+        """The file of image i. Raises UserError where it cannot be read."""
+        return read_file(*self._item(i))
+
     def name(self, i: int) -> str:
         """What image i is called in messages."""
         return self._item(i)[1]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from unixkd.errors import UsageError, UserError, missing_extra
 from unixkd.phases import phase
-from unixkd.run_files import EXPORTED
+from unixkd.run_files import exported_files
 
 
 def check_repository(name: str, dry_run: bool) -> None:
@@ -21,7 +21,7 @@ def check_repository(name: str, dry_run: bool) -> None:
 
 def uploaded(folder: Path) -> list[Path]:
     """What is uploaded: the files that an export writes, nothing else that lies in the folder."""
-    return [folder / name for name in EXPORTED if (folder / name).is_file()]
+    return [path for path in exported_files(folder) if path.is_file()]
 
 
 def upload_plan(folder: Path, name: str, private: bool) -> str:

@@ -16,6 +16,9 @@ from jinja2 import Environment, StrictUndefined
 from unixkd.config import flatten, read_yaml
 from unixkd.errors import UserError, read_json, shown
 from unixkd.export.export import Artefact
+from unixkd.export.formats import OF_ONNX
+from unixkd.export.preparation import Preparation
+from unixkd.export.script import ScriptAgreement
 from unixkd.export.verify import ATOL, RTOL
 from unixkd.models.card import PixelModel
 from unixkd.models.folder import read_card
@@ -39,11 +42,12 @@ def write_model_card(
     artefacts: Sequence[Artefact],
     publication: Publication,
     checked_on: str,
-    size: int,
+    preparation: Preparation,
+    script: ScriptAgreement | None = None,
 ) -> Path:
     """Write README.md beside the artefacts in `out`; what the run does not know has no line.
 
-    `checked_on` says on which images they were verified; `torch` and `onnx` take square images of `size` pixels.
+    `checked_on` says on which images they were verified, `script` how far predict.py agrees, None where there is none.
     """
     path = out / "README.md"
     page = Environment(
@@ -61,7 +65,10 @@ def write_model_card(
         publication=publication,
         folder=out.resolve().name,
         checked_on=checked_on,
-        size=size,
+        size=preparation.size,
+        preparation=preparation,
+        script=script,
+        of_onnx=list(OF_ONNX),
         atol=f"{ATOL:g}",
         rtol=f"{RTOL:g}",
     )

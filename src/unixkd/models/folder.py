@@ -27,13 +27,19 @@ CARD_FILE = "config.json"
 SCHEMA = 1
 
 
-def save_model(model: PixelModel, folder: str | Path, weights: Mapping[str, Tensor] | None = None) -> None:
+def save_model(
+    model: PixelModel,
+    folder: str | Path,
+    weights: Mapping[str, Tensor] | None = None,
+    preparation: Mapping[str, Any] | None = None,
+) -> None:
     """Write the network's weights and the model's card, then their checksums; each file appears whole or not at all.
 
     Args:
         model: the model
         folder: run folder, made where it is missing
         weights: what is saved (default: those of `model.net`)
+        preparation: how a photograph is prepared, stated beside the card; readers of the card pass over it
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -46,6 +52,8 @@ def save_model(model: PixelModel, folder: str | Path, weights: Mapping[str, Tens
     with aside(folder / WEIGHTS_FILE) as path, usual_mode(path):
         save_file(state, path)
     card = {"schema": SCHEMA, **card_values(model.card)}
+    if preparation is not None:
+        card["preparation"] = dict(preparation)
     write(folder / CARD_FILE, json.dumps(card, indent=2, ensure_ascii=False) + "\n")
     seal(folder, (WEIGHTS_FILE, CARD_FILE))
 

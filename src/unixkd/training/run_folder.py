@@ -23,6 +23,7 @@ from unixkd.run_files import (
     append,
     check_unchanged,
     encoded,
+    exported_files,
     holds_export,
     leftovers,
     refuse_links,
@@ -153,8 +154,9 @@ class RunFolder:
         """Remove what a run wrote, and nothing else; `removed` lists it."""
         saved = checkpoints(self.checkpoints)
         logs = [path for pattern in LOGS for path in self.logs.glob(pattern)]
-        exported = holds_export(self.path / "export")
-        files = [self.path / name for name in reversed(FILES) if exported or not name.startswith("export/")]
+        export = self.path / "export"
+        files = list(reversed(exported_files(export))) if holds_export(export) else []
+        files += [self.path / name for name in reversed(FILES) if not name.startswith("export/")]
         there = [path for path in (*journals(self.checkpoints), *logs, *files) if os.path.lexists(path)]
         self.removed = [path.relative_to(self.path).as_posix() for path in (*saved, *there)]
         for path in saved:
