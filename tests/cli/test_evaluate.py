@@ -11,11 +11,15 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from rich.cells import cell_len
 
+from evaluations import evaluation
 from pages import read_page, words
 from running import SMALL, alone, call, distilled, make_teacher, summary
 from unixkd.cli.evaluate import judge_answers
+from unixkd.cli.evaluation_text import say_evaluation
 from unixkd.data.load import load_data
+from unixkd.models import ModelCard, PixelModel, create_model, save_model
 from unixkd.models.folder import load_model
 from unixkd.names import percent
 from unixkd.training.predictions import Predictions
@@ -240,6 +244,32 @@ def test_images_without_labels_give_agreement_and_size(folder, capsys):
     assert "says what its teacher" in page.read_text()
 
 
+def test_without_labels_too_a_teacher_of_other_classes_is_refused(folder, capsys):
+    """Its class 1 would be another one than the student's."""
+    torch.manual_seed(0)
+    cases = {
+        ("a", "b"): "has 2 classes, the data have 10",
+        tuple("1234567890"): "knows the classes in another ord",
+    }
+    for names, why in cases.items():
+        card = ModelCard("resnet8", len(names), 1, (0.3,), (0.2,), 8, names)
+        save_model(PixelModel(create_model("resnet8", len(names), 1), card), folder / "other")
+        (folder / "images").mkdir(exist_ok=True)
+        Image.new("L", (8, 8)).save(folder / "images" / "0.png")
+        words = ("--data", f"folder:{folder / 'images'}", "--teacher", folder / "other", "--rounds", 0)
+        assert call("evaluate", folder / "student", *words) == 1
+        assert why in capsys.readouterr().err
+
+
+def test_long_and_wide_names_leave_80_columns_to_the_figures(capsys):
+    names = ["a spider that is very large indeed", "很" * 30, "c"]
+    say_evaluation(evaluation([0, 1, 1, 2], [1, 0, 1, 2], [0, 1, 1, 2], classes=3, names=names))
+    _, *lines = capsys.readouterr().out.splitlines()
+    assert max(map(cell_len, lines)) <= 80
+    assert any("taken for" in line and "of the class" in line for line in lines)
+    assert any("F1  teacher's F1" in line for line in lines)
+
+
 def test_classes_without_an_image_are_named(folder, capsys):
     test = load_data(alone().data).test
     for i, label in enumerate(test.labels[:30].tolist()):
@@ -288,6 +318,7 @@ def test_answers_that_are_not_finite_are_wrong_and_in_no_bin():
     assert sum(point["images"] for point in found.calibration_curve) == 2
 
 
+@pytest.mark.slow
 def test_training_and_help_do_without_scikit_learn(tmp_path):
     """It takes a second to import."""
     import subprocess

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -72,7 +73,8 @@ def evaluate(options: Namespace) -> None:
     else:
         say_evaluation(found)
     if html is not None:
-        lines = write_evaluation_page(found, answers, partial(show, data.test), html)
+        with phase("drawing the page"):
+            lines = write_evaluation_page(found, answers, partial(show, data.test), html)
         for line in [*lines, f"Report written to {html}"]:
             (progress if options.json else say)(line)
 
@@ -102,6 +104,10 @@ def data_to_evaluate(options: Namespace, folder: Path) -> Data:
         _log.warning("%s", line)
     if data.test is None or not len(data.test):
         raise UserError(f"{data.name} has no test images; give --data.holdout to hold training images out")
+    if (
+        data.num_classes is None
+    ):  # a teacher has to name the network's classes, whether there are labels or not
+        data = replace(data, num_classes=card.num_classes, class_names=card.class_names)
     return data
 
 

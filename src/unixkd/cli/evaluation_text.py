@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from rich.text import Text
+
 from unixkd.cli.screen import console, new_table, say
 from unixkd.errors import shown
 from unixkd.names import plural
@@ -20,15 +22,15 @@ from unixkd.report.evaluation_rows import (
     summary,
 )
 
-LONGEST_NAME = 28
-"""Characters of a class's name in a table."""
+CLASS_WIDTH, NAME_WIDTH = 24, 28
+"""Columns of a class's name, whose letters may be two wide, and of other names: the figures need the rest of 80."""
 PAIRS = 10
 
 
 def say_evaluation(found: Evaluation) -> None:
     """Print the figures: a line for programs and hurried people, then tables."""
     say(first_line(found))
-    print_table(["", *roles(found)], summary(found))
+    print_table(["", *roles(found)], summary(found), width=NAME_WIDTH)
     for line in remarks(found):
         console.print(shown(line))
     if found.student.quality is not None:
@@ -65,19 +67,22 @@ def say_quality(found: Evaluation, quality: Quality) -> None:
         print_table(["confidence", "images", "mean confidence", "accuracy"], rows)
 
 
-def print_table(headers: Sequence[str], rows: Iterable[Row], left: Sequence[int] = (0,)) -> None:
-    """Print rows of cells; names are shown as everywhere, and cut."""
-    table = new_table(*map(shortened, headers), left=left)
+def print_table(
+    headers: Sequence[str], rows: Iterable[Row], left: Sequence[int] = (0,), width: int = CLASS_WIDTH
+) -> None:
+    """Print rows of cells; names are shown as everywhere, and cut to so many columns."""
+    table = new_table(*(shortened(header, width) for header in headers), left=left)
     for row in rows:
-        table.add_row(*map(shortened, row))
+        table.add_row(*(shortened(cell, width) for cell in row))
     console.print(table)
 
 
-def shortened(text: str) -> str:
-    """A name as one line, cut where it is long.
+def shortened(text: str, width: int) -> str:
+    """A name as one line, cut where it is wide.
 
-    >>> shortened("a spider that is very large indeed")
-    'a spider that is very large…'
+    >>> shortened("a spider that is large indeed", 24)
+    'a spider that is large …'
     """
-    text = shown(text)
-    return text if len(text) <= LONGEST_NAME else f"{text[: LONGEST_NAME - 1]}…"
+    name = Text(shown(text))
+    name.truncate(width, overflow="ellipsis")
+    return name.plain
