@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,16 @@ from torch import nn
 from running import alone, call, make_teacher
 from unixkd.cli.export import say_artefact
 from unixkd.data import load_data
-from unixkd.export import FORMATS, Agreement, Artefact, Sample, export_student, preparation_of, random_sample
+from unixkd.export import (
+    FORMATS,
+    Agreement,
+    Artefact,
+    Sample,
+    export_student,
+    formats,
+    preparation_of,
+    random_sample,
+)
 from unixkd.export.int8 import Accuracy, is_convolutional, measure
 from unixkd.models import ModelCard, PixelModel, create_model, load_model
 
@@ -30,8 +40,11 @@ def student_of(name: str) -> PixelModel:
     return PixelModel(create_model(name, 3, 1), card).eval()
 
 
-def test_an_int8_model_is_small_and_measured(trained, tmp_path, capsys):
-    assert call("export", trained, "--out", tmp_path / "out", "--formats", "int8") == 0
+def test_an_int8_model_is_small_and_measured(trained, tmp_path, capsys, monkeypatch):
+    traced, trace = [], formats.trace
+    monkeypatch.setattr(formats, "trace", lambda *words: traced.append(words) or trace(*words))
+    assert call("export", trained, "--out", tmp_path / "out", "--formats", "torch,onnx,int8") == 0
+    assert len(traced) == 1  # for all formats
     told = capsys.readouterr().out
     student, quantised = load_model(trained), FORMATS["int8"].open(tmp_path / "out")
     batch = next(load_data(alone().data).test.eval_batches(1000))
@@ -46,6 +59,8 @@ def test_an_int8_model_is_small_and_measured(trained, tmp_path, capsys):
     assert (tmp_path / "out" / "model.int8.onnx").stat().st_size < 2 * weights  # 4 bytes each in fp32
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "README.md",
+        "model.pt2",
+        "model.onnx",
         "model.int8.onnx",
         "predict.py",
     }
@@ -60,9 +75,26 @@ def test_a_loss_is_warned_of_by_name(capsys):
         assert ("WARNING: int8 loses 5.0 points of accuracy, more than 1" in capsys.readouterr().out) == told
 
 
-def test_without_labels_nothing_is_measured():
+def test_without_labels_nothing_is_measured(capsys):
     student = student_of("resnet8")
     assert measure(student, student, random_sample(student.card, 8), 8) is None
+    say_artefact(Artefact("int8", (), Agreement(72, 60, 3.0, within=False)), Sample((), "photos"))
+    assert "accuracy not measured" in capsys.readouterr().out
+
+
+def test_an_image_without_a_label_is_not_measured_on():
+    data = load_data(alone().data)
+    labels = data.test.labels.clone()
+    labels[:300] = -1
+    sample = Sample((), "digits", replace(data, test=replace(data.test, labels=labels)))
+    right = dict(zip(map(bytes, data.test.images.numpy()), data.test.labels.tolist(), strict=True))
+
+    def knows(pixels: torch.Tensor) -> torch.Tensor:
+        images = (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+        wanted = torch.tensor([right[bytes(image.numpy())] for image in images])
+        return torch.nn.functional.one_hot(wanted, 10)
+
+    assert measure(knows, knows, sample, 8) == Accuracy(59, 1.0, 1.0)
 
 
 def test_without_training_images_there_is_no_int8(tmp_path):

@@ -358,7 +358,7 @@ def test_a_step_that_is_left_out_is_found(photos, whole):
 def test_the_script_imports_what_it_names_and_no_more(exported):
     text = (exported / "predict.py").read_text()
     imported = {line.split()[1] for line in text.splitlines() if line.startswith(("import ", "from "))}
-    assert imported == {"json", "sys", "pathlib", "numpy", "onnxruntime", "PIL"}
+    assert imported == {"argparse", "json", "signal", "sys", "pathlib", "numpy", "onnxruntime", "PIL"}
     assert "onnxruntime, numpy and Pillow are needed" in text
 
 

@@ -93,6 +93,8 @@ def say_artefact(artefact: Artefact, sample: Sample) -> None:
     """Say where an artefact is, how large, how far it agrees with the student, and warn of a lost accuracy."""
     accuracy = artefact.accuracy
     measured = "" if accuracy is None else f"{accuracy.describe(sample.origin)}, "
+    if accuracy is None and not artefact.exact:
+        measured = "accuracy not measured, as there are no labelled evaluation images, "
     files = " ".join(map(str, artefact.files))
     agreement = artefact.agreement.describe(sample.origin)
     say(f"{files}: {artefact.size / 1e6:.2f} MB, {measured}{agreement}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unixkd.errors import UserError
-from unixkd.export.formats import FORMATS
+from unixkd.export.formats import FORMATS, Subject
 from unixkd.export.int8 import Accuracy, measure
 from unixkd.export.preparation import Preparation
 from unixkd.export.script import scripted
@@ -97,18 +97,22 @@ def export_student(
     """
     made: list[Artefact] = []
     failed: list[str] = []
+    subject = Subject(student, preparation, sample)
     for name in dict.fromkeys(formats):
         format = FORMATS[name]
         with writing(out), scratch(out / "export") as folder:
             folder.mkdir()
             try:
                 with phase(f"exporting as {name}"):
-                    format.write(student, preparation, folder, sample)
+                    format.write(subject, folder)
                 with phase(f"comparing the {name} export with the student"):
                     exported = format.open(folder, code)
                     agreement = compare(student, exported, sample.batches)
                     check_batches(exported, sample.batches)
-                    accuracy = None if format.exact else measure(student, exported, sample, preparation.size)
+                accuracy = None
+                if not format.exact:
+                    with phase(f"measuring the accuracy of the {name} export"):
+                        accuracy = measure(student, exported, sample, preparation.size)
             except Exception as error:  # torch's tracers, ONNX translators and runtimes share no base class
                 kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
                 failed.append(f"{name} could not be exported: {kind}{' '.join(str(error).split())[:300]}")

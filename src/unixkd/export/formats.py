@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
+from torch.onnx import ONNXProgram
 
 from unixkd.errors import missing_extra
 from unixkd.export.int8 import INT8_FILE, quantise
@@ -49,15 +51,45 @@ def outside(preparation: Preparation) -> Preparation:
     return replace(preparation, inside=PIXEL_STEPS)
 
 
-def write_safetensors(student: PixelModel, preparation: Preparation, folder: Path, sample: Sample) -> None:
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """What is exported: a student, how an image is prepared for it, and images; it is traced once for all formats."""
+
+    student: PixelModel
+    preparation: Preparation
+    sample: Sample
+
+    @cached_property
+    def traced(self) -> ExportedProgram:
+        """The student as torch's graph."""
+        return trace(self.student, self.preparation.size)
+
+    @cached_property
+    def program(self) -> ONNXProgram:
+        """The student as a graph of ONNX that takes pixels."""
+        program = torch.onnx.export(
+            self.traced,
+            input_names=[PIXELS],
+            output_names=[LOGITS],
+            dynamic_shapes=({0: "batch"},),
+            verbose=False,
+        )
+        assert program is not None  # it is with dynamo, the default
+        for node in program.model.graph:
+            node.metadata_props.clear()  # where in torch's graph each node comes from
+        return program
+
+
+def write_safetensors(subject: Subject, folder: Path) -> None:
     """The pair that `load_student` reads."""
-    save_model(student, folder, preparation=outside(preparation).values())
+    save_model(subject.student, folder, preparation=outside(subject.preparation).values())
 
 
-def write_torch(student: PixelModel, preparation: Preparation, folder: Path, sample: Sample) -> None:
+def write_torch(subject: Subject, folder: Path) -> None:
     """`torch.export`'s own file."""
-    facts = {f"{name}.json": text for name, text in metadata(student, outside(preparation)).items()}
-    torch.export.save(trace(student, preparation.size), folder / TORCH_FILE, extra_files=facts)
+    facts = metadata(subject.student, outside(subject.preparation))
+    files = {f"{name}.json": text for name, text in facts.items()}
+    torch.export.save(subject.traced, folder / TORCH_FILE, extra_files=files)
 
 
 def open_torch(folder: Path, code: str | None = None) -> Classifier:
@@ -70,31 +102,23 @@ def open_torch(folder: Path, code: str | None = None) -> Classifier:
         log.disabled = False
 
 
-def write_onnx(student: PixelModel, preparation: Preparation, folder: Path, sample: Sample) -> None:
+def write_onnx(subject: Subject, folder: Path) -> None:
     """An ONNX model, the facts of `metadata` in it; weights beyond 2 GB lie in a file beside it."""
-    program = torch.onnx.export(
-        trace(student, preparation.size),
-        input_names=[PIXELS],
-        output_names=[LOGITS],
-        dynamic_shapes=({0: "batch"},),
-        verbose=False,
-    )
-    assert program is not None  # it is with dynamo, the default
-    for node in program.model.graph:
-        node.metadata_props.clear()  # where in torch's graph each node comes from
-    program.model.metadata_props.update(metadata(student, preparation))
-    program.save(folder / ONNX_FILE)
+    preparation = subject.preparation
+    subject.program.model.metadata_props.update(metadata(subject.student, preparation))
+    subject.program.save(folder / ONNX_FILE)
     if preparation.takes_photos:
         add_photo_input(folder / ONNX_FILE, preparation)
 
 
-def write_int8(student: PixelModel, preparation: Preparation, folder: Path, sample: Sample) -> None:
-    """An ONNX model with weights of 8 bits, made from the one of `write_onnx`."""
-    calibration = sample.calibration(preparation.size)
+def write_int8(subject: Subject, folder: Path) -> None:
+    """An ONNX model with weights of 8 bits, made from the one that takes pixels."""
+    preparation = subject.preparation
+    calibration = subject.sample.calibration(preparation.size)
     with scratch(folder / "fp32") as aside:
         aside.mkdir()
-        write_onnx(student, outside(preparation), aside, sample)
-        quantise(aside / ONNX_FILE, folder / INT8_FILE, calibration, metadata(student, preparation))
+        subject.program.save(aside / ONNX_FILE)
+        quantise(aside / ONNX_FILE, folder / INT8_FILE, calibration, metadata(subject.student, preparation))
     if preparation.takes_photos:
         add_photo_input(folder / INT8_FILE, preparation)
 
@@ -121,13 +145,13 @@ def open_int8(folder: Path, code: str | None = None) -> Classifier:
 
 
 class Format(NamedTuple):
-    """How a student is written (student, preparation, folder, sample) and how the file is opened again.
+    """How a student is written into a folder, and how the file is opened again.
 
     `open` gets the code of a network of the user's own (`FILE.py:NAME`), which only weights without a program need.
     A format that is not `exact` differs from the student by more than the order of sums, and is measured instead.
     """
 
-    write: Callable[[PixelModel, Preparation, Path, Sample], None]
+    write: Callable[[Subject, Path], None]
     open: Callable[..., Classifier]
     needs: tuple[str, ...] = ()
     exact: bool = True

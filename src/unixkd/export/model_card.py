@@ -53,7 +53,7 @@ def write_model_card(
     page = Environment(
         undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True, finalize=_shown
     )
-    page.filters |= {"code": code, "words": words}
+    page.filters |= {"code": code, "words": words, "quoted": lambda text: shlex.quote(shown(text))}
     template = files("unixkd.export").joinpath("model_card.md.j2").read_text(encoding="utf-8")
     text = page.from_string(template).render(
         name=public_name(student.card.name),

@@ -38,6 +38,8 @@ class Preparation:
         mean: what is subtracted from each channel then
         std: what it is divided by
         inside: the steps that the file does itself, of resize, crop, scale and normalise
+        resized_inside: the side to which the network itself resizes squares of `size`, before it normalises; None where
+            it takes them as they are
     """
 
     exif_orientation: str
@@ -55,6 +57,7 @@ class Preparation:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     inside: tuple[str, ...] = PIXEL_STEPS
+    resized_inside: int | None = None
 
     @property
     def channels(self) -> int:
@@ -66,6 +69,13 @@ class Preparation:
         """Whether the file takes decoded photographs of any height and width."""
         return "resize" in self.inside
 
+    @property
+    def whose(self) -> str:
+        """Who prepares an image so: `unixkd predict` does, but for a size that is not the network's own."""
+        if self.resized_inside is None:
+            return "unixkd predict"
+        return f"unixkd on images of {self.size} × {self.size} pixels"
+
     def values(self) -> dict[str, Any]:
         """The record for JSON."""
         return asdict(self)
@@ -75,6 +85,8 @@ class Preparation:
         side, size = self.shorter_side, f"{self.size} × {self.size}"
         boxes = f"; a square image whose side is a multiple of {self.size} is shrunk by the means of boxes instead"
         exact = f"; an image of exactly {size} pixels stays as it is"
+        own = self.resized_inside
+        again = [] if own is None else [f"resize to {own} × {own} pixels, which the network takes"]
         steps = [
             f"turn it as its EXIF orientation says, then convert it to {self.mode}; transparency is "
             f"{self.transparency}, grey of 16 bits is {self.grey_16_bit}",
@@ -83,9 +95,10 @@ class Preparation:
             f"`Image.resize`){boxes if self.box_means else exact}",
             f"crop the {size} pixels in its {self.crop}",
             f"divide by {self.scale}: pixels in [0, 1]",
+            *again,
             f"subtract the mean ({_listed(self.mean)}), divide by the standard deviation ({_listed(self.std)})",
         ]
-        outside = len(steps) - len(self.inside)
+        outside = len(steps) - len(self.inside) - len(again)
         return [step if i < outside else f"{step}: done inside" for i, step in enumerate(steps)]
 
     def _scaled(self) -> list[str]:
@@ -102,7 +115,7 @@ def _listed(values: Sequence[float]) -> str:
 
 
 def preparation_of(card: ModelCard, size: int, scaled: bool = True) -> Preparation:
-    """What `unixkd predict` does with an image for a network of this card.
+    """What `unixkd predict` does with an image for a network of this card, which it gives images of the card's size.
 
     Args:
         card: of the network
@@ -129,4 +142,5 @@ def preparation_of(card: ModelCard, size: int, scaled: bool = True) -> Preparati
         scale=255,
         mean=card.mean,
         std=card.std,
+        resized_inside=card.size if card.size != size else None,
     )

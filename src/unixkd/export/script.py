@@ -19,6 +19,7 @@ from torch import Tensor
 from unixkd.data.disk import DiskSplit
 from unixkd.data.images import LONGEST, fit, read_photo, to_array
 from unixkd.data.views import to_pixels
+from unixkd.errors import UserError
 from unixkd.export.formats import FORMATS, ONNX_FILE, TORCH_FILE
 from unixkd.export.int8 import INT8_FILE
 from unixkd.export.photo_input import open_photo_input
@@ -26,7 +27,8 @@ from unixkd.export.preparation import Preparation
 from unixkd.export.verify import IMAGES, Sample, positions
 from unixkd.models.card import PixelModel
 from unixkd.names import plural
-from unixkd.run_files import SCRIPT, SCRIPT_MARK, scratch, write, writing
+from unixkd.phases import phase
+from unixkd.run_files import SCRIPT, SCRIPT_MARK, exported_files, scratch, write, writing
 
 TOLERANCE = 1e-3
 """Most that a probability may differ from `unixkd predict`'s."""
@@ -52,12 +54,14 @@ class ScriptAgreement:
         refused: how many it refused by name, as deep ones
         same_class: on how many both find the same class most probable
         largest: the largest difference of the most probable class's probability
+        whose: whose answers it is compared with
     """
 
     images: int
     refused: int
     same_class: int
     largest: float
+    whose: str = "unixkd predict"
 
     @property
     def within(self) -> bool:
@@ -68,7 +72,7 @@ class ScriptAgreement:
         """The agreement in words, on images of this origin."""
         refused = f"; it refused {plural(self.refused, 'other image')} by name" if self.refused else ""
         return (
-            f"the same class as unixkd predict on {self.same_class} of {self.images} {origin}, largest difference of a "
+            f"the same class as {self.whose} on {self.same_class} of {self.images} {origin}, largest difference of a "
             f"probability {self.largest:.2g}{refused}"
         )
 
@@ -101,26 +105,36 @@ def export_script(
 ) -> tuple[ScriptAgreement | None, str | None]:
     """Write predict.py beside files of these formats, run it on images with each of them, delete it where it fails.
 
-    An exact format has to give what `unixkd predict` gives; another one what unixkd makes of that file.
+    An exact format has to give what `unixkd predict` gives, or in another size than the network's own what the student
+    gives; another format what unixkd makes of that file.
 
     Returns: its agreement on the file that it takes by itself, None where it fails or no format needs one; and what
         is wrong with it
+
+    Raises:
+        UserError: there is a predict.py that no export wrote, or the folder cannot be written to
     """
-    names, script, made = scripted(formats), out / SCRIPT, None
+    names, script, agreements = scripted(formats), out / SCRIPT, list[ScriptAgreement]()
     if not names:
         return None, None
+    if script.exists() and script not in exported_files(out):
+        raise UserError(f"{out} holds {SCRIPT}, which no export wrote: move it away")
     with writing(out), scratch(out / "photos") as folder:
-        write(script, script_text(student, preparation, names[0]))
         folder.mkdir()
         images = write_images(sample, folder)
-        for name in names:
-            found = check(script, name, images, student, preparation)
-            if isinstance(found, str) or not found.within:
-                script.unlink()
-                reason = found if isinstance(found, str) else found.describe(sample.origin)
-                return None, f"{SCRIPT} disagrees on {_FILES[name]} and was deleted: {reason}"
-            made = made or found
-    return made, None
+        try:
+            write(script, script_text(student, preparation, names[0]))
+            for name in names:
+                with phase(f"running {SCRIPT} on {plural(len(images), 'image')} with {_FILES[name]}"):
+                    found = check(script, name, images, student, preparation)
+                if isinstance(found, str) or not found.within:
+                    reason = found if isinstance(found, str) else found.describe(sample.origin)
+                    return None, f"{SCRIPT} disagrees on {_FILES[name]} and was deleted: {reason}"
+                agreements.append(found)
+        finally:
+            if len(agreements) < len(names):  # whatever happened, it is not verified
+                script.unlink(missing_ok=True)
+    return agreements[0], None
 
 
 def write_images(sample: Sample, folder: Path) -> list[Path]:
@@ -166,7 +180,7 @@ def check(
         answered += 1
         same += line[1] == class_name.encode("utf-8", "backslashreplace").decode()
         largest = max(largest, abs(float(line[2]) - probabilities[best].item()))
-    return ScriptAgreement(answered, refused, same, largest)
+    return ScriptAgreement(answered, refused, same, largest, preparation.whose)
 
 
 def run_without_unixkd(script: Path, file: Path, images: Sequence[Path]) -> subprocess.CompletedProcess[str]:
@@ -176,7 +190,7 @@ def run_without_unixkd(script: Path, file: Path, images: Sequence[Path]) -> subp
     words = [sys.executable, "-P", "-c", _RUN, ",".join(blocked), str(script)]
     words += ["--model", str(file)] if onnx else []
     return subprocess.run(
-        [*words, *map(str, images)],
+        [*words, "--", *map(str, images)],
         capture_output=True,
         encoding="utf-8",
         errors="replace",

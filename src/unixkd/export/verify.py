@@ -46,12 +46,17 @@ class Sample:
         yield from spread(self.data.train, CALIBRATION, size)
 
     def labelled(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Evaluation images in batches `[N, C, size, size]`, evenly spread, and their labels `[N]`; none without."""
+        """Evaluation images in batches `[N, C, size, size]`, evenly spread, and their labels `[N]`; none without.
+
+        An image without a label (-1) is left out.
+        """
         split = None if self.data is None else self.data.test
         if split is None or split.labels is None:
             return
         labels = split.labels[torch.tensor(positions(len(split), EVALUATED))].cpu()
-        yield from zip(spread(split, EVALUATED, size), labels.split(PART), strict=True)
+        for pixels, numbers in zip(spread(split, EVALUATED, size), labels.split(PART), strict=True):
+            if (known := numbers >= 0).any():
+                yield pixels[known], numbers[known]
 
 
 @dataclass(frozen=True)
