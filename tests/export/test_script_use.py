@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from exporting import made_for, small
+from exporting import PAIR, made_for, names_in, small
+from running import call
 from unixkd.errors import UserError
 from unixkd.export import export_script, export_student, random_sample, script
 from unixkd.export.script import script_text
@@ -17,6 +19,10 @@ from unixkd.export.script import script_text
 def ask(folder: Path, *words: object) -> subprocess.CompletedProcess[str]:
     line = [sys.executable, folder / "predict.py", *words]
     return subprocess.run(list(map(str, line)), capture_output=True, text=True, check=False)
+
+
+def stopped(*words: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_bad_words_and_files_get_one_line(exported, tmp_path):
@@ -57,9 +63,6 @@ def test_what_is_not_verified_is_not_left_and_nothing_of_ones_own_is_written_ove
         "the same class as unixkd on images of 12 × 12 pixels on 72 of 72"
     )
 
-    def stopped(*words: object) -> None:
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as changed:
         changed.setattr(script, "check", stopped)
         with pytest.raises(KeyboardInterrupt):
@@ -69,3 +72,13 @@ def test_what_is_not_verified_is_not_left_and_nothing_of_ones_own_is_written_ove
     with pytest.raises(UserError, match=r"predict\.py, which no export wrote"):
         export_script(*words)
     assert (tmp_path / "predict.py").read_text() == "mine"
+
+
+def test_an_export_that_was_stopped_at_its_script_is_known_as_one(plain, monkeypatch):
+    with monkeypatch.context() as changed, suppress(KeyboardInterrupt):
+        changed.setattr(script, "check", stopped)
+        call("export", plain, "--formats", "torch")
+    assert names_in(plain / "export") == {"model.pt2", "README.md"}
+    assert "predict.py" not in (plain / "export" / "README.md").read_text()
+    assert call("export", plain, "--formats", "safetensors", "--overwrite") == 0
+    assert names_in(plain / "export") == PAIR

@@ -45,14 +45,18 @@ def export(options: Namespace) -> None:
     made, failed = export_student(student, out, options.formats, sample, preparation, options.code)
     for artefact in made:
         say_artefact(artefact, sample)
+    publication = Publication(options.licence, options.data_licence, options.push_to_hub)
+    described = (student, facts, made, publication, sample.origin, preparation)
+    if made:
+        write_model_card(
+            out, *described
+        )  # by which it is known as an export, should predict.py be interrupted
     script, wrong = export_script(student, out, [each.format for each in made], sample, preparation)
     failed += [wrong] if wrong else []
     if script is not None:
         say(f"{out / SCRIPT}: {script.describe(sample.origin)}")
     if made:
-        publication = Publication(options.licence, options.data_licence, options.push_to_hub)
-        facts_and_files = (student, facts, made, publication, sample.origin, preparation, script)
-        say(str(write_model_card(out, *facts_and_files)))
+        say(str(write_model_card(out, *described, script)))
     if failed:
         raise UserError("; ".join(failed))
     if options.push_to_hub:
