@@ -60,12 +60,12 @@ MODEL = ("config.json", "model.safetensors")
 GOES_ON = ("run.yaml", "metrics.jsonl", "plan.json", "checkpoints/*")
 COMMANDS = {
     "report": Command(("report", "run"), "run", RECORDS),
-    "evaluate": Command(("evaluate", "run"), "run", (*MODEL, "run.yaml")),
+    "evaluate": Command(("evaluate", "run", "--rounds", "0"), "run", (*MODEL, "run.yaml")),
     "predict": Command(("predict", "run", "0.png", "--json"), "run", (*MODEL, "run.yaml")),
     "export": Command(
         ("export", "run", "--formats", "safetensors", "--overwrite"), "run", (*MODEL, "run.yaml", "summary.json")
     ),
-    "load": Command(("evaluate", "run/export", "--data", "digits"), "run/export", MODEL),
+    "load": Command(("evaluate", "run/export", "--data", "digits", "--rounds", "0"), "run/export", MODEL),
     "teach": Command(
         ("distill", "--teacher", "run", "--student", "resnet8", *SMALL, "--epochs", "1", "--out", "student"),
         "run", MODEL, ("student",), ("student",),
