@@ -215,8 +215,26 @@ def local_path(text: str) -> Path:
         raise UserError(f"'{text}': {error} write the path out") from None
 
 
-def run_words(config: Mapping[str, Any]) -> list[str]:
+CHOSEN = ("train.batch_size", "train.lr")
+"""Chosen where they are not spelled out, unless data have published defaults; with the rate all of the optimiser is
+given."""
+CHOSEN_FINE_TUNING = (*CHOSEN, "train.fit_head", "train.freeze_batchnorm", "data.crop_area")
+"""The same for weights that are trained already."""
+
+
+def chosen_options(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The options that `train`, `distill` and `compare` may choose for a flat run.yaml, but for the epochs."""
+    role = "model" if "model.name" in config else "student"
+    weights = config.get(f"{role}.pretrained") or config.get(f"{role}.weights")
+    if weights or config.get(f"{role}.name") not in models():  # perhaps a folder with weights
+        return CHOSEN_FINE_TUNING
+    return CHOSEN if ":" in str(config.get("data.name")) else ()
+
+
+def run_words(config: Mapping[str, Any], *, settled: bool = True) -> list[str]:
     """The words of `unixkd distill` or `unixkd train` that make the run of a flat run.yaml, without its defaults.
+
+    Of a run that is `settled` the options are spelled out that another command might choose otherwise.
 
     >>> run_words({"model.name": "resnet8", "data.name": "digits", "train.lr": 0.1, "train.seed": 0, "label": None})
     ['unixkd', 'train', '--model', 'resnet8', '--data', 'digits', '--train.lr', '0.1', '--train.seed', '0']
@@ -224,11 +242,13 @@ def run_words(config: Mapping[str, Any]) -> list[str]:
     alone = "model.name" in config
     defaults = flatten(to_plain(RunConfig(ModelConfig(), None if alone else ModelConfig())))
     words = ["unixkd", "train" if alone else "distill"]
-    for key, value in config.items():
+    always = {*ALWAYS_SPELLED, *(chosen_options(config) if settled else ())}
+    younger = {key: defaults[key] for key in chosen_options(config) if settled and key not in config}
+    for key, value in {**config, **younger}.items():
         group, _, field = key.rpartition(".")
         if field == "name":
             words += [f"--{group}", spelled(value)]
-        elif value is not None and (value != defaults.get(key) or key in ALWAYS_SPELLED):
+        elif value is not None and (value != defaults.get(key) or key in always):
             words += [f"--{key}", spelled(value)]
     return words
 
