@@ -110,16 +110,19 @@ def stuck_note(run: Run, answers: Predictions) -> str | None:
     if labels is None or not (third <= run.epoch < third + train.eval_every or run.epoch == train.epochs):
         return None
     known = labels >= 0
-    (common, count), *others = Counter(labels[known].tolist()).most_common()
-    right, images = int((answers.classes == labels).sum()), int(known.sum())
-    if right > count or not others:
+    counted = Counter(labels[known].tolist()).most_common()
+    if len(counted) < 2:
+        return None
+    common, count = counted[0]
+    right, images = int((answers.classes == labels)[known].sum()), int(known.sum())
+    if right > count:
         return None
     (usual, times), *_ = Counter(answers.classes[known].tolist()).most_common()
     names = run.resolved.data.class_names or run.student.card.class_names
     always, often = (names[each] if names else str(each) for each in (common, usual))
     return (
-        f"WARNING: after {run.epoch} of {train.epochs} epochs {percent(right / images)} of the answers are right, as "
-        f"many as '{always}' to every image would be ({percent(count / images)}); '{often}' is the answer to "
+        f"WARNING: after {run.epoch} of {train.epochs} epochs {percent(right / images)} of the answers are right, no "
+        f"more than '{always}' to every image would be ({percent(count / images)}); '{often}' is the answer to "
         f"{percent(times / images)} of them. Is --lr {train.lr:g} right here, and are the epochs enough?"
     )
 
