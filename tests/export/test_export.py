@@ -35,8 +35,8 @@ from unixkd.export.model_card import read_facts
 from unixkd.export.preparation import Preparation, preparation_of
 from unixkd.export.verify import in_batches
 from unixkd.models import ModelCard, PixelModel, create_model, save_model
+from unixkd.models.folder import EXPORTED
 from unixkd.names import percent
-from unixkd.run_files import EXPORTED
 from unixkd.training.run import run
 from unixkd.training.run_folder import RunFolder
 

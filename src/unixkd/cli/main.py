@@ -20,8 +20,7 @@ from unixkd.cli import recipes
 from unixkd.cli.options import COMMANDS, GROUPS, check_names, check_shares, named_code
 from unixkd.config import flatten, without_gone
 from unixkd.errors import UsageError, UserError, parse_yaml, read_text, show_logged_names, shown, unknown_name
-from unixkd.names import methods
-from unixkd.phases import announced, phase
+from unixkd.names import announced, methods, phase
 from unixkd.training.distributed.launch import LeaderError, processes, rank
 from unixkd.training.stopping import EXIT_CODE
 

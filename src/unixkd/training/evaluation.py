@@ -19,8 +19,7 @@ from unixkd.method.batch import Batch
 from unixkd.method.method import sees_clean_images
 from unixkd.method.network import Network, has_statistics, is_sharded
 from unixkd.models.card import PixelModel
-from unixkd.names import percent, plural
-from unixkd.phases import phase
+from unixkd.names import percent, phase, plural
 from unixkd.training.distributed.world import ALONE, World
 from unixkd.training.precision import DTYPES
 from unixkd.training.predictions import Predictions, join_predictions, predict

@@ -15,7 +15,7 @@ from torch import Tensor
 from unixkd.method.network import has_statistics
 from unixkd.models.card import PixelModel
 from unixkd.models.folder import save_model
-from unixkd.phases import phase
+from unixkd.names import phase
 from unixkd.planning.catalogue import Strategy
 from unixkd.planning.expected import Workload, expected_images
 from unixkd.planning.strategies import run_cost, teacher_forwards
