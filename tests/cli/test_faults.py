@@ -138,7 +138,7 @@ def test_an_empty_folder_and_an_empty_class(failing, tmp_path):
 
 def test_fewer_images_than_a_batch(failing, tmp_path):
     data = folder_of(tmp_path / "data", ["a", "b"], images=5)
-    message = failing("train", "--model", "resnet8", "--data", data)
+    message = failing("train", "--model", "resnet8", "--data", data, "--train.batch_size", 64)
     assert "has 10 training images, fewer than a batch of 64" in message
     assert "has 20 training images" in failing("train", "--model", "resnet8", "--data.limit", 20)
     assert "there are 1438 training images" in failing("train", "--model", "resnet8", "--data.limit", 5000)
