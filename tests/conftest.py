@@ -41,8 +41,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
     import torch
 
+    from unixkd import names
     from unixkd.training import precision
 
+    names.PATIENCE = float(
+        "inf"
+    )  # no command says what it waits for on a busy machine, but where a test wants it
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # in processes that tests start too
     # Precision "auto" is fp32 on every processor: what a probe has timed would differ from run to run.

@@ -6,13 +6,17 @@ import threading
 
 import pytest
 
-from unixkd import phases
-from unixkd.phases import LEAST, PATIENCE, Announcer, announced, current, phase, shown_live, spoke
+from unixkd import names
+from unixkd.names import LEAST, Announcer, announced, current, phase, shown_live, spoke
+
+PATIENCE = 2.5
+"""As it is outside of the tests."""
 
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
-    monkeypatch.setattr(phases, "_state", phases._State())
+    monkeypatch.setattr(names, "PATIENCE", PATIENCE)
+    monkeypatch.setattr(names, "_state", names._State())
 
 
 @pytest.fixture
@@ -84,9 +88,9 @@ def test_what_comes_in_every_epoch_is_announced_the_first_time(told):
 
 def test_a_live_display_shows_it_instead(told):
     with phase("reading"), shown_live():
-        assert phases.is_live()
+        assert names.is_live()
         assert told(PATIENCE) == []
-    assert not phases.is_live()
+    assert not names.is_live()
 
 
 def test_phases_end_with_errors_and_work_as_decorators():
@@ -102,9 +106,9 @@ def test_phases_end_with_errors_and_work_as_decorators():
 
 
 def test_a_thread_tells(monkeypatch):
-    monkeypatch.setattr(phases, "PATIENCE", 0.0)
-    monkeypatch.setattr(phases, "LEAST", 0.0)
-    monkeypatch.setattr(phases, "TICK", 0.01)
+    monkeypatch.setattr(names, "PATIENCE", 0.0)
+    monkeypatch.setattr(names, "LEAST", 0.0)
+    monkeypatch.setattr(names, "TICK", 0.01)
     heard = threading.Event()
     with announced(lambda text: heard.set() if text == "reading" else None), phase("reading"):
         assert heard.wait(10)

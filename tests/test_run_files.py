@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from unixkd.errors import UserError, read_json
-from unixkd.run_files import append, aside, leftovers, refuse_links, remove, usual_mode, write
+from unixkd.errors import UserError, read_json, refuse_links
+from unixkd.run_files import append, aside, leftovers, remove, usual_mode, write
 
 
 def half_a_file(path: Path) -> None:

@@ -14,8 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from common import RESULTS
-from unixkd.errors import UserError
-from unixkd.run_files import sha256
+from unixkd.errors import UserError, sha256
 from unixkd.training.checkpoint import checkpoints, find_damage
 
 SUMMARIES = RESULTS / "full-scale"

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from unixkd.run_files import checksum
+from unixkd.errors import checksum
 
 DEPTH, DIGITS, HUGE = 100_000, 5_000, 1 << 40
 """Of nested lists; of a number; bytes of a file without content (sparse: it takes no room)."""

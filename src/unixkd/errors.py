@@ -1,9 +1,10 @@
-"""Whatever is wrong outside of the code becomes one line: a user's mistake, a file from anybody, a Hub out of reach."""
+"""What is wrong outside of the code becomes one line: a user's mistake, a bad or damaged file, a Hub out of reach."""
 
 from __future__ import annotations
 
 import contextlib
 import difflib
+import hashlib
 import json
 import logging
 import re
@@ -267,6 +268,64 @@ def _check_plain(values: object) -> None:
 def _line(error: BaseException) -> str:
     text = " ".join(str(error).split())[:300] or type(error).__name__
     return "a number of thousands of digits is out of range" if "integer string conversion" in text else text
+
+
+# Files that were damaged or edited, links, places where nothing can be written.
+
+CHECKSUMS = "checksums.json"
+"""SHA-256 of a folder's files by their names, written after them; folders of earlier versions have none."""
+
+
+def refuse_links(*places: Path) -> None:
+    """Raise a `UserError` where one is a link: nothing is written through it to where nobody asked for."""
+    for place in places:
+        if place.is_symlink():
+            raise UserError(
+                f"'{place}' is a link, and a run writes through none: put what it points to here instead, or the whole "
+                "folder there, with a link to that"
+            )
+
+
+@contextlib.contextmanager
+def writing(place: Path | str) -> Iterator[None]:
+    """Within, an error of the system becomes a `UserError` that names the place."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write to {place}: {error}") from None
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file, and its size in bytes."""
+    return f"{sha256(path)} {path.stat().st_size}"
+
+
+def matches(path: Path, known: object) -> bool:
+    """Whether a file has this checksum; one of another size is not read. Earlier versions wrote no size."""
+    digest, _, size = str(known).partition(" ")
+    return size in ("", str(path.stat().st_size)) and sha256(path) == digest
+
+
+def is_unchanged(path: Path) -> bool | None:
+    """Whether a file is as it was when its folder was sealed; None where it is missing or has no checksum."""
+    sums = path.with_name(CHECKSUMS)
+    known = read_json(sums).get(path.name) if sums.is_file() and path.is_file() else None
+    return None if known is None else matches(path, known)
+
+
+def check_unchanged(path: Path) -> None:
+    """Raise a `UserError` where a file is not as it was when its folder was sealed."""
+    if is_unchanged(path) is False:
+        raise UserError(
+            f"'{path}' is damaged or was edited: its checksum is not the one in {CHECKSUMS} beside it. Restore the "
+            f"file; if the change was meant, remove {CHECKSUMS}"
+        )
 
 
 # The Hugging Face Hub out of reach: its libraries then answer at once from what they have.

@@ -1,4 +1,5 @@
-"""Words and numbers as people type and read them: names, methods with options, a run's command, figures; no torch.
+"""Words and numbers as people type and read them: names, methods with options, a run's command, figures, what is
+being waited for; no torch.
 
 Code is run when its network is built. So it has to be named by the user, on the command line or in a call: what a run
 folder, a checkpoint or a file of options says about code is never run.
@@ -9,8 +10,11 @@ from __future__ import annotations
 import ast
 import math
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import fields
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -215,8 +219,26 @@ def local_path(text: str) -> Path:
         raise UserError(f"'{text}': {error} write the path out") from None
 
 
-def run_words(config: Mapping[str, Any]) -> list[str]:
+CHOSEN = ("train.batch_size", "train.lr")
+"""Chosen where they are not spelled out, unless data have published defaults; with the rate all of the optimiser is
+given."""
+CHOSEN_FINE_TUNING = (*CHOSEN, "train.fit_head", "train.freeze_batchnorm", "data.crop_area")
+"""The same for weights that are trained already."""
+
+
+def chosen_options(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The options that `train`, `distill` and `compare` may choose for a flat run.yaml, but for the epochs."""
+    role = "model" if "model.name" in config else "student"
+    weights = config.get(f"{role}.pretrained") or config.get(f"{role}.weights")
+    if weights or config.get(f"{role}.name") not in models():  # perhaps a folder with weights
+        return CHOSEN_FINE_TUNING
+    return CHOSEN if ":" in str(config.get("data.name")) else ()
+
+
+def run_words(config: Mapping[str, Any], *, settled: bool = True) -> list[str]:
     """The words of `unixkd distill` or `unixkd train` that make the run of a flat run.yaml, without its defaults.
+
+    Of a run that is `settled` the options are spelled out that another command might choose otherwise.
 
     >>> run_words({"model.name": "resnet8", "data.name": "digits", "train.lr": 0.1, "train.seed": 0, "label": None})
     ['unixkd', 'train', '--model', 'resnet8', '--data', 'digits', '--train.lr', '0.1', '--train.seed', '0']
@@ -224,11 +246,13 @@ def run_words(config: Mapping[str, Any]) -> list[str]:
     alone = "model.name" in config
     defaults = flatten(to_plain(RunConfig(ModelConfig(), None if alone else ModelConfig())))
     words = ["unixkd", "train" if alone else "distill"]
-    for key, value in config.items():
+    always = {*ALWAYS_SPELLED, *(chosen_options(config) if settled else ())}
+    younger = {key: defaults[key] for key in chosen_options(config) if settled and key not in config}
+    for key, value in {**config, **younger}.items():
         group, _, field = key.rpartition(".")
         if field == "name":
             words += [f"--{group}", spelled(value)]
-        elif value is not None and (value != defaults.get(key) or key in ALWAYS_SPELLED):
+        elif value is not None and (value != defaults.get(key) or key in always):
             words += [f"--{key}", spelled(value)]
     return words
 
@@ -322,3 +346,126 @@ def plural(number: int, what: str) -> str:
     ('1 run', '2 runs')
     """
     return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+
+
+# What is being waited for: work that may take a while is a phase; whoever watches reads of it after some silence.
+
+PATIENCE = 2.5
+"""Seconds without a line after which the phase at work is announced."""
+LEAST = 0.25
+"""Seconds that it has been at work by then: what is over in a moment is not what was waited for."""
+TICK = 0.25
+
+
+@dataclass(frozen=True, eq=False)
+class Phase:
+    """Something that is going on.
+
+    Args:
+        text: what it is, to be read on
+        once: it comes again and again, and is announced the first time
+        counted: steps are counted in it, and a bar shows them
+        began: when, by `time.monotonic`
+    """
+
+    text: str
+    once: bool = False
+    counted: bool = False
+    began: float = field(default_factory=lambda: time.monotonic())
+
+
+class _State:
+    """Of this process: its phases, the innermost last; when a line was last shown; how many live displays there are."""
+
+    def __init__(self) -> None:
+        self.phases: list[Phase] = []
+        self.spoke = time.monotonic()
+        self.live = 0
+
+
+_state = _State()
+
+
+@contextmanager
+def phase(text: str, *, once: bool = False, counted: bool = False) -> Iterator[None]:
+    """Within, a piece of work that may take a while: phases lie in one another, and the innermost is what goes on.
+
+    >>> with phase("reading digits"):
+    ...     current().text
+    'reading digits'
+    """
+    entered = Phase(text, once, counted)
+    _state.phases.append(entered)
+    try:
+        yield
+    finally:
+        _state.phases.remove(entered)
+
+
+def current() -> Phase | None:
+    """What is going on."""
+    return _state.phases[-1] if _state.phases else None
+
+
+def spoke() -> None:
+    """Note that a line has been shown: what is announced next is what lasts from here on."""
+    _state.spoke = time.monotonic()
+
+
+@contextmanager
+def shown_live() -> Iterator[None]:
+    """Within, a display shows the current phase by itself, and nothing is announced."""
+    _state.live += 1
+    try:
+        yield
+    finally:
+        _state.live -= 1
+        spoke()
+
+
+def is_live() -> bool:
+    """Whether a live display has the screen: nothing else may write on it."""
+    return _state.live > 0
+
+
+@dataclass
+class Announcer:
+    """Tells of phases that last, each once.
+
+    Args:
+        tell: shows a text
+    """
+
+    tell: Callable[[str], None]
+    last: Phase | None = None
+    told: set[str] = field(default_factory=set)
+
+    def look(self, now: float) -> None:
+        """Tell what goes on at a time, if it has been silent for long and that is news."""
+        there = current()
+        if there is None or there is self.last or (there.once and there.text in self.told) or is_live():
+            return
+        if now - _state.spoke >= PATIENCE and now - there.began >= LEAST:
+            self.last = there
+            self.told.add(there.text)
+            _state.spoke = now
+            self.tell(there.text)
+
+
+@contextmanager
+def announced(tell: Callable[[str], None]) -> Iterator[None]:
+    """Within, phases that last are told, from a thread of its own."""
+    ended, announcer = threading.Event(), Announcer(tell)
+    spoke()
+
+    def watch() -> None:
+        while not ended.wait(TICK):
+            announcer.look(time.monotonic())
+
+    thread = threading.Thread(target=watch, name="unixkd-phases", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

@@ -1,35 +1,27 @@
-"""The files of a run folder: their records, written by `training` and read by `report`; writing whole, checksums."""
+"""The files of a run folder: their records, written by `training` and read by `report`; how files are written whole."""
 
 from __future__ import annotations
 
-import hashlib
+import base64
 import json
 import os
 import re
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 from msgspec import Meta
 
-from unixkd.errors import UserError, read_json
+from unixkd.errors import CHECKSUMS, checksum
 
 SCHEMA = 1
 """Of summary.json; a change that an older reader would misunderstand raises it."""
-CHECKSUMS = "checksums.json"
-"""SHA-256 of a folder's files by their names, written after them; folders of earlier versions have none."""
 CHECKPOINT = r"epoch-\d{5,}(-step-\d{7,})?"
 """Names of a run's checkpoints. Under other names lies what is somebody's own."""
-SCRIPT, SCRIPT_MARK = "predict.py", "Written by `unixkd export`"  # which stands at its beginning
-EXPORTED = (
-    *("README.md", "config.json", "model.safetensors", "model.pt2", "model.onnx", "model.onnx.data"),
-    *("model.int8.onnx", "model.int8.onnx.data", SCRIPT, CHECKSUMS),
-)
-"""What `unixkd export` may write into a folder, which is a run's own `export` unless another one is named."""
 
 Share = Annotated[float, Meta(ge=0, le=1)]
 Count = Annotated[int, Meta(ge=0)]
@@ -269,7 +261,129 @@ class Epoch:
     selection: Selected | None = None
 
 
-# Reading and writing
+# selection.json
+
+_MAGIC = {"png": b"\x89PNG\r\n\x1a\n", "jpeg": b"\xff\xd8\xff"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thumbnail:
+    """What an image looks like, in one of two formats.
+
+    Args:
+        png: a file in base64, of a tiny image
+        jpeg: a file in base64, of another
+    """
+
+    png: str | None = None
+    jpeg: str | None = None
+
+    def __post_init__(self) -> None:
+        files = {kind: text for kind in _MAGIC if (text := getattr(self, kind)) is not None}
+        for kind, text in files.items():
+            try:
+                is_one = base64.b64decode(text, validate=True).startswith(_MAGIC[kind])
+            except ValueError:
+                is_one = False
+            if not is_one:
+                raise ValueError(f"this is no base64 {kind.upper()}")
+        if len(files) != 1:
+            raise ValueError("a picture is either a png or a jpeg")
+
+    @property
+    def address(self) -> str:
+        """The picture as an address that holds it."""
+        return (
+            f"data:image/jpeg;base64,{self.jpeg}" if self.png is None else f"data:image/png;base64,{self.png}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture(Thumbnail):
+    """A training image that was kept very often or very rarely, or mixed strongly.
+
+    Args:
+        index: its position in the training set
+        label: its class
+        times: how often it was kept
+        mixed: how many images' worth its rows gave to their partners in the whole run
+        file: the name of its file
+    """
+
+    index: Count
+    label: str | int | None = None
+    times: Count
+    mixed: float | None = None
+    file: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimesKept:
+    """`images[i]` training images were kept `times_kept[i]` times."""
+
+    times_kept: tuple[Times, ...]
+    images: tuple[Count, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.times_kept) != len(self.images):
+            raise ValueError(f"{len(self.times_kept)} times_kept for {len(self.images)} images")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """selection.json: how often the images of a run were kept, and pictures from both ends."""
+
+    epochs: Times
+    histogram: TimesKept
+    most_kept: tuple[Picture, ...] = ()
+    least_kept: tuple[Picture, ...] = ()
+    most_mixed: tuple[Picture, ...] = ()
+
+
+# disagreements.json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Disagreement(Thumbnail):
+    """An evaluation image on which student and teacher say different classes.
+
+    Args:
+        index: its position in the evaluation set
+        label: its class; None without labels
+        file: the name of its file
+        student: the class that the student says, with its probability
+        teacher: the class that the teacher says, with its probability
+    """
+
+    index: Count
+    label: str | None = None
+    file: str | None = None
+    student: str
+    student_confidence: Share | None = None
+    teacher: str
+    teacher_confidence: Share | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Disagreements:
+    """disagreements.json: after the last epoch, on which evaluation images student and teacher disagree.
+
+    Args:
+        images: that were evaluated
+        differ: of them, those on which they disagree
+        teacher_right: of those, the ones of which the teacher is right; None without labels
+        student_right: of those, the ones of which the student is right; None without labels
+        shown: some of them, those of which the teacher is right first
+    """
+
+    images: Count
+    differ: Count
+    teacher_right: Count | None = None
+    student_right: Count | None = None
+    shown: tuple[Disagreement, ...] = ()
+
+
+# Writing
 
 
 @contextmanager
@@ -306,37 +420,6 @@ def append(path: Path, content: bytes) -> None:
         file.write(content)
 
 
-def refuse_links(*places: Path) -> None:
-    """Raise a `UserError` where one is a link: nothing is written through it to where nobody asked for."""
-    for place in places:
-        if place.is_symlink():
-            raise UserError(
-                f"'{place}' is a link, and a run writes through none: put what it points to here instead, or the whole "
-                "folder there, with a link to that"
-            )
-
-
-def holds_export(folder: Path) -> bool:
-    """Whether `unixkd export` wrote what lies in a folder under the names that it uses, by its card or checksums."""
-    sums, card = folder / CHECKSUMS, folder / "README.md"
-    if card.is_file():
-        with card.open("rb") as file:
-            if b"library_name: unixkd" in file.read(1 << 16):
-                return True
-    with suppress(UserError):
-        known = read_json(sums) if sums.is_file() else {}
-        return "model.safetensors" in known and known.keys() <= {*EXPORTED}
-    return False
-
-
-def exported_files(folder: Path) -> list[Path]:
-    """What lies in an export's folder under the names of `EXPORTED`, but for a predict.py that no export wrote."""
-    script = folder / SCRIPT
-    ours = script.is_file() and SCRIPT_MARK.encode() in script.read_bytes()[:200]
-    there = [folder / name for name in EXPORTED if os.path.lexists(folder / name)]
-    return [path for path in there if ours or path.name != SCRIPT]
-
-
 @contextmanager
 def usual_mode(path: Path) -> Iterator[None]:
     """Within, a library makes a file that nobody but its owner may read; at the end the user's umask holds for it."""
@@ -344,15 +427,6 @@ def usual_mode(path: Path) -> Iterator[None]:
     mode = path.stat().st_mode
     yield
     path.chmod(mode)
-
-
-@contextmanager
-def writing(place: Path | str) -> Iterator[None]:
-    """Within, an error of the system becomes a `UserError` that names the place."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"cannot write to {place}: {error}") from None
 
 
 def write(path: Path, text: str) -> None:
@@ -374,43 +448,10 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, as hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def checksum(path: Path) -> str:
-    """SHA-256 of a file, and its size in bytes."""
-    return f"{sha256(path)} {path.stat().st_size}"
-
-
-def matches(path: Path, known: object) -> bool:
-    """Whether a file has this checksum; one of another size is not read. Earlier versions wrote no size."""
-    digest, _, size = str(known).partition(" ")
-    return size in ("", str(path.stat().st_size)) and sha256(path) == digest
-
-
 def seal(folder: Path, names: Iterable[str]) -> None:
     """Write the checksums of those of these files that are there; what is changed later is found by them."""
     sums = {name: checksum(folder / name) for name in names if (folder / name).is_file()}
     write(folder / CHECKSUMS, json.dumps(sums, indent=2) + "\n")
-
-
-def is_unchanged(path: Path) -> bool | None:
-    """Whether a file is as it was when its folder was sealed; None where it is missing or has no checksum."""
-    sums = path.with_name(CHECKSUMS)
-    known = read_json(sums).get(path.name) if sums.is_file() and path.is_file() else None
-    return None if known is None else matches(path, known)
-
-
-def check_unchanged(path: Path) -> None:
-    """Raise a `UserError` where a file is not as it was when its folder was sealed."""
-    if is_unchanged(path) is False:
-        raise UserError(
-            f"'{path}' is damaged or was edited: its checksum is not the one in {CHECKSUMS} beside it. Restore the "
-            f"file; if the change was meant, remove {CHECKSUMS}"
-        )
 
 
 def sync(path: Path) -> None:

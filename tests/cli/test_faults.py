@@ -190,6 +190,8 @@ def test_a_batch_of_one_image_that_batch_norm_cannot_take_is_found_before_traini
         message = failing(*distill(teacher, *words, student="vgg8"))
         assert "would train on 1 image" in message
         assert "vgg8" in message
+    frozen = distill(teacher, "--data.limit", 33, "--train.freeze_batchnorm", "true", student="vgg8")
+    assert call(*frozen, "--out", tmp_path / "frozen") == 0  # it normalises by what it has
     words = distill(teacher, "--data.limit", 33, "--train.batch_size", 1, "--method", "kd")
     assert call(*words, "--out", tmp_path / "run") == 0
 

@@ -8,15 +8,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonargparse import Namespace
+from PIL import Image
 
 from run_folders import write_run
 from running import SMALL, call, make_teacher
+from unixkd import create_model
 from unixkd.cli import main
 from unixkd.cli.reproduce import commands_of, compare_words, config_of
+from unixkd.cli.schedule import suited
 from unixkd.config import (
     AnswersConfig,
     DataConfig,
@@ -75,6 +79,24 @@ def test_a_printed_distill_has_the_same_configuration(config):
     assert config_of(saved(config)) == config
     words = shlex.split(shlex.join(words_of(config)))
     assert again(words) == config
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_printed_command_leaves_nothing_to_choose(trained, tmp_path):
+    """The defaults, given for one's own images and weights, are not what is chosen for them."""
+    for number in range(4):
+        (tmp_path / str(number % 2)).mkdir(exist_ok=True)
+        Image.new("RGB", (90, 80)).save(tmp_path / str(number % 2) / f"{number}.png")
+    torch.save(create_model("resnet8", 2).state_dict(), tmp_path / "two.pth")
+    student = ModelConfig("resnet8", weights=str(tmp_path / "two.pth") if trained else None)
+    config = replace(
+        BASE, student=student, data=DataConfig(f"folder:{tmp_path}"), train=TrainConfig(epochs=3)
+    )
+    values = flatten(to_plain(config))
+    older = {key: values[key] for key in values if key not in ("train.fit_head", "data.crop_area")}
+    for known in (values, older):
+        options = main.parse("distill", run_words(known)[2:])
+        assert suited(options, options.student) == (config.data, config.train)
 
 
 def test_only_what_is_not_the_default_is_said():

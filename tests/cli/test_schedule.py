@@ -13,7 +13,7 @@ from PIL import Image
 
 from running import SMALL, call
 from unixkd.cli.main import parse
-from unixkd.cli.schedule import schedule, suited
+from unixkd.cli.schedule import batch_of, schedule, suited
 from unixkd.config import DataConfig, TrainConfig
 
 
@@ -54,7 +54,30 @@ def test_more_images_never_have_more_epochs_from_nothing(one, other, trained):
     assert schedule(few, False)["train.epochs"] >= schedule(many, False)["train.epochs"]
     for images in (few, many):
         assert 1 <= schedule(images, trained)["train.epochs"] <= 160
-        assert 1 <= schedule(images, trained)["train.batch_size"] <= max(images / 2, 1)
+
+
+@given(st.integers(1, 10_000), st.sampled_from([32, 64]), st.integers(1, 40))
+def test_no_process_has_one_image_alone(images, most, processes):
+    size = batch_of(images, most, processes)
+    assert size % processes == 0
+    if images < 4 * processes:  # no batch that is half of them
+        return
+    if size > max(images / 2, 1):
+        assert all(images % fewer == 1 for fewer in range(2, images // 2 + 1))
+    else:
+        assert 2 * processes <= size <= max(most, 2 * processes)
+        assert processes > 1 or images % size != 1
+
+
+def test_the_warm_up_leaves_epochs_to_train_in(photos):
+    words = ("train", "--model", "resnet8", "--data", f"folder:{photos}", "--epochs", 3)
+    assert chosen(*words)[1].warmup_epochs == 0.5
+
+
+def test_a_batch_is_shared_out_among_the_processes(photos, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert batch_of(245, most=30, processes=4) == 28
+    assert chosen("train", "--model", "resnet8", "--data", f"folder:{photos}")[1].batch_size == 12
 
 
 def test_the_table():
@@ -122,6 +145,43 @@ def test_holdout_and_limit_count(photos):
     assert few.epochs == 160
     options = parse("distill", ["--student", "resnet8", "--data", "cifar100", "--data.holdout", "0.5"])
     assert suited(options, options.student)[1] == TrainConfig()
+
+
+def test_the_images_that_are_held_out_are_counted_by_class(tmp_path):
+    """Of classes of two images one is held out, whatever the share: 10 are trained on, not 18."""
+    for number in range(20):
+        folder = tmp_path / f"class{number // 2}"
+        folder.mkdir(exist_ok=True)
+        Image.new("RGB", (90, 80)).save(folder / f"{number}.png")
+    data = ("--data", f"folder:{tmp_path}", "--data.holdout", 0.1)
+    assert chosen("train", "--model", "resnet8", *data)[1].batch_size == 5
+
+
+def test_resume_without_a_run_says_what_is_chosen(photos, tmp_path, capsys):
+    options = parse("train", ["--model", "resnet8", "--data", f"folder:{photos}", "--resume"])
+    assert suited(options, options.model, tmp_path / "run.yaml")[1].epochs == 160
+    assert capsys.readouterr().out.startswith("chosen for 12 training images")
+
+
+def test_a_rate_that_is_given_again_changes_nothing(photos, tmp_path):
+    """The run began with 5 epochs of warm-up, and goes on so where its rate is written out."""
+    earlier = tmp_path / "run.yaml"
+    earlier.write_text("train: {epochs: 160, batch_size: 6, warmup_epochs: 5.0, lr: 0.05}\n")
+    options = parse("train", ["--model", "resnet8", "--data", f"folder:{photos}", "--lr", "0.05"])
+    assert suited(options, options.model, earlier)[1].warmup_epochs == 5
+    assert suited(options, options.model)[1].warmup_epochs == 0
+
+
+def test_a_target_goes_on_with_the_epochs_that_it_is_a_share_of(photos, tmp_path):
+    """80 of plain KD's 160: the target would halve what run.yaml has once more."""
+    earlier = tmp_path / "run.yaml"
+    words = ["--student", "resnet8", "--data", f"folder:{photos}", "--budget", "50%"]
+    options = parse("distill", words)
+    for reference, epochs in ((160, 160), ("null", 80)):
+        earlier.write_text(f"train: {{epochs: 80, batch_size: 6}}\nreference_epochs: {reference}\n")
+        assert suited(options, options.student, earlier)[1].epochs == epochs
+    options = parse("distill", words[:-2])
+    assert suited(options, options.student, earlier)[1].epochs == 80
 
 
 def test_unlabelled_images_fit_no_classifier(photos, weights):

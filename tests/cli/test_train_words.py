@@ -11,7 +11,7 @@ from running import SMALL, alone, call
 from unixkd.config import ModelConfig, TrainConfig
 from unixkd.errors import UserError
 from unixkd.models.registry import create_model
-from unixkd.phases import current
+from unixkd.names import current
 from unixkd.training import precision, resolved
 from unixkd.training.run import run
 

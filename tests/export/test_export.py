@@ -28,7 +28,7 @@ from unixkd.export import (
 from unixkd.export.formats import TORCH_FILE, Format, Subject, write_torch
 from unixkd.export.verify import in_batches
 from unixkd.models import ModelCard, PixelModel, create_model
-from unixkd.run_files import EXPORTED
+from unixkd.models.folder import EXPORTED
 from unixkd.training.run_folder import RunFolder
 
 # The formats

@@ -33,6 +33,13 @@ def test_a_side_is_a_multiple_of_its_unit_and_near_its_share(side, share):
     assert abs(found - share * side) <= unit  # half a unit, but at least a unit and at most the side
 
 
+@given(side=st.integers(4, 512))
+def test_the_whole_side_stays_whatever_it_is(side):
+    """28 pixels are no multiple of 3, nor 100 of 12: without a size below 1 no image is made smaller."""
+    assert shrunk_side(side, 1.0) == side
+    assert shrunk_size((side, side), 1.0) is None
+
+
 def test_sizes_by_hand():
     assert [shrunk_size((16, 16), share) for share in (0.5, 0.6, 0.9, 0.95)] == [
         (8, 8),

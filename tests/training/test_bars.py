@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 from rich.console import Console
 
-from unixkd import phases
+from unixkd import names
 from unixkd.training import bars as bars_of
 from unixkd.training import stopping
 from unixkd.training.bars import BarDisplay
@@ -22,7 +22,7 @@ LONG = "unix:keep=0.5:steepness=1000.0:scorer=margin-seed0"
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
-    monkeypatch.setattr(phases, "_state", phases._State())
+    monkeypatch.setattr(names, "_state", names._State())
 
 
 class Screen:
@@ -166,12 +166,12 @@ def test_what_is_waited_for_stands_below_the_bar(monkeypatch):
     clock = [100.0]
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
     screen = Screen()
-    with phases.phase("reading [x]\n"):
+    with names.phase("reading [x]\n"):
         assert screen.picture() == []  # over in a moment, mostly
         clock[0] += 7
         assert screen.picture() == [r"reading [x]\n … 0:07"]
     screen.show(Began("run"), Started("run", 2, 10))
-    with phases.phase("training", counted=True):
+    with names.phase("training", counted=True):
         clock[0] += 7
         assert screen.picture()[-1] == "training … 0:07"
         screen.show(Stepped("run", 1, 2.0, None))
@@ -180,7 +180,7 @@ def test_what_is_waited_for_stands_below_the_bar(monkeypatch):
     assert screen.picture()[-1] == "stopping after this step; Ctrl-C once more stops at once"
     screen.bars.close()
     assert screen.last()[-1].startswith("run ")
-    assert not phases.is_live()
+    assert not names.is_live()
 
 
 def test_a_resumed_run_starts_where_it_stood():

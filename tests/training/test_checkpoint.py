@@ -12,8 +12,7 @@ import torch
 from torch import nn
 
 from slow import TinyNet, images_of, labels_of
-from unixkd.errors import UserError
-from unixkd.run_files import checksum
+from unixkd.errors import UserError, checksum
 from unixkd.training.checkpoint import (
     checkpoint_name,
     checkpoints,

@@ -13,9 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from running import alone, call, distilled, everything, make_teacher, summary
 from unixkd.config import AnswersConfig, ModelConfig, RunConfig
-from unixkd.errors import UserError
+from unixkd.errors import CHECKSUMS, UserError, checksum
 from unixkd.models.user_code import code_fingerprint
-from unixkd.run_files import CHECKSUMS, checksum
 from unixkd.training.run import run
 
 NET = """

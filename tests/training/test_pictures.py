@@ -16,7 +16,7 @@ from PIL import Image
 from running import TEST_IMAGES, distilled, everything, make_teacher
 from unixkd.config import DataConfig, MethodConfig, ModelConfig, RunConfig, TrainConfig
 from unixkd.data.source import Decoded
-from unixkd.run_files import is_unchanged
+from unixkd.errors import is_unchanged
 from unixkd.training.pictures import NUM_THUMBNAILS, disagreements, record
 from unixkd.training.predictions import Predictions
 from unixkd.training.run import run

@@ -44,6 +44,18 @@ def test_what_is_planned_for_a_static_method_is_what_it_costs(name, teacher, tmp
     assert planned["relative_to_kd"] == pytest.approx(cost["relative_to_kd"], rel=1e-12)
 
 
+@pytest.mark.parametrize(
+    "method", ["unix", "mixup"]
+)  # mixup's statistics of BatchNorm would be estimated anew
+def test_a_fitted_classifier_counts_and_frozen_statistics_do_not(method, teacher, tmp_path):
+    config = distilled(teacher, method, epochs=2, fit_head=True, freeze_batchnorm=True)
+    run(replace(config, reference_epochs=3), tmp_path / "run")
+    planned, cost = plan(tmp_path / "run"), summary(tmp_path / "run")["cost"]
+    assert planned["images"] == {key: cost["images"][key] for key in planned["images"]}
+    assert planned["images"]["scored"] == IMAGES * (3 if method == "unix" else 1)
+    assert planned["relative_to_kd"] == pytest.approx(cost["relative_to_kd"], rel=1e-12)
+
+
 def test_it_is_relative_to_the_reference(teacher, tmp_path):
     """Plain KD for 2 of 5 epochs costs 2/5."""
     run(replace(distilled(teacher, "kd"), reference_epochs=5), tmp_path / "run")

@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from unixkd import run_files
 from unixkd.config import (
     LossConfig,
     MethodConfig,
@@ -19,8 +18,8 @@ from unixkd.config import (
     read_yaml,
     to_plain,
 )
-from unixkd.errors import UserError
-from unixkd.run_files import checksum
+from unixkd.errors import UserError, checksum
+from unixkd.models.folder import EXPORTED
 from unixkd.training import run_folder
 from unixkd.training.run_folder import RunFolder
 
@@ -181,7 +180,7 @@ def test_every_file_a_run_writes_is_removed_by_overwrite():
     assert set(run_folder.FILES) == {
         *("run.yaml", "plan.json", "metrics.jsonl", "summary.json", "selection.json", "left_out.json"),
         *("disagreements.json", "model.safetensors", "config.json", "checksums.json"),
-        *(f"export/{name}" for name in run_files.EXPORTED),
+        *(f"export/{name}" for name in EXPORTED),
     }
 
 

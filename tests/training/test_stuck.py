@@ -31,7 +31,7 @@ def note(answers, epoch, labels=LABELS, teacher=None, epochs=9, every=1, names=(
 def test_it_names_the_class_the_shares_and_the_rate():
     text = note([0] * 5, epoch=3)
     assert text == (
-        "WARNING: after 3 of 9 epochs 60.00 % of the answers are right, as many as 'ants' to every image would be "
+        "WARNING: after 3 of 9 epochs 60.00 % of the answers are right, no more than 'ants' to every image would be "
         "(60.00 %); 'ants' is the answer to 100.00 % of them. Is --lr 0.05 right here, and are the epochs enough?"
     )
     assert "'1' is the answer to 100.00 %" in note([1] * 5, epoch=3, names=None)
@@ -61,6 +61,15 @@ def test_without_labels_the_teacher_is_asked():
 
 def test_images_of_one_class_tell_nothing():
     assert note([0] * 5, epoch=3, labels=[0] * 5) is None
+
+
+def test_images_without_any_label_tell_nothing():
+    assert note([0] * 5, epoch=3, labels=[-1] * 5) is None
+    assert note([0] * 5, epoch=3, labels=[1] + [-1] * 4) is None
+
+
+def test_fewer_right_answers_than_of_the_commonest_class():
+    assert "20.00 % of the answers are right, no more than 'ants'" in note([1, 1, 1, 0, 1], epoch=3)
 
 
 def test_images_without_a_label_do_not_count():

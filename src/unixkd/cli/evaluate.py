@@ -26,8 +26,7 @@ from unixkd.errors import UsageError, UserError
 from unixkd.method.flops import forward_flops
 from unixkd.models.card import PixelModel
 from unixkd.models.folder import read_card
-from unixkd.names import plural
-from unixkd.phases import phase
+from unixkd.names import phase, plural
 from unixkd.report.evaluation import NO_ANSWER, TOP, Answers, Classes, Evaluation, Judged, Quality, Speed
 from unixkd.report.evaluation import compare as compare_answers
 from unixkd.report.evaluation import quality as quality_of

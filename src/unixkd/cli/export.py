@@ -20,8 +20,7 @@ from unixkd.export.preparation import PHOTO_STEPS, preparation_of
 from unixkd.export.script import export_script
 from unixkd.export.verify import Sample, random_sample, real_sample
 from unixkd.models.card import ModelCard
-from unixkd.models.folder import load_model
-from unixkd.run_files import SCRIPT
+from unixkd.models.folder import SCRIPT, load_model
 
 
 def export(options: Namespace) -> None:

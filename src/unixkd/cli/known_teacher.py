@@ -6,13 +6,12 @@ from pathlib import Path
 
 from unixkd.config import ModelConfig, read_yaml
 from unixkd.data.load import Data
-from unixkd.errors import UserError, first_line
+from unixkd.errors import UserError, check_unchanged, first_line
 from unixkd.models.card import PixelModel
 from unixkd.models.folder import is_run_folder, read_card
 from unixkd.models.registry import model_names
 from unixkd.models.repdistiller import as_weights, split
 from unixkd.names import is_code, local_path
-from unixkd.run_files import check_unchanged
 from unixkd.training.checkpoint import newest_state
 from unixkd.training.fingerprint import teacher_fingerprint
 from unixkd.training.resolved import build_network

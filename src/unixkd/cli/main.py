@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import gc
 import io
+import logging
 import os
 import re
 import sys
@@ -19,8 +20,7 @@ from unixkd.cli import recipes
 from unixkd.cli.options import COMMANDS, GROUPS, check_names, check_shares, named_code
 from unixkd.config import flatten, without_gone
 from unixkd.errors import UsageError, UserError, parse_yaml, read_text, show_logged_names, shown, unknown_name
-from unixkd.names import methods
-from unixkd.phases import announced, phase
+from unixkd.names import announced, methods, phase
 from unixkd.training.distributed.launch import LeaderError, processes, rank
 from unixkd.training.stopping import EXIT_CODE
 
@@ -50,6 +50,8 @@ GC_THRESHOLDS = (50_000, 20, 100)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 done, 1 failed, 2 bad usage, 75 stopped and resumable."""
     show_logged_names()
+    if rank() > 0:  # what is warned about in every process, the first one says
+        logging.getLogger("unixkd").setLevel(logging.ERROR)
     if (
         "torch" not in sys.modules
     ):  # which reads it when it is loaded: a thread that waits spinning takes a core

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from jsonargparse import Namespace
@@ -13,7 +14,7 @@ from unixkd.cli.plan_cluster import plan_cluster
 from unixkd.cli.plan_ranking import rank_strategies
 from unixkd.cli.plan_timing import how_timed, planned_pair
 from unixkd.cli.recipes import IMAGENET
-from unixkd.cli.schedule import schedule
+from unixkd.cli.schedule import keeps_defaults, schedule
 from unixkd.cli.screen import console, new_table, percents, say, say_pair
 from unixkd.cli.sizes import KNOWN_DATA, Shape, at_teachers_size, teachers_size
 from unixkd.cli.train import check_named, data_of_run
@@ -57,12 +58,11 @@ def plan(options: Namespace) -> None:
 
 
 def take_schedule(options: Namespace, data: DataConfig, shape: Shape) -> None:
-    """Epochs and batch that `distill` would choose for the user's own images, where they are not given."""
-    if options.recipe is not None or data.name in KNOWN_DATA or data.name.startswith("stream:"):
+    """Epochs and batch that `distill` would choose, where they are not given."""
+    begins = begins_trained(options.student)
+    if options_on_paper(options) or keeps_defaults(options, data, begins):
         return
-    if options_on_paper(options):
-        return
-    chosen = schedule(shape.images, begins_trained(options.student))
+    chosen = schedule(shape.images, begins)
     for name, key in (("train.epochs", "train.epochs"), ("batch_size", "train.batch_size")):
         if name not in options.given:
             options[name] = chosen[key]
@@ -85,13 +85,22 @@ def planned_networks(options: Namespace, shape: Shape) -> tuple[PixelModel, Pixe
     """Teacher, and student in train mode."""
     channels, means, device = shape.channels, [0.5] * shape.channels, default_device()
 
-    def build(config: ModelConfig) -> PixelModel:
+    def build(config: ModelConfig, role: Literal["teacher", "student"]) -> PixelModel:
         config = replace(config, pretrained=False)
-        model = build_model(config, num_classes=shape.classes, in_channels=channels, mean=means, std=means)
+        # Of a teacher only the shape counts here, so its weights may be missing.
+        model = build_model(
+            config,
+            num_classes=shape.classes,
+            in_channels=channels,
+            mean=means,
+            std=means,
+            role="model" if role == "teacher" else role,
+            option=role,
+        )
         check_network(model, (channels, shape.size, shape.size), device, trained=False)
         return model.to(memory_format=torch.channels_last)
 
-    return build(options.teacher), build(options.student).train()
+    return build(options.teacher, "teacher"), build(options.student, "student").train()
 
 
 def workload_of(data: DataConfig, shape: Shape, batch_size: int, epochs: int, runs: int = 1) -> Workload:

@@ -13,7 +13,7 @@ from unixkd.cli.plan_timing import how_timed
 from unixkd.cli.screen import console, new_table, percents, say, say_pair
 from unixkd.config import DataConfig, RunConfig, TrainConfig, flatten, to_plain
 from unixkd.errors import UsageError
-from unixkd.names import NONE, run_words
+from unixkd.names import NONE, chosen_options, run_words
 from unixkd.planning.catalogue import Budget, Evidence, Group, MatchKD, Strategy, strategies
 from unixkd.planning.expected import Workload
 from unixkd.planning.strategies import StrategyEstimate, estimate_strategies
@@ -175,9 +175,8 @@ def command_words(options: Namespace, strategy: Strategy, data: DataConfig, work
     base = RunConfig(options.student, options.teacher, data=data, train=train)
     values = flatten(to_plain(run_of(strategy, base, workload, ANSWERS)))
     del values["train.seed"]  # each run has its own
-    program, command, *words = run_words(values)
-    if not options.recipe:
-        return [program, command, *words]
-    if "--train.batch_size" not in words:  # the default, but perhaps not the recipe's
+    program, command, *words = run_words(values, settled=False)
+    others = options.recipe or chosen_options(values)  # which may have another batch than the default
+    if others and "--train.batch_size" not in words:
         words += ["--train.batch_size", str(workload.batch_size)]
-    return [program, command, "--recipe", options.recipe, *words]
+    return [program, command, *(["--recipe", options.recipe] if options.recipe else []), *words]

@@ -24,8 +24,7 @@ from unixkd.data.views import to_pixels
 from unixkd.errors import UsageError, UserError
 from unixkd.models.card import PixelModel
 from unixkd.models.folder import load_model
-from unixkd.names import plural
-from unixkd.phases import phase
+from unixkd.names import phase, plural
 from unixkd.training.resolved import default_device
 
 PREDICT_BATCH, BATCH_PIXELS = 256, 1 << 21

@@ -6,6 +6,7 @@ The digits and CIFAR keep the defaults of `TrainConfig`, which are the published
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +18,12 @@ from unixkd.cli.screen import say
 from unixkd.cli.sizes import KNOWN_DATA
 from unixkd.config import DataConfig, ModelConfig, TrainConfig, flatten, read_yaml
 from unixkd.data.load import open_source
+from unixkd.data.sampling import PER_PROCESS, hold_out
 from unixkd.errors import UserError
 from unixkd.models.loading import begins_trained, own_num_classes
 from unixkd.names import plural
+from unixkd.planning.catalogue import parse_target
+from unixkd.training.distributed.launch import processes
 
 FEW, SOME = 2_000, 20_000
 """Images below which batches are small: from nothing, and from pretrained weights."""
@@ -38,23 +42,59 @@ FINE_TUNING: dict[str, Any] = {
 FINE_TUNED_LESS = 1_000
 """Images below which the fitted classifier does most of it: fewer epochs, a fifth of the rate, and BatchNorm's
 statistics stay, which their few batches would spoil."""
-FROM_NOTHING: dict[str, Any] = {"train.warmup_epochs": 5.0}
+WARM_UP = 5.0
+"""Epochs of it from nothing, but at most a sixth of all."""
 
 
-def schedule(images: int, trained: bool) -> dict[str, Any]:
+def schedule(images: int, trained: bool, epochs: int | None = None, processes: int = 1) -> dict[str, Any]:
     """The settings for so many training images, from pretrained weights or from nothing, by dotted name.
+
+    Args:
+        images: of the training set
+        trained: whether the network begins with pretrained weights
+        epochs: where they are given
+        processes: among which a batch is shared out
 
     >>> schedule(245, trained=True)["train.epochs"], schedule(245, trained=False)["train.epochs"]
     (4, 160)
     """
-    size = min(32 if images < (SOME if trained else FEW) else 64, max(images // 2, 1))
+    size = batch_of(images, 32 if images < (SOME if trained else FEW) else 64, processes)
     if trained:
         few = images < FINE_TUNED_LESS
-        rate, epochs = (2e-5, 4) if few else (1e-4, 10)
-        settings = {"train.epochs": epochs, "train.batch_size": size, "train.lr": rate, **FINE_TUNING}
+        rate, usual = (2e-5, 4) if few else (1e-4, 10)
+        settings = {
+            "train.epochs": epochs or usual,
+            "train.batch_size": size,
+            "train.lr": rate,
+            **FINE_TUNING,
+        }
         return settings | {"train.freeze_batchnorm": few}
-    epochs = min(max(math.ceil(SHOWN / images), LEAST), MOST)
-    return {"train.epochs": epochs, "train.batch_size": size, **FROM_NOTHING}
+    epochs = epochs or min(max(math.ceil(SHOWN / images), LEAST), MOST)
+    warm_up = min(WARM_UP, round(epochs / 6, 2))
+    return {"train.epochs": epochs, "train.batch_size": size, "train.warmup_epochs": warm_up}
+
+
+def batch_of(images: int, most: int, processes: int = 1) -> int:
+    """Images of a batch: so many, but at most half of all, each process 2 or more, and none alone in the last batch.
+
+    BatchNorm may not be able to train on a single image. So few images that no such batch is half of them are one.
+
+    >>> batch_of(100, most=32), batch_of(65, most=32), batch_of(42, most=32, processes=2), batch_of(3, most=32)
+    (32, 31, 20, 3)
+    """
+    largest = min(max(most, PER_PROCESS * processes), images // 2) // processes * processes
+    sizes = range(largest, PER_PROCESS * processes - 1, -processes)
+    whole = max(images // processes, 1) * processes
+    return next((size for size in sizes if processes > 1 or images % size != 1), whole)
+
+
+def keeps_defaults(options: Namespace, data: DataConfig, begins: bool) -> bool:
+    """Whether nothing is chosen: a recipe says all, a stream has no number of images, known data have their defaults.
+
+    `begins`: whether the network begins with pretrained weights
+    """
+    of_known = data.name in KNOWN_DATA and not begins
+    return options.recipe is not None or data.name.startswith("stream:") or of_known
 
 
 def suited(
@@ -67,26 +107,22 @@ def suited(
         network: which is trained
         earlier: run.yaml of the run that goes on, which goes on with what it began with
     """
-    data, train = options.data, options.train
+    data, train, given = options.data, options.train, options.given
     begins = begins_trained(network)
-    if (
-        options.recipe is not None
-        or data.name.startswith("stream:")
-        or (data.name in KNOWN_DATA and not begins)
-    ):
+    if keeps_defaults(options, data, begins):
         return data, train
-    given = options.given | set(OPTIMISER if options.given & {"train.optimizer", "train.lr"} else ())
+    defaults = flatten({"data": vars(DataConfig()), "train": vars(TrainConfig())})
     if earlier is not None and earlier.exists():
-        began = flatten(read_yaml(earlier))
-        settings = {key: began[key] for key in schedule(1, begins) if key in began}
+        settings, images = _began(earlier, schedule(1, begins), options), None
     else:
         images, labelled, classes = _training_images(data)
-        settings = schedule(images, begins)
+        epochs = train.epochs if "train.epochs" in given else None
+        settings = schedule(images, begins, epochs, processes())
+        given = given | set(OPTIMISER if given & {"train.optimizer", "train.lr"} else ())
         if begins and not (labelled and _has_new_head(network, classes)):
             del settings["train.fit_head"]
-    defaults = flatten({"data": vars(DataConfig()), "train": vars(TrainConfig())})
     chosen = {key: value for key, value in settings.items() if key not in given and value != defaults[key]}
-    if chosen and earlier is None:
+    if chosen and images is not None:
         how = "pretrained weights" if begins else "nothing"
         words = " ".join(f"--{key} {str(value).lower()}" for key, value in chosen.items())
         say(f"chosen for {plural(images, 'training image')}, from {how}, where you do not say: {words}")
@@ -99,17 +135,27 @@ def suited(
     return groups["data"], groups["train"]
 
 
+def _began(earlier: Path, keys: Iterable[str], options: Namespace) -> dict[str, Any]:
+    """These settings of a run that goes on; of one with a target for its cost, the epochs are plain KD's."""
+    began = flatten(read_yaml(earlier))
+    settings = {key: began[key] for key in keys if key in began}
+    if parse_target(options.get("budget"), options.get("match_kd", False)) is not None:
+        settings["train.epochs"] = began.get("reference_epochs") or began["train.epochs"]
+    return settings
+
+
 def _training_images(data: DataConfig) -> tuple[int, bool, int | None]:
-    """About how many images are trained on, whether they have labels, and how many classes."""
-    classes: int | None
+    """How many images are trained on, unless some cannot be read; whether they have labels; how many classes."""
     if data.name in KNOWN_DATA:
         known = KNOWN_DATA[data.name]
-        number, labelled, classes = known.images, True, known.classes
-    else:
-        source = open_source(data)
-        number, labelled, classes = len(source.train), source.train.labels is not None, source.num_classes
-    number = max(1, round(number * (1 - data.holdout)))
-    return min(number, data.limit or number), labelled and data.labels, classes
+        number = known.images - round(known.images * data.holdout)
+        return min(number, data.limit or number), data.labels, known.classes
+    source = open_source(data)
+    records, number = source.train, len(source.train)
+    if data.holdout > 0 and number:
+        number = len(hold_out(records.labels, number, data.holdout, data.split_seed)[0])
+    number = max(1, min(number, data.limit or number))
+    return number, records.labels is not None and data.labels, source.num_classes
 
 
 def _has_new_head(network: ModelConfig, classes: int | None) -> bool:

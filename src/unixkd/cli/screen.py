@@ -13,7 +13,7 @@ from rich.table import Table
 from unixkd.cli.recipes import PAIRS
 from unixkd.errors import shown
 from unixkd.method.ledger import Ledger
-from unixkd.phases import spoke
+from unixkd.names import spoke
 from unixkd.training.bars import BarDisplay, broken
 from unixkd.training.display import Display, LineDisplay
 from unixkd.training.distributed.launch import rank

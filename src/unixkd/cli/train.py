@@ -19,15 +19,13 @@ from unixkd.cli.sizes import at_teachers_size
 from unixkd.config import DataConfig, MethodConfig, ModelConfig, RunConfig, read_yaml
 from unixkd.data.load import may_download, open_source
 from unixkd.data.source import Encoded
-from unixkd.errors import UsageError, UserError, read_json
+from unixkd.errors import UsageError, UserError, check_unchanged, read_json
 from unixkd.method.network import Network, evaluating
 from unixkd.method.resizing import Size
 from unixkd.models.card import PixelModel
 from unixkd.models.folder import CARD_FILE
-from unixkd.names import local_path, percent
-from unixkd.phases import phase
+from unixkd.names import local_path, percent, phase
 from unixkd.planning.timing import timed_rows
-from unixkd.run_files import check_unchanged
 from unixkd.training.precision import one_pass
 from unixkd.training.resolved import PROBED
 from unixkd.training.run import run

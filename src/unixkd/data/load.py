@@ -34,8 +34,7 @@ from unixkd.data.sources.stream import Streamed, StreamSplit, load_stream
 from unixkd.data.sources.webdataset import load_shards
 from unixkd.data.split import MemorySplit
 from unixkd.errors import UserError, unknown_name
-from unixkd.names import DATA, format_bytes, local_path
-from unixkd.phases import phase
+from unixkd.names import DATA, format_bytes, local_path, phase
 
 _MEMORY_SIZE = 64  # side up to which images are kept in memory
 

@@ -132,9 +132,8 @@ class Encoded:
 
     def photo_checked(self, i: int, channels: int, least: int | None = None) -> tuple[Photo, int]:
         """As `photo`, with the CRC-32 of the encoded bytes, never 0."""
-        source, where = self._item(i)
-        encoded = read_file(source, where)
-        return read_photo(encoded, where, channels, least), zlib.crc32(encoded) or 1
+        encoded = read_file(*(item := self._item(i)))
+        return read_photo(encoded, item[1], channels, least), zlib.crc32(encoded) or 1
 
     def encoded(self, i: int) -> bytes:
         """The file of image i. Raises UserError where it cannot be read."""

@@ -6,24 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from unixkd.errors import UserError
+from unixkd.errors import UserError, refuse_links, writing
 from unixkd.export.formats import FORMATS, Subject
 from unixkd.export.int8 import Accuracy, measure
 from unixkd.export.preparation import Preparation
 from unixkd.export.script import scripted
 from unixkd.export.verify import ATOL, RTOL, Agreement, Sample, check_batches, compare
 from unixkd.models.card import PixelModel
-from unixkd.phases import phase
-from unixkd.run_files import (
-    SCRIPT,
-    exported_files,
-    holds_export,
-    leftovers,
-    refuse_links,
-    remove,
-    scratch,
-    writing,
-)
+from unixkd.models.folder import SCRIPT, exported_files, holds_export
+from unixkd.names import phase
+from unixkd.run_files import leftovers, remove, scratch
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from unixkd.errors import UsageError, UserError, missing_extra
-from unixkd.phases import phase
-from unixkd.run_files import exported_files
+from unixkd.models.folder import exported_files
+from unixkd.names import phase
 
 
 def check_repository(name: str, dry_run: bool) -> None:

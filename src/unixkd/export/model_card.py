@@ -14,7 +14,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from unixkd.config import flatten, read_yaml
-from unixkd.errors import UserError, read_json, shown
+from unixkd.errors import UserError, check_unchanged, read_json, shown, writing
 from unixkd.export.export import Artefact
 from unixkd.export.formats import OF_ONNX
 from unixkd.export.preparation import Preparation
@@ -23,7 +23,7 @@ from unixkd.export.verify import ATOL, RTOL
 from unixkd.models.card import PixelModel
 from unixkd.models.folder import read_card
 from unixkd.names import is_code, run_words
-from unixkd.run_files import check_unchanged, write, writing
+from unixkd.run_files import write
 
 
 @dataclass(frozen=True)

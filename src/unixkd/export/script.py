@@ -19,16 +19,16 @@ from torch import Tensor
 from unixkd.data.disk import DiskSplit
 from unixkd.data.images import LONGEST, fit, read_photo, to_array
 from unixkd.data.views import to_pixels
-from unixkd.errors import UserError
+from unixkd.errors import UserError, writing
 from unixkd.export.formats import FORMATS, ONNX_FILE, TORCH_FILE
 from unixkd.export.int8 import INT8_FILE
 from unixkd.export.photo_input import open_photo_input
 from unixkd.export.preparation import Preparation
 from unixkd.export.verify import IMAGES, Sample, positions
 from unixkd.models.card import PixelModel
-from unixkd.names import plural
-from unixkd.phases import phase
-from unixkd.run_files import SCRIPT, SCRIPT_MARK, exported_files, scratch, write, writing
+from unixkd.models.folder import SCRIPT, SCRIPT_MARK, exported_files
+from unixkd.names import phase, plural
+from unixkd.run_files import scratch, write
 
 TOLERANCE = 1e-3
 """Most that a probability may differ from `unixkd predict`'s."""

@@ -15,7 +15,7 @@ from unixkd.data.load import AnySplit, Data, load_data
 from unixkd.data.views import to_pixels
 from unixkd.errors import UserError
 from unixkd.models.card import ModelCard
-from unixkd.phases import phase
+from unixkd.names import phase
 
 Classifier = Callable[[Tensor], Tensor]
 """Pixels in [0, 1] `[N, C, H, W]` -> logits `[N, classes]`."""

@@ -25,13 +25,16 @@ STEPS = 8
 
 
 def shrunk_side(side: int, share: float) -> int:
-    """A side's share, rounded to a multiple of an eighth of the side, of 2 pixels at least; never more than the side.
+    """A side's share, rounded to a multiple of an eighth of the side, of 2 pixels at least, or to the whole side.
 
     >>> [shrunk_side(32, share) for share in (0.5, 0.7, 0.95, 1.0)], shrunk_side(8, 0.5)
     ([16, 24, 32, 32], 4)
+    >>> [shrunk_side(100, share) for share in (0.5, 0.95, 1.0)]  # an eighth is 12 pixels, and 100 no multiple
+    [48, 96, 100]
     """
-    unit = max(2, side // STEPS)
-    return min(side, max(unit, round(share * side / unit) * unit))
+    unit, wanted = max(2, side // STEPS), share * side
+    near = min(side, max(unit, round(wanted / unit) * unit))
+    return side if side - wanted < abs(near - wanted) else near
 
 
 def shrunk_share(side: int, share: float) -> float:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,14 +15,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from unixkd.errors import UserError, read_json
+from unixkd.errors import CHECKSUMS, UserError, check_unchanged, read_json
 from unixkd.models import huggingface, huggingface_config, user_code
 from unixkd.models.card import ModelCard, PixelModel
 from unixkd.models.registry import check_name, create_model
 from unixkd.models.weights import load_weights
-from unixkd.names import is_code
-from unixkd.phases import phase
-from unixkd.run_files import CHECKSUMS, aside, check_unchanged, seal, usual_mode, write
+from unixkd.names import is_code, phase
+from unixkd.run_files import aside, seal, usual_mode, write
 
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "config.json"
@@ -149,3 +150,34 @@ def _check_network(card: ModelCard) -> None:
         huggingface_config.checked(card.transformers)
     elif not is_code(card.name):
         check_name(card.name)
+
+
+# The folder of an export, which also holds the network in other formats.
+
+SCRIPT, SCRIPT_MARK = "predict.py", "Written by `unixkd export`"  # which stands at its beginning
+EXPORTED = (
+    *("README.md", "config.json", "model.safetensors", "model.pt2", "model.onnx", "model.onnx.data"),
+    *("model.int8.onnx", "model.int8.onnx.data", SCRIPT, CHECKSUMS),
+)
+"""What `unixkd export` may write into a folder, which is a run's own `export` unless another one is named."""
+
+
+def holds_export(folder: Path) -> bool:
+    """Whether `unixkd export` wrote what lies in a folder under the names that it uses, by its card or checksums."""
+    sums, card = folder / CHECKSUMS, folder / "README.md"
+    if card.is_file():
+        with card.open("rb") as file:
+            if b"library_name: unixkd" in file.read(1 << 16):
+                return True
+    with suppress(UserError):
+        known = read_json(sums) if sums.is_file() else {}
+        return "model.safetensors" in known and known.keys() <= {*EXPORTED}
+    return False
+
+
+def exported_files(folder: Path) -> list[Path]:
+    """What lies in an export's folder under the names of `EXPORTED`, but for a predict.py that no export wrote."""
+    script = folder / SCRIPT
+    ours = script.is_file() and SCRIPT_MARK.encode() in script.read_bytes()[:200]
+    there = [folder / name for name in EXPORTED if os.path.lexists(folder / name)]
+    return [path for path in there if ours or path.name != SCRIPT]

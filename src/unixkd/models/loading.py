@@ -19,8 +19,7 @@ from unixkd.models.folder import CARD_FILE, WEIGHTS_FILE, is_run_folder, make_ne
 from unixkd.models.registry import check_name, create_model, model_names
 from unixkd.models.repdistiller import as_weights, is_checkpoint, split
 from unixkd.models.weights import SUFFIXES, copy_weights, load_weights, read_weights
-from unixkd.names import is_code
-from unixkd.phases import phase
+from unixkd.names import is_code, phase
 
 _log = logging.getLogger("unixkd")
 

@@ -19,9 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from unixkd.errors import UserError, first_line
+from unixkd.errors import UserError, check_unchanged, first_line
 from unixkd.names import local_path
-from unixkd.run_files import check_unchanged
 
 _log = logging.getLogger("unixkd")
 SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".tar", ".safetensors")

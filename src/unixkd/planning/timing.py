@@ -20,7 +20,7 @@ from unixkd.method.method import Method
 from unixkd.method.network import Network
 from unixkd.method.resizing import Size, image_size, shrunk_share
 from unixkd.models.card import PixelModel
-from unixkd.phases import phase
+from unixkd.names import phase
 
 K = TypeVar("K")
 PIXELS = 32 * 32 * 32

@@ -32,7 +32,7 @@ def report(
         UserError: no finished run is found, a run's file is unreadable, matplotlib is missing for a page
     """
     from unixkd.errors import shown
-    from unixkd.phases import phase
+    from unixkd.names import phase
     from unixkd.report.page import write_page
     from unixkd.report.runs import find_runs, left_out
     from unixkd.report.table import render_table

@@ -11,7 +11,7 @@ from unixkd.report.records import Run
 from unixkd.report.runs import Group
 from unixkd.report.table import PageTable
 from unixkd.report.wording import hero_of
-from unixkd.run_pictures import Disagreement, Disagreements
+from unixkd.run_files import Disagreement, Disagreements
 
 THOUSAND = 1000
 

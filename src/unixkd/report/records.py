@@ -10,9 +10,8 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 
 from unixkd.config import check_types
-from unixkd.errors import UserError, parse_json, parse_yaml, read_text, shown
-from unixkd.run_files import SCHEMA, Epoch, Planned, RelativeCost, Summary, is_unchanged
-from unixkd.run_pictures import Disagreements, Selection
+from unixkd.errors import UserError, is_unchanged, parse_json, parse_yaml, read_text, shown
+from unixkd.run_files import SCHEMA, Disagreements, Epoch, Planned, RelativeCost, Selection, Summary
 
 R = TypeVar("R")
 

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from unixkd.errors import UserError, shown
+from unixkd.errors import CHECKSUMS, UserError, is_unchanged, shown
 from unixkd.names import methods, plural
 from unixkd.report.records import READ, Run, read_run
-from unixkd.run_files import CHECKSUMS, Epoch, is_unchanged
+from unixkd.run_files import Epoch
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,7 @@ from unixkd.report.charts import MUTED, Figure, Style, draw, frame, legend_below
 from unixkd.report.runs import Group, MeanStd, curve
 from unixkd.report.table import PageTable
 from unixkd.report.wording import hero_of, percent
-from unixkd.run_files import Epoch, Histogram
-from unixkd.run_pictures import Picture
+from unixkd.run_files import Epoch, Histogram, Picture
 
 MAX_BARS = 500
 """Of a chart; more are drawn as one shape."""

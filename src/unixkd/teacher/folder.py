@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from unixkd.errors import UserError, read_json
-from unixkd.run_files import aside, leftovers, refuse_links, sync
+from unixkd.errors import UserError, read_json, refuse_links
+from unixkd.run_files import aside, leftovers, sync
 from unixkd.teacher.format import CHECKS, IMAGES, LOGITS, SCHEMA, TOP_SCHEMA, Contents
 
 _INDEX = "answers.json"

@@ -17,7 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from unixkd import phases
+from unixkd import names
 from unixkd.errors import shown
 from unixkd.names import clock, percent
 from unixkd.training import stopping
@@ -110,7 +110,7 @@ class BarDisplay(LineDisplay):
             self, console=console, refresh_per_second=4, redirect_stderr=sys.stderr.isatty()
         )  # a file that standard error goes to gets what belongs there
         self.open = ExitStack()
-        self.open.enter_context(phases.shown_live())
+        self.open.enter_context(names.shown_live())
         self.live.start()
 
     def __call__(self, event: Event) -> None:
@@ -193,11 +193,11 @@ class BarDisplay(LineDisplay):
 
     def waiting(self) -> str:
         """What is being waited for, beside the steps that the bars show."""
-        if not phases.is_live():
+        if not names.is_live():
             return ""
         if stopping.asked():
             return "stopping after this step; Ctrl-C once more stops at once"
-        there = phases.current()
+        there = names.current()
         if there is None or time.monotonic() - there.began < WAITED:
             return ""
         if there.counted and self.rows and all(row.rate for row in self.rows.values()):  # the bar moves

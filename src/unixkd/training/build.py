@@ -14,7 +14,7 @@ from unixkd.distiller import Distiller
 from unixkd.method.epoch_choice import History
 from unixkd.method.flops import flops_by_size
 from unixkd.method.ledger import Ledger
-from unixkd.phases import phase
+from unixkd.names import phase
 from unixkd.training.answers import open_store
 from unixkd.training.average import MovingAverage
 from unixkd.training.distributed.sharding import is_sharded_role, shard, skeleton

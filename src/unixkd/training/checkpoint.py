@@ -19,8 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from unixkd.errors import UserError, first_line, parse_json, read_json, read_text
-from unixkd.run_files import CHECKPOINT, aside, checksum, matches, sync, usual_mode
+from unixkd.errors import UserError, checksum, first_line, matches, parse_json, read_json, read_text
+from unixkd.run_files import CHECKPOINT, aside, sync, usual_mode
 from unixkd.training.distributed.sharding import shard_like
 
 FILES = ("state.safetensors", "state.json")

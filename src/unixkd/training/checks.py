@@ -13,7 +13,7 @@ from unixkd.method.epoch_choice import num_chosen
 from unixkd.method.flops import buffers_kept, forward_flops
 from unixkd.method.method import Method
 from unixkd.method.mixing import num_kept
-from unixkd.method.network import evaluating
+from unixkd.method.network import evaluating, set_train
 from unixkd.method.objective import Objective
 from unixkd.method.resizing import shrunk_size
 from unixkd.method.scoring import TrueLoss
@@ -96,7 +96,9 @@ def check_small_batches(config: RunConfig, data: Data, method: Method, student: 
     if smallest_step(method, len(data.train), config.train) > 1:
         return
     try:
-        copy.deepcopy(student).train()(torch.zeros(1, *data.image_shape, device=student.mean.device))
+        trained = copy.deepcopy(student)
+        set_train(trained, freeze_batchnorm=config.train.freeze_batchnorm)
+        trained(torch.zeros(1, *data.image_shape, device=student.mean.device))
     except ValueError as error:
         if isinstance(error, UserError) or "more than 1 value per channel" not in str(error):
             raise

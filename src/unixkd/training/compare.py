@@ -20,14 +20,12 @@ import torch
 
 from unixkd.config import NO_LOG, LogConfig, MethodConfig, RunConfig, TrainConfig
 from unixkd.data.load import load_data
-from unixkd.errors import UserError, show_logged_names
+from unixkd.errors import UserError, refuse_links, show_logged_names
 from unixkd.method.ledger import Ledger
 from unixkd.method.method import Method
 from unixkd.models.loading import class_names_of
-from unixkd.names import file_name, label_of
-from unixkd.phases import announced, phase
+from unixkd.names import announced, file_name, label_of, phase
 from unixkd.planning.expected import Workload, expected_cost
-from unixkd.run_files import refuse_links
 from unixkd.training import stopping
 from unixkd.training.build import make_distiller, open_ledger
 from unixkd.training.checkpoint import newest_state

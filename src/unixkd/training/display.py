@@ -14,8 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from unixkd.errors import shown
-from unixkd.names import clock, percent
-from unixkd.phases import spoke
+from unixkd.names import clock, percent, spoke
 from unixkd.training.forecast import Forecast
 
 

@@ -19,8 +19,7 @@ from unixkd.method.batch import Batch
 from unixkd.method.method import sees_clean_images
 from unixkd.method.network import Network, has_statistics, is_sharded
 from unixkd.models.card import PixelModel
-from unixkd.names import percent, plural
-from unixkd.phases import phase
+from unixkd.names import percent, phase, plural
 from unixkd.training.distributed.world import ALONE, World
 from unixkd.training.precision import DTYPES
 from unixkd.training.predictions import Predictions, join_predictions, predict
@@ -110,16 +109,19 @@ def stuck_note(run: Run, answers: Predictions) -> str | None:
     if labels is None or not (third <= run.epoch < third + train.eval_every or run.epoch == train.epochs):
         return None
     known = labels >= 0
-    (common, count), *others = Counter(labels[known].tolist()).most_common()
-    right, images = int((answers.classes == labels).sum()), int(known.sum())
-    if right > count or not others:
+    counted = Counter(labels[known].tolist()).most_common()
+    if len(counted) < 2:
+        return None
+    common, count = counted[0]
+    right, images = int((answers.classes == labels)[known].sum()), int(known.sum())
+    if right > count:
         return None
     (usual, times), *_ = Counter(answers.classes[known].tolist()).most_common()
     names = run.resolved.data.class_names or run.student.card.class_names
     always, often = (names[each] if names else str(each) for each in (common, usual))
     return (
-        f"WARNING: after {run.epoch} of {train.epochs} epochs {percent(right / images)} of the answers are right, as "
-        f"many as '{always}' to every image would be ({percent(count / images)}); '{often}' is the answer to "
+        f"WARNING: after {run.epoch} of {train.epochs} epochs {percent(right / images)} of the answers are right, no "
+        f"more than '{always}' to every image would be ({percent(count / images)}); '{often}' is the answer to "
         f"{percent(times / images)} of them. Is --lr {train.lr:g} right here, and are the epochs enough?"
     )
 

@@ -68,6 +68,20 @@ def fit_head(run: Run) -> None:
     )
 
 
+def images_to_fit(run: Run) -> int:
+    """The images whose features `fit_head` computes; 0 where it fits nothing."""
+    if not run.config.train.fit_head or _why_not(run) or last_layer(run.resolved.student, run) is None:
+        return 0
+    images, (size, every) = len(run.resolved.data.train), _every(run)
+    return sum(min(size, images - start) for start in range(0, images, size * every))
+
+
+def _every(run: Run) -> tuple[int, int]:
+    """Images of a batch whose features are computed, and how many batches on the next one is."""
+    every, size = math.ceil(len(run.resolved.data.train) / MOST), run.config.train.eval_batch_size
+    return size if every == 1 else max(1, size // every), every
+
+
 def _why_not(run: Run) -> str | None:
     split = run.resolved.data.train
     if isinstance(split, StreamSplit):
@@ -84,7 +98,8 @@ def last_layer(network: nn.Module, run: Run) -> nn.Linear | None:
     found: list[tuple[nn.Linear, Tensor]] = []
     layers = [layer for layer in unwrap(network).modules() if isinstance(layer, nn.Linear)]
     handles = [layer.register_forward_hook(lambda m, _, out: found.append((m, out))) for layer in layers]
-    pixels = torch.rand(1, *run.resolved.data.image_shape, device=run.device)
+    generator = torch.Generator().manual_seed(0)  # its own: the run's draws stay as they are
+    pixels = torch.rand(1, *run.resolved.data.image_shape, generator=generator).to(run.device)
     try:
         with torch.no_grad(), evaluating(network), torch.compiler.set_stance("force_eager"):
             logits = Network(network).logits(pixels)
@@ -98,10 +113,8 @@ def last_layer(network: nn.Module, run: Run) -> nn.Linear | None:
 
 
 def _fitted(run: Run, layer: nn.Linear) -> Fitted:
-    split = unmixed(run.resolved.data.train)
-    every = math.ceil(len(split) / MOST)
-    size = run.config.train.eval_batch_size
-    batches = split.eval_batches(size if every == 1 else max(1, size // every), every=every)
+    size, every = _every(run)
+    batches = unmixed(run.resolved.data.train).eval_batches(size, every=every)
     features, labels = features_of(
         Network(run.resolved.student, dtype=DTYPES[run.config.train.precision]), layer, batches
     )

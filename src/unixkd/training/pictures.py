@@ -16,7 +16,7 @@ from unixkd.data.disk import DiskSplit
 from unixkd.data.load import Data
 from unixkd.data.split import Split
 from unixkd.data.thumbnails import encoded
-from unixkd.run_pictures import Disagreement, Disagreements, Picture, Selection, TimesKept
+from unixkd.run_files import Disagreement, Disagreements, Picture, Selection, TimesKept
 from unixkd.training.epoch_stats import MIXED_UNIT, EpochStats
 from unixkd.training.predictions import Predictions
 

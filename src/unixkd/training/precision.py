@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from unixkd.config import RunConfig, TrainConfig, read_yaml
 from unixkd.errors import unknown_name
 from unixkd.method.network import Network, evaluating
-from unixkd.names import local_path
-from unixkd.phases import phase
+from unixkd.names import local_path, phase
 from unixkd.planning.timing import interleaved
 from unixkd.teacher.folder import read_key
 from unixkd.training.stored_views import earlier_views

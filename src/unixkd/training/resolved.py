@@ -22,8 +22,7 @@ from unixkd.method.objective import Objective
 from unixkd.models.card import PixelModel
 from unixkd.models.loading import build_model, class_names_of, own_num_classes
 from unixkd.models.user_code import code_fingerprint
-from unixkd.names import is_code, local_path
-from unixkd.phases import phase
+from unixkd.names import is_code, local_path, phase
 from unixkd.planning.catalogue import Strategy
 from unixkd.planning.expected import Workload, expected_images
 from unixkd.planning.strategies import teacher_forwards

@@ -15,7 +15,7 @@ from torch import Tensor
 from unixkd.method.network import has_statistics
 from unixkd.models.card import PixelModel
 from unixkd.models.folder import save_model
-from unixkd.phases import phase
+from unixkd.names import phase
 from unixkd.planning.catalogue import Strategy
 from unixkd.planning.expected import Workload, expected_images
 from unixkd.planning.strategies import run_cost, teacher_forwards
@@ -34,6 +34,7 @@ from unixkd.run_files import (
     Summary,
     seal,
 )
+from unixkd.training.head import images_to_fit
 from unixkd.training.pictures import disagreements, record, selection
 from unixkd.training.resume import answer_store
 from unixkd.training.run_folder import SEALED
@@ -179,12 +180,18 @@ def plan_of_run(run: Run) -> Planned | None:
     )
     strategy = Strategy(resolved.method.name, config.method, stored=stored, mixed=split.mixes is not None)
     forwards = teacher_forwards(strategy, workload)
-    cost = run_cost(strategy, forwards, run.ledger.emptied(), workload, has_statistics(resolved.student))
+    refreshes = has_statistics(resolved.student) and not train.freeze_batchnorm
+    cost = run_cost(strategy, forwards, run.ledger.emptied(), workload, refreshes)
     images = expected_images(resolved.method, workload.sizes, train.epochs)
     images["teacher_forwarded"] -= (forwards.needed - forwards.asked) * len(split)
+    images["scored"] += (fitted := images_to_fit(run))
+    of_head = run.ledger.emptied()
+    of_head.charge_scoring(fitted)
+    head = of_head.relative_to_kd((config.reference_epochs or train.epochs) * len(split))
+    assert head is not None  # as the whole run's is
     share = train.epochs / (config.reference_epochs or train.epochs)
     return Planned(
         exact=resolved.method.choice is None and not stored and run.world.size == 1,
         images=PlannedImages(**{name: round(count) for name, count in images.items()}),
-        relative_to_kd=PlannedCost(**{name: share * value for name, value in cost.items()}),
+        relative_to_kd=PlannedCost(**{name: share * value + head[name] for name, value in cost.items()}),
     )

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unixkd.errors import UserError, first_line
+from unixkd.errors import UserError, checksum, first_line
 from unixkd.method.ledger import Ledger
-from unixkd.phases import phase
-from unixkd.run_files import checksum, sync
+from unixkd.names import phase
+from unixkd.run_files import sync
 from unixkd.teacher.journal import Journal
 from unixkd.teacher.store import AnswerStore
 from unixkd.training import checkpoint

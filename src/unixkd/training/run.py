@@ -20,8 +20,7 @@ from unixkd.config import NO_LOG, LogConfig, RunConfig, flatten, to_plain
 from unixkd.errors import UserError
 from unixkd.method.network import set_train
 from unixkd.models.user_code import locating
-from unixkd.names import plural
-from unixkd.phases import phase
+from unixkd.names import phase, plural
 from unixkd.planning.timing import synchronize
 from unixkd.run_files import Epoch, Images
 from unixkd.training import resume, stopping

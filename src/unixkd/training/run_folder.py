@@ -15,21 +15,9 @@ import yaml
 from filelock import FileLock, Timeout
 
 from unixkd.config import RunConfig, flatten, read_yaml, to_plain
-from unixkd.errors import UserError, parse_json, read_bytes
-from unixkd.run_files import (
-    CHECKPOINT,
-    CHECKSUMS,
-    EXPORTED,
-    append,
-    check_unchanged,
-    encoded,
-    exported_files,
-    holds_export,
-    leftovers,
-    refuse_links,
-    remove,
-    write,
-)
+from unixkd.errors import CHECKSUMS, UserError, check_unchanged, parse_json, read_bytes, refuse_links
+from unixkd.models.folder import EXPORTED, exported_files, holds_export
+from unixkd.run_files import CHECKPOINT, append, encoded, leftovers, remove, write
 from unixkd.teacher.journal import journals
 from unixkd.training import precision
 from unixkd.training.checkpoint import FILES as CHECKPOINT_FILES

@@ -19,7 +19,7 @@ from unixkd.method.draws import epoch_draws
 from unixkd.method.method import Method, StepCounts, pure_rows
 from unixkd.method.mixing import num_kept
 from unixkd.method.resizing import shrunk_share
-from unixkd.phases import phase
+from unixkd.names import phase
 from unixkd.planning.timing import synchronize
 from unixkd.training.answers import fetch_answers
 from unixkd.training.cuda_graph import CapturedStep, Recorder, Tables, tables_of_epoch

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
-from unixkd.phases import is_live
+from unixkd.names import is_live
 
 EXIT_CODE = 75
 """Of a process that was stopped on request and can be resumed (EX_TEMPFAIL of sysexits.h)."""

@@ -10,8 +10,7 @@ from typing import Literal
 
 import torch
 
-from unixkd.names import plural
-from unixkd.phases import phase
+from unixkd.names import phase, plural
 from unixkd.planning.timing import interleaved
 
 Threads = int | Literal["auto"] | None
