@@ -8,7 +8,7 @@ import pytest
 
 from exporting import PAIR, names_in
 from running import call
-from unixkd.run_files import EXPORTED
+from unixkd.models.folder import EXPORTED
 
 
 class FakeHub:

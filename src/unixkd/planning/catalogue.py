@@ -262,8 +262,9 @@ class Budget:
     def groups(self, strategies: Sequence[Strategy], cost: Mapping[str, float]) -> list[Group]:
         """Those within the budget, the most accurate first, then those not measured; those over it, the cheapest first.
 
-        Of what was not measured, what has all epochs of plain KD comes first, as fewer epochs lost most with 10,000
-        images (docs/recipe.md), then what takes most of the budget: cheaper training is seldom better.
+        Of what was not measured, what has all epochs of plain KD comes first, and fixed mixes after views, as fewer
+        epochs and mixes lost most with 10,000 images (docs/recipe.md); then what takes most of the budget: cheaper
+        training is seldom better.
 
         Args:
             strategies: to rank
@@ -276,6 +277,7 @@ class Budget:
                 each.difference is None,
                 -(each.difference or 0.0),
                 each.epochs_share < 1,
+                each.mixed,
                 -cost[each.name],
             )
         )
