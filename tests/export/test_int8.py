@@ -40,6 +40,7 @@ def student_of(name: str) -> PixelModel:
     return PixelModel(create_model(name, 3, 1), card).eval()
 
 
+@pytest.mark.slow
 def test_an_int8_model_is_small_and_measured(trained, tmp_path, capsys, monkeypatch):
     traced, trace = [], formats.trace
     monkeypatch.setattr(formats, "trace", lambda *words: traced.append(words) or trace(*words))
@@ -96,6 +97,7 @@ def test_an_image_without_a_label_is_not_measured_on():
     assert measure(knows, knows, sample, 8) == Accuracy(59, 1.0, 1.0)
 
 
+@pytest.mark.slow
 def test_without_training_images_there_is_no_int8(tmp_path):
     student = student_of("resnet8")
     sample = random_sample(student.card, 8)
@@ -107,6 +109,7 @@ def test_without_training_images_there_is_no_int8(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_logits_that_are_not_finite_are_deleted(trained, tmp_path, monkeypatch, capsys):
     ill = FORMATS["int8"]._replace(
         write=lambda subject, folder: (folder / "model.int8.onnx").write_bytes(b""),
@@ -128,6 +131,7 @@ def test_where_the_weights_lie_decides_how_they_are_quantised():
     assert is_convolutional(helper.make_model(helper.make_graph(nodes[:1], "g", [], [], weights)))
 
 
+@pytest.mark.slow
 def test_products_of_matrices_need_no_training_images(tmp_path):
     """Scales of their activations are found for each input."""
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 200), nn.ReLU(), nn.Linear(200, 3))

@@ -145,6 +145,7 @@ def exported(trained) -> Path:
     return trained / "export"
 
 
+@pytest.mark.slow
 def test_one_record_stands_in_every_file(exported):
     import onnx
 
@@ -164,6 +165,7 @@ def test_one_record_stands_in_every_file(exported):
     assert [line for line in inside(made).sentences() if line not in text] == []
 
 
+@pytest.mark.slow
 def test_a_card_without_the_record_is_read(exported, tmp_path):
     save_model(load_model(exported), tmp_path)
     assert "preparation" not in json.loads((tmp_path / "config.json").read_text())
@@ -186,6 +188,7 @@ def test_predict_on_an_export_decodes_as_the_run_did(trained, tmp_path):
 # Any number of images
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["torch", "onnx", "int8"])
 def test_a_batch_has_any_number_of_images(name, exported):
     check_batches(FORMATS[name].open(exported), [torch.rand(3, 1, 8, 8)])  # of 1, 7, 64
@@ -253,6 +256,7 @@ def test_onnx_resizes_as_pillow_does(channels, size, tmp_path):
         assert (off > 0).mean() < 0.03, (height, width)
 
 
+@pytest.mark.slow
 def test_several_photos_of_one_shape_are_a_batch(exported):
     import onnxruntime
 
@@ -339,6 +343,7 @@ def whole(tmp_path_factory) -> tuple[PixelModel, Path]:
     return student, folder
 
 
+@pytest.mark.slow
 def test_a_step_that_is_left_out_is_found(photos, whole):
     """On two of each kind of picture."""
     student, folder = whole
@@ -355,6 +360,7 @@ def test_a_step_that_is_left_out_is_found(photos, whole):
         assert found.within == (step is None), step
 
 
+@pytest.mark.slow
 def test_the_script_imports_what_it_names_and_no_more(exported):
     text = (exported / "predict.py").read_text()
     imported = {line.split()[1] for line in text.splitlines() if line.startswith(("import ", "from "))}
@@ -369,6 +375,7 @@ def test_a_script_that_needs_unixkd_fails(tmp_path):
     assert "import of unixkd halted" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_script_goes_on_past_what_it_refuses(exported, tmp_path):
     random = np.random.default_rng(0)
     files = [draw(tmp_path / kind, kind, random) for kind in ("plain", "deep")]
@@ -382,6 +389,7 @@ def test_a_script_goes_on_past_what_it_refuses(exported, tmp_path):
     assert [line.split(": ")[0] for line in done.stderr.splitlines()] == [str(file) for file in odd]
 
 
+@pytest.mark.slow
 def test_a_script_that_disagrees_is_deleted_and_nothing_else_is(whole, tmp_path, monkeypatch):
     from unixkd.export import script
 
@@ -413,6 +421,7 @@ def test_an_agreement_worked_out_by_hand():
     assert "it refused 2 other images by name" in ScriptAgreement(58, 2, 58, 0.0).describe("photos")
 
 
+@pytest.mark.slow
 def test_odd_class_names_are_compared_too(tmp_path):
     """Tabs, line breaks and bytes that are no UTF-8, as names of folders may have them."""
     student = student_of(1, 8, ("a\tb", "c\n0\t1.0", "\udcff"))
@@ -422,6 +431,7 @@ def test_odd_class_names_are_compared_too(tmp_path):
     assert (wrong, agreement.same_class) == (None, 72)
 
 
+@pytest.mark.slow
 def test_classes_without_names_are_numbers(tmp_path):
     student = student_of(1, 8, None)
     made, sample = preparation_of(student.card, 8), random_sample(student.card, 8)
