@@ -139,5 +139,5 @@ def test_two_processes_have_one_classifier(tmp_path):
     assert summary(tmp_path / "two")["cost"]["images"]["scored"] == IMAGES
 
 
-def _fit_in(_world: object, folder: str) -> None:
+def _fit_in(folder: str) -> None:
     run(alone(epochs=1, fit_head=True), Path(folder))
