@@ -21,6 +21,7 @@ import pytest
 import torch
 
 from bad_inputs import Outcome, in_process, judged
+from unixkd.cli import screen
 
 SECONDS = 10
 """After which a case in this process hangs."""
@@ -41,6 +42,7 @@ def inside(place: Path) -> Iterator[None]:
         patch.setattr(tempfile, "tempdir", str(place / "tmp"))
         patch.setenv("TMPDIR", str(place / "tmp"))
         patch.setenv("COLUMNS", "200")
+        patch.setattr(screen.console, "_width", 200)  # it has read COLUMNS if it is there already
         yield
 
 

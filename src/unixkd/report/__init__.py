@@ -32,7 +32,7 @@ def report(
         UserError: no finished run is found, a run's file is unreadable, matplotlib is missing for a page
     """
     from unixkd.errors import shown
-    from unixkd.names import phase
+    from unixkd.names import phase, plural
     from unixkd.report.page import write_page
     from unixkd.report.runs import find_runs, left_out
     from unixkd.report.table import render_table
@@ -45,6 +45,6 @@ def report(
     if html is not None:
         names = ", ".join(folder.resolve().name for folder in folders)
         title = f"Distillation report: {names}"
-        with phase(f"drawing the report of {len(runs)} runs"):
+        with phase(f"drawing the report of {plural(len(runs), 'run')}"):
             write_page(runs, html, title, notes, reproduce(runs))
         console.print(shown(f"Report written to {html}"), markup=False, emoji=False, soft_wrap=True)
