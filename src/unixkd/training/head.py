@@ -30,8 +30,8 @@ from unixkd.training.state import Run
 MOST = 10_000
 """Images at most whose features are computed, spread evenly over all."""
 STRENGTH = 0.01
-"""C of scikit-learn's LogisticRegression on standardised features. Anything from 1e-4 to 10 is as good with 245
-photographs (`benchmarks/accuracy/photos_walk.py`); a small one keeps the weights small, which training starts from."""
+"""C of scikit-learn's LogisticRegression on standardised features; a small one keeps the weights small, from which
+training goes on."""
 ROUNDS = 200
 """Steps at most of its solver."""
 
