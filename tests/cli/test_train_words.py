@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from running import SMALL, alone, call
 from unixkd.config import ModelConfig, TrainConfig
@@ -57,7 +58,8 @@ def test_a_probe_says_whose_precision_it_found(teacher, monkeypatch):
     said: list[str] = []
     model = create_model("resnet8", 10, 1)
     images = lambda: None  # noqa: E731
-    precision.settle(TrainConfig(), model, model if teacher else None, images, "cpu", said.append)  # type: ignore[arg-type]
+    device = torch.device("cpu")
+    precision.settle(TrainConfig(), model, model if teacher else None, images, device, said.append)
     who = ["student", "teacher"] if teacher else ["model"]
     assert [line.split()[0] for line in said] == who
 
