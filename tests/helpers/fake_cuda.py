@@ -71,7 +71,9 @@ ALLOWED_ON_CPU = (
     Place(
         "unixkd/method/losses.py", "per_row", WAITS, "torch's one_hot looks for negative labels on a CPU only"
     ),
+    Place("unixkd/method/mixing.py", "num_pure", WAITS, "a number of rows, worked out once, on the host"),
 )
+"""In a step, as long as it is on a CPU."""
 
 
 class Watcher(TorchDispatchMode):
@@ -96,17 +98,16 @@ class Watcher(TorchDispatchMode):
         self.operations.add(func.overloadpacket.__name__)
         given = tensors_in((args, *(kwargs or {}).values()))
         before = {place_of(tensor) for tensor in given}
+        fakes = any(isinstance(tensor, FakeTensor) for tensor in given)
         if self.device.type in before and waits(func, args):
             self.check(WAITS, func)
-            return 0.0  # the value is not known; a place that may read it gets this one
+            if fakes:
+                return 0.0  # the value is not known; a place that may read it gets this one
         if len(before) > 1:
             copies = func.overloadpacket in (aten._to_copy, aten.copy_, aten.index)
             self.check(COPIES if copies else MIXES, func)
-        out = (
-            None
-            if func.overloadpacket in NO_FAKE_KERNEL and given_fakes(given)
-            else func(*args, **(kwargs or {}))
-        )
+        missing = fakes and func.overloadpacket in NO_FAKE_KERNEL
+        out = None if missing else func(*args, **(kwargs or {}))
         if given and {place_of(tensor) for tensor in tensors_in((out,))} - before:
             self.check(COPIES, func)
         return out
@@ -150,11 +151,6 @@ def place_of(tensor: Tensor) -> str:
     """The kind of device that a tensor, fake or not, is on."""
     device: torch.device = getattr(tensor, "fake_device", None) or tensor.device
     return device.type
-
-
-def given_fakes(tensors: list[Tensor]) -> bool:
-    """Whether these are the fake device's."""
-    return any(hasattr(tensor, "fake_device") for tensor in tensors)
 
 
 def frames() -> Iterator[tuple[str, str, int]]:
