@@ -15,7 +15,6 @@ host (which the capture itself refuses), and where CUDA waits inside of one oper
 from __future__ import annotations
 
 import contextlib
-import importlib
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,12 +22,14 @@ from typing import Any
 from unittest import mock
 
 import torch
+import torch.utils._foreach_utils
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import unixkd.distiller
-from unixkd.method import measure, method, mixing, step
+from unixkd.method import measure, mixing, step
 from unixkd.training import cuda_graph, stepper
 
 aten = torch.ops.aten
@@ -68,9 +69,7 @@ ALLOWED = (
 )
 """All of them between steps; a step has none."""
 ALLOWED_ON_CPU = (
-    Place(
-        "unixkd/method/losses.py", "per_row", WAITS, "torch's one_hot looks for negative labels on a CPU only"
-    ),
+    Place("unixkd/method/losses.py", "per_row", WAITS, "torch's one_hot looks at labels on a CPU only"),
     Place("unixkd/method/mixing.py", "num_pure", WAITS, "a number of rows, worked out once, on the host"),
 )
 """In a step, as long as it is on a CPU."""
@@ -214,12 +213,6 @@ def copied(self: Tensor, memo: dict[int, Any]) -> Tensor:
     return copy
 
 
-def already_there(self: nn.Module, device: torch.device) -> nn.Module:
-    """The module, which lies on this device."""
-    assert all(place_of(tensor) == device.type for tensor in (*self.parameters(), *self.buffers()))
-    return self
-
-
 @dataclass(frozen=True)
 class Stub:
     """What stands in for something that cannot be run here, and why."""
@@ -231,42 +224,23 @@ class Stub:
 
 
 FIRST_BATCH = (
-    Stub(unixkd.distiller, "check_range", lambda *_: None, "labels are read back"),
+    Stub(unixkd.distiller, "check_range", lambda *_: None, "the labels are read back"),
     Stub(measure, "forward_flops", lambda *_: 1, "a network is run, and its buffers are compared"),
-    Stub(measure, "sample_flops", lambda *_: 1, "the same for texts"),
 )
 """What an own loop does in the first batch of each size, and looks at values for."""
+KINDS = [Tensor, nn.Parameter, FakeTensor]
 STUBS = (
     Stub(
-        Tensor, "backward", backward_without_driver, "autograd starts a thread for the device, by its driver"
+        Tensor, "backward", backward_without_driver, "autograd has a thread for the device, from its driver"
     ),
     Stub(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False, "autocast would do nothing"),
     Stub(torch.cuda, "is_bf16_supported", lambda: True, "autocast asks the driver"),
     Stub(stepper, "synchronize", lambda device: None, "after a capture; there is no stream"),
-    Stub(
-        mixing,
-        "num_pure",
-        known_on_host(mixing.num_pure),
-        "known before the step; fake tensors have no values",
-    ),
-    Stub(method, "num_pure", known_on_host(mixing.num_pure), "the same function under its other name"),
-    Stub(
-        stepper.Stepper,
-        "choose",
-        all_chosen,
-        "an epoch's images are chosen on the host, by values, before its steps",
-    ),
+    Stub(mixing, "num_pure", known_on_host(mixing.num_pure), "looks at values, which fakes do not have"),
+    Stub(stepper.Stepper, "choose", all_chosen, "looks at values on the host, before an epoch's steps"),
     Stub(FakeTensor, "__deepcopy__", copied, "torch copies the memory, which a fake tensor does not have"),
-    Stub(nn.Module, "to", already_there, "torch cannot swap fake weights"),
-    *(
-        Stub(
-            importlib.import_module(name),
-            "_foreach_supported_types",
-            [Tensor, nn.Parameter, FakeTensor],
-            "GPU's kernels",
-        )
-        for name in ("torch.optim.optimizer", "torch.utils._foreach_utils")
-    ),
+    Stub(torch.utils._foreach_utils, "_foreach_supported_types", KINDS, "what runs on many tensors at once"),
+    Stub(sys.modules[Optimizer.__module__], "_foreach_supported_types", KINDS, "the same in optimisers"),
     *FIRST_BATCH,
 )
 """On fake tensors."""
@@ -275,19 +249,14 @@ STUBS_EVERYWHERE = (
         cuda_graph,
         "refuses_changes",
         lambda body, device: body,
-        "under a profiler; see test_capture_check.py",
+        "runs under a profiler; test_capture_check.py",
     ),
-    Stub(
-        stepper.Stepper,
-        "fetch",
-        answers_on_device,
-        "a store is a file on the host, read before an epoch's steps",
-    ),
+    Stub(stepper.Stepper, "fetch", answers_on_device, "reads files, before an epoch's steps"),
 )
 STUBS_ON_CPU = (Stub(step, "check_finite", lambda scores: None, "looks at the scores on a CPU only"),)
 
 
-def with_rate_on_device(optimizer: torch.optim.Optimizer, device: torch.device) -> torch.optim.Optimizer:
+def with_rate_on_device(optimizer: Optimizer, device: torch.device) -> Optimizer:
     """The same with its learning rate as `build_optimizer` makes it for a GPU: torch asks whether one is negative."""
     for group in optimizer.param_groups:
         group["lr"] = torch.tensor(group["lr"], device=device)
