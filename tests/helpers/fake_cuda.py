@@ -6,10 +6,11 @@ The watcher raises `BrokenRuleError` where
 - something is copied between host and device: `.cpu()`, `.to()`, a list as index, `torch.tensor(…, device=…)`;
 - a host tensor is used with device ones, also one of a single number, which a CUDA graph would freeze.
 
-What fake tensors cannot do is in `STUBS` and `NO_FAKE_KERNEL`; what the product does on purpose, between steps, is in
-`ALLOWED`. Not seen on fake tensors: the backward and what the optimiser computes. There a watcher on a CPU sees
-`.item()` and its like, which are the same operations, but no copies. Not seen at all: streams, random numbers of the
-host (which the capture itself refuses), and where CUDA waits inside of one operation.
+What fake tensors cannot do is in `STUBS` and `NO_KERNEL`; what the product does on purpose, between steps, is in
+`ALLOWED`. Not seen on fake tensors: the backward, which meta tensors have (`meta`), and what the optimiser computes.
+Of that a watcher on a CPU (`real_cpu`) sees `.item()` and its like, which are the same operations, but no copies. Not
+seen at all: streams, random numbers of the host (which the capture itself refuses), and where CUDA waits inside of one
+operation.
 """
 
 from __future__ import annotations
@@ -95,21 +96,21 @@ class Watcher(TorchDispatchMode):
         if func is torch.ops.prim.device.default:
             return func(*args)
         self.operations.add(func.overloadpacket.__name__)
-        given = tensors_in((args, *(kwargs or {}).values()))
+        kwargs = kwargs or {}
+        given = tensors_in((args, *kwargs.values()))
         before = {place_of(tensor) for tensor in given}
-        fakes = any(isinstance(tensor, FakeTensor) for tensor in given)
+        without_values = any(isinstance(tensor, FakeTensor) or tensor.is_meta for tensor in given)
         if self.device.type in before and waits(func, args):
             self.check(WAITS, func)
-            if fakes:
-                return 0.0  # the value is not known; a place that may read it gets this one
+            if without_values:
+                return 0.0  # a place that may read a value gets this one
         if len(before) > 1:
             copies = func.overloadpacket in (aten._to_copy, aten.copy_, aten.index)
             self.check(COPIES if copies else MIXES, func)
-        missing = fakes and func.overloadpacket in NO_FAKE_KERNEL
-        out = None if missing else func(*args, **(kwargs or {}))
-        if given and {place_of(tensor) for tensor in tensors_in((out,))} - before:
+        elif before and (asked := kwargs.get("device")) and {torch.device(asked).type} != before:
             self.check(COPIES, func)
-        return out
+        missing = without_values and func.overloadpacket in NO_KERNEL
+        return None if missing else func(*args, **kwargs)
 
     def check(self, rule: str, func: Any) -> None:
         """Raise, but in a place that may break this rule."""
@@ -164,8 +165,8 @@ def frames() -> Iterator[tuple[str, str, int]]:
 # What fake tensors, or a machine without a driver, cannot do
 
 
-NO_FAKE_KERNEL = (aten._fused_sgd_, aten._fused_adamw_)
-"""Work in place and have no kernel for fake tensors: where their arguments lie is looked at, nothing is computed."""
+NO_KERNEL = (aten._fused_sgd_, aten._fused_adamw_)
+"""Work in place and have no kernel without values: where their arguments lie is looked at, nothing is computed."""
 
 
 def backward_without_driver(loss: Tensor) -> None:
@@ -253,6 +254,15 @@ STUBS_EVERYWHERE = (
     ),
     Stub(stepper.Stepper, "fetch", answers_on_device, "reads files, before an epoch's steps"),
 )
+STUBS_ON_META = (
+    Stub(torch, "autocast", lambda *_, **__: contextlib.nullcontext(), "there is none"),
+    Stub(
+        sys.modules[Optimizer.__module__],
+        "_get_fused_kernels_supported_devices",
+        lambda: ["meta"],
+        "as a GPU's",
+    ),
+)
 STUBS_ON_CPU = (Stub(step, "check_finite", lambda scores: None, "looks at the scores on a CPU only"),)
 
 
@@ -269,6 +279,13 @@ def fake_cuda() -> Iterator[torch.device]:
     """Inside, all tensors that are made are fake, and the device that is given out can be computed on."""
     with stubbed(STUBS + STUBS_EVERYWHERE), FakeTensorMode():
         yield torch.device("cuda")
+
+
+@contextlib.contextmanager
+def meta() -> Iterator[torch.device]:
+    """Inside, a step on meta tensors, which have no values either, but a backward, and no precision but float32."""
+    with stubbed(STUBS_ON_META + STUBS_EVERYWHERE):
+        yield torch.device("meta")
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fake_cuda import ALLOWED, ALLOWED_ON_CPU, FIRST_BATCH, Watcher, fake_cuda, real_cpu, stubbed
+from fake_cuda import ALLOWED, ALLOWED_ON_CPU, FIRST_BATCH, Watcher, fake_cuda, meta, real_cpu, stubbed
 from fake_runs import BATCH, CLASSES, SIDE, Case, Staged, build, epoch, run_once
 from unixkd.config import LossConfig, MethodConfig
 from unixkd.distiller import Distiller
@@ -178,6 +178,16 @@ def test_a_step_of_an_own_loop(kind, name):
 
 
 # What fake tensors do not show: the backward and what the optimiser computes
+
+
+@pytest.mark.parametrize("name", ["unix", "student-alone"])
+def test_the_backward_of_every_loss_on_meta_tensors(name):
+    with meta() as device:
+        stepper = build(of_method(name), device, run_once)
+        with (watcher := Watcher(device, ALLOWED)):
+            assert len(list(stepper.epoch(0))) == 2
+    assert stepper.captured is not None
+    assert "convolution_backward" in watcher.operations
 
 
 TRAINING = [name for name, case in OPTIONS.items() if case.train]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
-from fake_cuda import ALLOWED, COPIES, MIXES, WAITS, BrokenRuleError, Watcher, fake_cuda, real_cpu
+from fake_cuda import ALLOWED, COPIES, MIXES, WAITS, BrokenRuleError, Watcher, fake_cuda, meta, real_cpu
 from fake_runs import BATCH, CLASSES, Case, build, run_once
 from unixkd.config import MethodConfig
 from unixkd.method.batch import MixedBatch, Outputs
@@ -88,30 +88,14 @@ def look(x: Tensor) -> Tensor:
     return x
 
 
-class Looked(torch.autograd.Function):
-    """The same values, whose gradient is looked at."""
+def changing(change: Callable[[Tensor], Tensor]) -> KD:
+    """KD of what a function makes of the student's logits."""
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.view_as(x)
+    class Own(KD):
+        def __call__(self, student: Outputs, teacher: Outputs | None, mixed: MixedBatch) -> Tensor:
+            return super().__call__(replace(student, logits=change(student.logits)), teacher, mixed)
 
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
-        look(gradient.abs())
-        return gradient
-
-
-class Own(KD):
-    """KD, with a change of the student's logits."""
-
-    change: Callable[[Tensor], Tensor] = staticmethod(look)
-
-    def __call__(self, student: Outputs, teacher: Outputs | None, mixed: MixedBatch) -> Tensor:
-        return super().__call__(replace(student, logits=type(self).change(student.logits)), teacher, mixed)
-
-
-class LooksAtGradient(Own):
-    change = Looked.apply
+    return Own()
 
 
 def with_loss(stepper: Stepper, loss: KD) -> None:
@@ -137,7 +121,7 @@ def average_as_torch(engine: Engine) -> None:
 PLACES: dict[str, Callable[[Stepper], object]] = {
     "a scorer": lambda s: setattr(s, "method", replace(s.method, scorer=lambda x: look(x.abs().sum(1)))),
     "a curve": lambda s: setattr(s, "method", replace(s.method, curve=lambda ranks, n: look(ranks / n))),
-    "a loss": lambda s: with_loss(s, Own()),
+    "a loss": lambda s: with_loss(s, changing(look)),
     "the student": lambda s: with_hook(s.engine.distiller.student),
     "the teacher": lambda s: with_hook(s.engine.distiller.teacher.network),
     "the optimiser": lambda s: s.engine.optimizer.register_step_post_hook(
@@ -162,13 +146,32 @@ def test_a_fault_in_any_part_of_a_step_is_seen(place, record):
             list(stepper.epoch(0))
 
 
-def test_a_look_at_a_gradient_is_seen_on_a_cpu_only():
-    for setting, seen in ((fake_cuda, False), (real_cpu, True)):
-        with setting() as device:
-            stepper = build(Case(MethodConfig("kd")), device)
-            with_loss(stepper, LooksAtGradient())
-            with (
-                Watcher(device, ALLOWED),
-                pytest.raises(BrokenRuleError) if seen else contextlib.nullcontext(),
-            ):
-                list(stepper.epoch(0))
+def with_gradient(fault: Callable[[Tensor], Any]) -> KD:
+    """KD that does something with the gradient of the logits, and leaves it as it is."""
+
+    def planted(logits: Tensor) -> Tensor:
+        logits.register_hook(lambda gradient: (fault(gradient), gradient)[1])
+        return logits
+
+    return changing(planted)
+
+
+@pytest.mark.parametrize(
+    ("setting", "name", "seen"),
+    [
+        (fake_cuda, "item", False),  # there is no backward
+        (real_cpu, "item", True),
+        (real_cpu, "host weights", False),  # all is the host's
+        (meta, "item", True),
+        (meta, "cpu", True),
+        (meta, "host weights", True),
+    ],
+)
+def test_where_a_fault_in_the_backward_is_seen(setting, name, seen):
+    rule, fault = FAULTS[name]
+    with setting() as device:
+        stepper = build(Case(MethodConfig("kd")), device)
+        with_loss(stepper, with_gradient(fault))
+        raised = pytest.raises(BrokenRuleError, match=rule) if seen else contextlib.nullcontext()
+        with Watcher(device, ALLOWED), raised:
+            list(stepper.epoch(0))
