@@ -47,8 +47,8 @@ def unix(**changes: Any) -> Case:
 
 
 OPTIONS: dict[str, Case] = {
-    **{f"scorer {name}": unix(scorer=name) for name in SCORERS},
-    **{f"curve {name}": unix(curve=name) for name in CURVES},
+    **{f"scorer {name}": unix(scorer=name) for name in SCORERS if name != "entropy"},  # UNIX's own
+    **{f"curve {name}": unix(curve=name) for name in CURVES if name != "sigmoid"},
     **{f"optimizer {name}": Case(train={"optimizer": name}) for name in OPTIMIZERS},
     "scored in eval mode": unix(scoring_mode="eval"),
     "scored small": unix(scoring_size=0.5),
