@@ -51,9 +51,9 @@ def predicted(planned: Strategy, workload: Workload) -> dict[str, float]:
 
 
 def measured(planned: Strategy, teacher: Path, folder: Path) -> Iterator[tuple[Workload, dict[str, float]]]:
-    """One run, and two that share their answers: their mean cost, as `distill` counts it."""
+    """One run, and two where they share answers: their mean cost, as `distill` counts it."""
     costs: list[dict[str, float]] = []
-    for seed in range(2):
+    for seed in range(2 if planned.stored else 1):
         config = distilled(teacher, planned.method, seed=seed, epochs=planned.epochs(EPOCHS), eval_every=9)
         config = replace(
             config,
