@@ -21,7 +21,6 @@ from unixkd.method.mixing import StepCurve, num_kept, num_pure
 from unixkd.method.objective import Term
 from unixkd.method.scoring import least_confidence, margin
 from unixkd.method.unix import METHODS, kd, mixup, unix
-from unixkd.teacher.store import AnswerStore
 from unixkd.training.engine import Engine
 from unixkd.training.epoch_stats import EpochStats
 
@@ -48,19 +47,14 @@ CASES: dict[str, Method] = {
 def make_engine(
     method: Method,
     losses: list[str],
-    *,
-    device: str = "cpu",
-    store: AnswerStore | None = None,
     **options: Any,
 ) -> Engine:
     """An engine over two small networks; the teacher is the wider one."""
-    student, teacher = TinyNet(seed=1).to(device), TinyNet(width=6, seed=2).to(device)
+    student, teacher = TinyNet(seed=1), TinyNet(width=6, seed=2)
     objective = [Term(name, LOSSES[name], 0.5) for name in losses]
-    distiller = Distiller(student, teacher, method, objective, batch_size=N, store=store)
+    distiller = Distiller(student, teacher, method, objective, batch_size=N)
     optimizer = torch.optim.SGD(student.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
-    return Engine(
-        distiller, optimizer, EpochStats(torch.zeros(3 * N, dtype=torch.int32, device=device)), **options
-    )
+    return Engine(distiller, optimizer, EpochStats(torch.zeros(3 * N, dtype=torch.int32)), **options)
 
 
 def batch_of(n: int = N, *, answers: bool = False, seed: int = 0) -> Batch:
@@ -74,8 +68,8 @@ def batch_of(n: int = N, *, answers: bool = False, seed: int = 0) -> Batch:
     )
 
 
-def draws_of(method: Method, n: int = N, step: int = 0, device: str = "cpu") -> Draws:
-    return make_draws(n, seed=0, step=step, per_sample_lambda=method.per_sample_lambda, device=device)
+def draws_of(method: Method, n: int = N, step: int = 0) -> Draws:
+    return make_draws(n, seed=0, step=step, per_sample_lambda=method.per_sample_lambda)
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name != "student-alone"])
