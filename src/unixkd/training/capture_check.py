@@ -81,6 +81,13 @@ def is_for_itself(file: str) -> bool:
     return "beartype" in file or file.startswith(str(Path(torch.__file__).parent) + os.sep)
 
 
+def is_importing(frame: FrameType | None) -> bool:
+    """Whether a module is being imported, which happens once; sympy, which torch imports late, draws then."""
+    while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib."):
+        frame = frame.f_back
+    return frame is not None
+
+
 @contextlib.contextmanager
 def noting_draws(draws: list[str]) -> Iterator[None]:
     """Inside, random numbers of Python and NumPy that are drawn are added to a list; torch's a `StepTrace` sees."""
@@ -88,7 +95,9 @@ def noting_draws(draws: list[str]) -> Iterator[None]:
     def note(frame: FrameType, event: str, called: Any) -> None:
         # Not by the state: beartype draws which item of a list it checks; torch's compiler puts the state back.
         drawn = event == "c_call" and isinstance(getattr(called, "__self__", None), random.Random)
-        if drawn and called.__name__ in ("random", "getrandbits") and not is_for_itself(drawn_from(frame)):
+        if not drawn or called.__name__ not in ("random", "getrandbits"):
+            return
+        if not is_for_itself(drawn_from(frame)) and not is_importing(frame):
             draws.append("Python's random")
 
     before, profiler = np.random.get_state(), sys.getprofile()

@@ -29,10 +29,11 @@ from unixkd.planning.expected import Workload, expected_cost
 from unixkd.training import stopping
 from unixkd.training.build import make_distiller, open_ledger
 from unixkd.training.checkpoint import newest_state
+from unixkd.training.device import pick_device
 from unixkd.training.display import Display, Event, Finished, Note
 from unixkd.training.distributed.world import ALONE
 from unixkd.training.precision import OPTIONS, has_native_bf16, remembered, with_auto
-from unixkd.training.resolved import build_on, pick_device, read_method, resolve
+from unixkd.training.resolved import build_on, read_method, resolve
 from unixkd.training.resume import check_inputs, check_state
 from unixkd.training.run import run
 from unixkd.training.run_folder import RunFolder

@@ -76,8 +76,7 @@ class CapturedStep:
         before = {name: tensor.detach().clone() for name, tensor in engine.state().items()}
         device = self.counter.device
         try:
-            with randomness_kept(device if record is None else None):
-                self.replay = (record or record_graph)(refuses_changes(self.body, device))
+            self.replay = recorded(self.body, device, record)
         finally:
             self.restore(before)
 
@@ -108,6 +107,23 @@ class CapturedStep:
                 tensor.zero_()
         self.engine.optimizer.zero_grad()
         self.counter.zero_()
+
+
+def recorded(
+    body: Callable[[], None], device: torch.device, record: Recorder | None = None
+) -> Callable[[], None]:
+    """What repeats a body's work; random numbers stand where they stood.
+
+    Args:
+        body: may be run several times, on this device
+        device: where it runs
+        record: how it is recorded (default: in a CUDA graph)
+
+    Raises:
+        RuntimeError: the body does what a graph cannot, or would freeze
+    """
+    with randomness_kept(device if record is None else None):
+        return (record or record_graph)(refuses_changes(body, device))
 
 
 def record_graph(body: Callable[[], None]) -> Callable[[], None]:

@@ -142,6 +142,8 @@ def local_state(run: Run) -> tuple[dict[str, Tensor], dict[str, int]]:
     numbers: dict[str, int] = {}
     if run.device.type == "cuda":
         tensors["cuda_rng"] = torch.cuda.get_rng_state(run.device)
+    if run.device.type == "mps":
+        tensors["mps_rng"] = torch.mps.get_rng_state()
     if run.done:
         sums, numbers = run.engine.tally.state()
         tensors |= {name: tensor.cpu() for name, tensor in prefixed("tally", sums).items()}
@@ -274,6 +276,8 @@ def restore_engine(run: Run, tensors: dict[str, Tensor], state: dict[str, Any]) 
     torch.set_rng_state(tensors[of_process(rank, "rng")])
     if of_process(rank, "cuda_rng") in tensors and run.device.type == "cuda":
         torch.cuda.set_rng_state(tensors[of_process(rank, "cuda_rng")], run.device)
+    if "mps_rng" in tensors and run.device.type == "mps":
+        torch.mps.set_rng_state(tensors["mps_rng"])
 
 
 def keep_journal(run: Run) -> None:

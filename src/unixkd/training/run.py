@@ -25,6 +25,7 @@ from unixkd.planning.timing import synchronize
 from unixkd.run_files import Epoch, Images
 from unixkd.training import resume, stopping
 from unixkd.training.build import build_stepper
+from unixkd.training.device import claim_device
 from unixkd.training.display import (
     Began,
     Display,
@@ -48,7 +49,7 @@ from unixkd.training.head import fit_head
 from unixkd.training.loggers import Loggers, check_installed, open_loggers
 from unixkd.training.memory import explained, keep_freed_memory
 from unixkd.training.predictions import Predictions
-from unixkd.training.resolved import pick_device, resolve
+from unixkd.training.resolved import resolve
 from unixkd.training.results import list_left_out, plan_of_run, write_results
 from unixkd.training.run_folder import Mode, RunFolder
 from unixkd.training.state import Run
@@ -88,6 +89,7 @@ def run(
     folder = RunFolder(out)
     networks = [model.code or model.name for model in (config.student, config.teacher) if model is not None]
     try:
+        claim_device(config.train)  # before the process group is made
         with stoppable(), locating(*networks), together() as world, explained(config.train):
             world.once(lambda: check_installed(log))
             shown = unfailing(display) if world.leads else silent
@@ -158,7 +160,7 @@ def start(
 def prepare_process(config: RunConfig, world: World) -> torch.device:
     """Set what holds for the whole process, before anything is computed in it; the run's device."""
     torch.set_flush_denormal(config.train.flush_denormal)  # first, as threads to come inherit it
-    device = pick_device(config.train, world.local if world.size > 1 else None)
+    device = claim_device(config.train)
     if config.train.keep_memory and device.type == "cpu":
         keep_freed_memory(True)
     world.once(lambda: check_sharding(config, world))

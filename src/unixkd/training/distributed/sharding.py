@@ -76,8 +76,6 @@ def shard(network: nn.Module, world: World, device: torch.device) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
     for tensor in (*network.parameters(), *network.buffers()):
         tensor.data = tensor.data.contiguous()
         world.take_from_leader([tensor.data])
