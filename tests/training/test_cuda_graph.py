@@ -23,7 +23,7 @@ from unixkd.config import AnswersConfig, DataConfig, LossConfig, MethodConfig, R
 from unixkd.errors import UserError
 from unixkd.method.draws import epoch_draws
 from unixkd.training import build as training_build
-from unixkd.training import cuda_graph
+from unixkd.training import cuda_graph, loss_scale
 from unixkd.training.cuda_graph import CapturedStep, tables_of_epoch
 from unixkd.training.display import Event, Note
 from unixkd.training.engine import Engine
@@ -132,6 +132,9 @@ CASES: dict[str, Callable[[Path], RunConfig]] = {
     "unix, adamw": lambda t: short(distilled(t, optimizer="adamw", lr=1e-3, warmup_epochs=1.5)),
     "unix, answers": lambda t: stored(short(distilled(t, STEP_CURVE, clip_norm=1.0)), "epoch"),
     "unix, bf16": lambda t: short(distilled(t, precision="bf16", teacher_precision="bf16")),
+    "unix, fp16": lambda t: short(
+        distilled(t, precision="fp16", teacher_precision="fp16", ema_decay=0.75, clip_norm=1.0)
+    ),
     "unix, every loss": lambda t: short(
         distilled(t, MethodConfig(per_sample_lambda=True, scoring_mode="eval")), loss=EVERY_LOSS
     ),
@@ -176,6 +179,20 @@ def test_a_captured_run_is_the_eager_one(name, teacher, tmp_path):
     assert captured.notes == eager.notes == []
     if "answers" in name:
         assert captured.trainer.ledger.images.teacher_cached > 0
+
+
+def test_a_captured_run_in_fp16_skips_the_steps_that_the_eager_one_skips(teacher, tmp_path, monkeypatch):
+    """From a scale at which the first steps of the run overflow."""
+    monkeypatch.setattr(loss_scale, "INITIAL", 2.0**20)
+    config = short(alone(precision="fp16", ema_decay=0.75))
+    config = replace(config, train=replace(config.train, batch_size=8))
+    eager, captured = (r.finish() for r in pair(config, tmp_path))
+    assert differences(captured, eager) == []
+    assert captured.notes == []
+    first = metrics(captured.folder)[0]
+    assert 1 <= first["skipped_steps"] < 8
+    assert captured.engine.scale is not None
+    assert captured.engine.scale.scale < 2.0**20
 
 
 def test_a_step_is_captured_once_for_each_size(teacher, tmp_path):

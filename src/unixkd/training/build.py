@@ -22,6 +22,7 @@ from unixkd.training.distributed.world import World
 from unixkd.training.engine import Engine
 from unixkd.training.epoch_stats import EpochStats, score_bins
 from unixkd.training.evaluation import synchronise
+from unixkd.training.loss_scale import LossScale
 from unixkd.training.optimizer import build_optimizer
 from unixkd.training.precision import DTYPES
 from unixkd.training.resolved import Resolved
@@ -114,4 +115,5 @@ def make_engine(run: Resolved, distiller: Distiller, world: World) -> Engine:
         History(images, device) if distiller.method.remembers else None,
         world,
         train.micro_batch,
+        LossScale(device) if train.precision == "fp16" else None,
     )

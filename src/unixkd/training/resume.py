@@ -106,6 +106,8 @@ def collect(run: Run) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors = gathered(trained, run.world)
     if run.engine.average is not None:
         tensors |= prefixed("average", run.engine.average.state_dict())
+    if run.engine.scale is not None:
+        tensors |= prefixed("scale", run.engine.scale.state())
     tensors |= of_images(run)
     store = answer_store(run)
     if store is not None and store.foreign is not None:
@@ -260,6 +262,8 @@ def restore_engine(run: Run, tensors: dict[str, Tensor], state: dict[str, Any]) 
     load_whole(run.resolved.student.net, group(tensors, "student"))
     if engine.average is not None:
         engine.average.load_state_dict(group(tensors, "average"))
+    if engine.scale is not None:
+        engine.scale.load_state(group(tensors, "scale"))
     unpack_optimizer(engine.optimizer, group(tensors, "optimizer"), state["optimizer"])
     for name, tensor in of_images(run).items():
         if name in tensors:  # not all are as old as the oldest checkpoints

@@ -230,7 +230,7 @@ def epoch_steps(run: Run) -> Iterator[None]:
             if (now := time.monotonic()) - shown >= SHOW_SECONDS:
                 shown = now
                 check_answers(run)
-                check_finite(run, run.engine.tally.finite())
+                check_finite(run, run.engine.finite())
                 show()
             yield
     except (Exception, KeyboardInterrupt):
@@ -301,8 +301,11 @@ def record_epoch(run: Run, predictions: Predictions | None) -> None:
         cost=run.relative_cost(),
         seconds={key: round(run.seconds[key], 3) for key in ("train", "evaluate")},
         selection=stats.selection() if run.resolved.method.selects else None,
+        skipped_steps=run.engine.tally.skipped(),
     )
     record = asdict(line)
+    if record["skipped_steps"] is None:  # in fp16 only
+        del record["skipped_steps"]
     run.remember(record)
     if run.world.leads:
         run.folder.append_metrics(record)
@@ -324,7 +327,8 @@ def check(run: Run) -> None:
     check_answers(run)
     shards = [local_shard(p.detach()) for p in run.resolved.student.parameters()]
     weights = torch.stack([shard.isfinite().all() for shard in shards]).all()
-    check_finite(run, all(run.world.gather(bool(run.engine.tally.finite() and weights))))
+    finite = run.engine.finite() and run.engine.tally.counted() > 0
+    check_finite(run, all(run.world.gather(bool(finite and weights))))
 
 
 def check_answers(run: Run) -> None:
@@ -343,7 +347,13 @@ def check_answers(run: Run) -> None:
 def check_finite(run: Run, finite: bool) -> None:
     """Raise where a run has diverged."""
     if not finite:
+        what, hint = "the loss or the weights are", ""
+        if run.engine.scale is not None:
+            what, hint = (
+                "the loss, the gradients or the weights are",
+                ", or --train.precision fp32 instead of fp16",
+            )
         raise UserError(
-            f"epoch {run.epoch + 1}: the loss or the weights are no longer finite; lower --lr or give "
-            "--train.clip_norm (nothing of this epoch was saved)"
+            f"epoch {run.epoch + 1}: {what} no longer finite; lower --lr or give --train.clip_norm{hint} (nothing of "
+            "this epoch was saved)"
         )
