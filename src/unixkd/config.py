@@ -207,7 +207,7 @@ class AnswersConfig:
         top_k: keep only so many of an answer's logits, the largest, and spread the others' share evenly when it is
             read, which is exact for their sum at loss.temperature (default: all)
         fill: lazy (when an answer is first needed) | epoch (all that an epoch shows, ahead of it, in
-            large batches) | auto (epoch on a GPU)
+            large batches) | auto (on a GPU epoch, or batch by batch for images that are decoded from disk)
     """
 
     path: str | None = None

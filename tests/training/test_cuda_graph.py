@@ -14,12 +14,11 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
 from running import alone, distilled, metrics, untimed
 from tape import Tape, with_rate_as_tensor
-from unixkd.config import AnswersConfig, DataConfig, LossConfig, MethodConfig, RunConfig, TrainConfig
+from unixkd.config import AnswersConfig, LossConfig, MethodConfig, RunConfig, TrainConfig
 from unixkd.errors import UserError
 from unixkd.method.draws import epoch_draws
 from unixkd.training import build as training_build
@@ -128,6 +127,7 @@ CASES: dict[str, Callable[[Path], RunConfig]] = {
     "kd, nesterov, onecycle": lambda t: plain(t, nesterov=True, schedule="onecycle", clip_norm=0.5),
     "kd, no momentum": lambda t: plain(t, momentum=0.0, channels_last=False),
     "kd, answers": lambda t: stored(plain(t), "epoch"),
+    "unix, micro-batches": lambda t: short(distilled(t, micro_batch=10, clip_norm=1.0)),
     "unix": lambda t: short(distilled(t)),
     "unix, adamw": lambda t: short(distilled(t, optimizer="adamw", lr=1e-3, warmup_epochs=1.5)),
     "unix, answers": lambda t: stored(short(distilled(t, STEP_CURVE, clip_norm=1.0)), "epoch"),
@@ -426,20 +426,6 @@ def test_what_cannot_be_captured_runs_eagerly_and_says_why_once(reason, teacher,
     other = eager_after(tape, OBSTACLES[reason](teacher), tmp_path)
     assert other.notes == [reason]
     assert tape.recordings == 0
-
-
-def test_images_on_disk_cannot_be_captured(tmp_path):
-    for name in ("a", "b"):
-        (tmp_path / "images" / name).mkdir(parents=True)
-        for i in range(5):
-            Image.new("L", (8, 8), 20 * i + 9).save(tmp_path / "images" / name / f"{i}.png")
-    data = DataConfig(f"folder:{tmp_path / 'images'}", size=8, crop_padding=1, in_memory=False, workers=0)
-    config = replace(alone(epochs=2, batch_size=4), data=data)
-    other = eager_after(Tape(), config, tmp_path)
-    assert other.notes == ["the images are decoded from disk"]
-    (tmp_path / "second").mkdir()
-    in_memory = replace(config, data=replace(data, in_memory=True))
-    assert eager_after(Tape(), in_memory, tmp_path / "second").notes == []
 
 
 @pytest.mark.parametrize(("graph", "recorded"), [(False, True), (True, False)], ids=["not wanted", "a CPU"])

@@ -20,6 +20,7 @@ from unixkd.method.batch import Draws
 from unixkd.method.method import StepCounts
 from unixkd.training.capture_check import randomness_kept, refuses_changes
 from unixkd.training.engine import Engine
+from unixkd.training.static_batch import StaticBatch
 
 WARM_UPS = 4
 """Steps before the capture, in which libraries choose algorithms and the optimiser makes its state.
@@ -52,11 +53,11 @@ def tables_of_epoch(columns: Mapping[str, Tensor], rates: list[float], batch_siz
 
 
 class CapturedStep:
-    """A step of an engine over images in memory, recorded once.
+    """A step of an engine, recorded once.
 
     Args:
         engine: its optimiser's learning rate is a tensor
-        split: the training images, on the device
+        split: the training images, on the device; or the batch into which loaded ones are copied before each replay
         tables: of some epoch; later ones have the same names
         record: how the step is recorded; another one than a CUDA graph lets a CPU test the rest
 
@@ -65,7 +66,11 @@ class CapturedStep:
     """
 
     def __init__(
-        self, engine: Engine, split: MemorySplit, tables: Tables, record: Recorder | None = None
+        self,
+        engine: Engine,
+        split: MemorySplit | StaticBatch,
+        tables: Tables,
+        record: Recorder | None = None,
     ) -> None:
         self.engine, self.split = engine, split
         self.steps = len(split) // tables["index"].shape[1]  # no epoch has more than one of all images
