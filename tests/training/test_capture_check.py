@@ -159,6 +159,20 @@ def test_what_a_module_draws_when_it_is_imported_decides_no_step(tmp_path, monke
     assert set(draws) == {"Python's random"}
 
 
+def test_what_is_watched_while_a_module_is_imported_is_watched_all_the_same(tmp_path, monkeypatch):
+    """As where a script that trains is imported."""
+    lines = (
+        "import random",
+        "from unixkd.training.capture_check import noting_draws",
+        "DRAWS = []",
+        "with noting_draws(DRAWS):",
+        "    random.random()",
+    )
+    (tmp_path / "training_script.py").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(tmp_path)
+    assert importlib.import_module("training_script").DRAWS == ["Python's random"]
+
+
 def test_what_draws_on_the_device_is_captured(tmp_path):
     tape = Tape()
     _, notes = changing(nn.Dropout(0.3), tmp_path / "run", tape)
