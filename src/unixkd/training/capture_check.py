@@ -82,7 +82,7 @@ def is_for_itself(file: str) -> bool:
 
 
 def is_importing(frame: FrameType | None, outer: FrameType | None) -> bool:
-    """Whether a module is being imported within a frame, which happens once; sympy, which torch imports late, draws then.
+    """Whether a module is being imported within a frame; sympy, which torch imports when it needs it, draws then, once.
 
     Args:
         frame: where something happens
