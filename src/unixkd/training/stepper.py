@@ -92,11 +92,9 @@ class Stepper:
         inputs = self.inputs(number)
         batches = self.batches(inputs, done)
         if self.may_capture and done < inputs.rows.full:
-            images: MemorySplit | StaticBatch
-            if isinstance(self.split, MemorySplit):
-                images = self.split
-            else:
-                first = next(batches)
+            images = self.split if self.captured is None else self.captured.split
+            if not isinstance(images, MemorySplit | StaticBatch):
+                first = next(batches)  # whose shapes all others have
                 images, batches = StaticBatch(first, len(self.split)), chain([first], batches)
             if (captured := self.capture(inputs, done, images)) is not None:
                 for _ in range(done, inputs.rows.full):
