@@ -27,7 +27,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Only where tests run: the process that deals them out to others needs no torch, which takes seconds."""
     from hypothesis import settings
 
-    settings.register_profile("unixkd", deadline=None, max_examples=50)  # nothing is timed in the tests
+    settings.register_profile("unixkd", deadline=None, max_examples=25)  # nothing is timed in the tests
     settings.load_profile("unixkd")
     keep_bytecode(config)
     if config.getoption("dist", "no") != "no":

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from safetensors.torch import save_file
 
-from unixkd.config import DataConfig, MethodConfig, ModelConfig, RunConfig, TrainConfig
+from unixkd.config import AnswersConfig, DataConfig, MethodConfig, ModelConfig, RunConfig, TrainConfig
 from unixkd.models import create_model
 from unixkd.training.display import silent
 from unixkd.training.distributed.world import ALONE, World
@@ -48,6 +48,7 @@ def make_trainer(
     classes: int = 100,
     batch_size: int = 64,
     world: World = ALONE,
+    answers: str | None = None,
     **train: Any,
 ) -> Run:
     """A trainer as `unixkd distill` makes it on a CPU with one thread; the teacher's weights are random.
@@ -61,6 +62,7 @@ def make_trainer(
         classes: width of both classifiers
         batch_size: images per step, N, of all processes together
         world: the processes that train together; each calls this
+        answers: folder of stored answers; None: the teacher answers each time
         **train: further fields of the training's configuration
     """
     weights = folder / f"{teacher}-{classes}.safetensors"
@@ -73,6 +75,7 @@ def make_trainer(
         ModelConfig(teacher, weights=str(weights)),
         MethodConfig(method),
         data=data,
+        answers=AnswersConfig(answers),
         train=TrainConfig(batch_size=batch_size, device="cpu", threads=1, **train),
     )
     run = RunFolder(folder / f"{teacher}-{student}-{method}-{classes}-{batch_size}")

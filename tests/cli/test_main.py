@@ -335,7 +335,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 OPTION = st.builds("--{}={}".format, st.sampled_from(["train.lr", "data.name", "seeds", "recipe", "x"]), TEXT)
 
 
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     command=st.sampled_from(sorted(options.COMMANDS)),
     words=st.lists(st.one_of(WORDS, TEXT, OPTION), max_size=6),

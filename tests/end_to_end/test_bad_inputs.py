@@ -52,7 +52,7 @@ def folders(tmp_path_factory) -> Folders:
 
 def test_some_damages_of_a_run_folder(folders):
     assert len(folders.cases) >= 2000
-    problems = folders.run(folders.sample(24, 2, LIGHT) + folders.sample(4, 2, HEAVY))
+    problems = folders.run(folders.sample(16, 2, LIGHT) + folders.sample(2, 2, HEAVY))
     assert not problems, "\n".join(problems)
 
 

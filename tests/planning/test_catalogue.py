@@ -107,6 +107,13 @@ def test_within_a_budget_accuracy_counts_before_cost():
     assert order(Budget(0.25)) == [(True, ["bad"]), (False, ["cheap", "open", "good", "kd"])]
 
 
+def test_what_trains_as_plain_kd_does_comes_before_what_takes_more_of_the_budget():
+    plain = Strategy("plain", MethodConfig("kd"), 0.3, stored=True)
+    dearer = Strategy("dearer", MethodConfig("stale"), 0.3, stored=True)
+    (group,) = Budget(0.5).groups([dearer, plain], {"plain": 0.3, "dearer": 0.4})
+    assert group.strategies == [plain, dearer]
+
+
 @pytest.mark.parametrize("text", ["50%", "0.5", " 50% ", "5e-1"])
 def test_a_budget_is_a_share(text):
     assert parse_target(text, False) == Budget(0.5)

@@ -27,6 +27,7 @@ from unixkd.planning.strategies import (
     run_cost,
     strategy_steps,
     teacher_forwards,
+    with_all_views,
 )
 from unixkd.planning.timing import TEACHER_FORWARD, Pair, step_of, time_steps
 from unixkd.training.run import run
@@ -50,9 +51,9 @@ def predicted(planned: Strategy, workload: Workload) -> dict[str, float]:
 
 
 def measured(planned: Strategy, teacher: Path, folder: Path) -> Iterator[tuple[Workload, dict[str, float]]]:
-    """One run, and two that share their answers: their mean cost, as `distill` counts it."""
+    """One run, and two where they share answers: their mean cost, as `distill` counts it."""
     costs: list[dict[str, float]] = []
-    for seed in range(2):
+    for seed in range(2 if planned.stored else 1):
         config = distilled(teacher, planned.method, seed=seed, epochs=planned.epochs(EPOCHS), eval_every=9)
         config = replace(
             config,
@@ -258,3 +259,30 @@ def test_a_budget_that_nothing_fits(capsys):
 def test_what_a_target_does_not_allow(words, told, capsys):
     assert call(*PAIR, *words) == 2
     assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name", ["kd, few views", "kd, few mixes", "stale, few views", "kd, few views, small first"]
+)
+def test_a_budget_buys_as_many_views_as_it_can(name):
+    pair = Pair.on_random_pixels(model("resnet14"), model("resnet8"), rows=4, size=8)
+    workload = replace(WORKLOAD, epochs=64, views=None)
+
+    def cost(views: float) -> float:
+        return predicted(replace(planned, views_share=views / 64), workload)["backward_2x"]
+
+    planned = find_strategy(name)
+    least = planned.views(64, None)
+    budget = cost(least + 7) + 1e-9
+    (bought,) = with_all_views([planned], budget, pair, workload)
+    assert bought.views(64, None) == least + 7
+    assert cost(least + 7) <= budget < cost(least + 8)
+    assert with_all_views([planned], cost(least) / 2, pair, workload) == [planned]
+    (all_of_them,) = with_all_views([planned], 1e9, pair, workload)
+    assert all_of_them.views(64, None) == 64
+
+
+def test_a_budget_leaves_strategies_without_a_few_views_alone():
+    pair = Pair.on_random_pixels(model("resnet14"), model("resnet8"), rows=4, size=8)
+    others = [each for each in strategies() if each.views_share is None]
+    assert with_all_views(others, 1.0, pair, WORKLOAD) == others

@@ -474,6 +474,7 @@ def test_after_a_failure_no_new_run_starts_and_events_are_still_read():
 # The demo
 
 
+@pytest.mark.slow
 def test_the_demo_in_small(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cli_compare, "DEMO_TEACHER", "resnet14")
     monkeypatch.setattr(cli_compare, "DEMO_METHODS", ("kd", "unix"))
@@ -501,7 +502,7 @@ def test_report_of_a_comparison(compared, tmp_path, capsys):
 # A shared store
 
 
-@pytest.mark.parametrize("fill", ["lazy", "epoch"])
+@pytest.mark.parametrize("fill", ["lazy", pytest.param("epoch", marks=pytest.mark.slow)])
 def test_costs_do_not_depend_on_who_filled_the_store(fill, options, tmp_path, monkeypatch):
     """Alone, after the other, and interrupted after the other: the same charges; only the first asks in earnest."""
     words = [{"kd,unix": "kd"}.get(word, word) for word in options]

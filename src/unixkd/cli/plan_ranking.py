@@ -16,7 +16,7 @@ from unixkd.errors import UsageError
 from unixkd.names import NONE, chosen_options, run_words
 from unixkd.planning.catalogue import Budget, Evidence, Group, MatchKD, Strategy, strategies
 from unixkd.planning.expected import Workload
-from unixkd.planning.strategies import StrategyEstimate, estimate_strategies
+from unixkd.planning.strategies import StrategyEstimate, estimate_strategies, with_all_views
 from unixkd.planning.timing import Pair
 from unixkd.teacher.format import Contents
 
@@ -52,6 +52,8 @@ def ranked(
     known: list[Strategy], target: Budget | MatchKD, workload: Workload, pair: Pair, rounds: int
 ) -> tuple[dict[str, StrategyEstimate], list[Group]]:
     """What each strategy that is possible will cost, by name, and the strategies in groups, the best first."""
+    if isinstance(target, Budget):
+        known = with_all_views(known, target.share, pair, workload)
     estimates = {each.strategy.name: each for each in estimate_strategies(known, pair, workload, rounds)}
     cost = {name: each.relative["backward_2x"] for name, each in estimates.items()}
     return estimates, target.groups([each.strategy for each in estimates.values()], cost)

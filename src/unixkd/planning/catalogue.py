@@ -263,8 +263,8 @@ class Budget:
         """Those within the budget, the most accurate first, then those not measured; those over it, the cheapest first.
 
         Of what was not measured, what has all epochs of plain KD comes first, and fixed mixes after views, as fewer
-        epochs and mixes lost most with 10,000 images (docs/recipe.md); then what takes most of the budget: cheaper
-        training is seldom better.
+        epochs and mixes lost most with 10,000 images (docs/recipe.md); then plain KD's own step, which leaves nothing
+        out; then what takes most of the budget: cheaper training is seldom better.
 
         Args:
             strategies: to rank
@@ -278,6 +278,7 @@ class Budget:
                 -(each.difference or 0.0),
                 each.epochs_share < 1,
                 each.mixed,
+                each.method != MethodConfig("kd"),
                 -cost[each.name],
             )
         )

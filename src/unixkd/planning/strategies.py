@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -54,6 +55,36 @@ def estimate_strategies(
             cost = run_cost(strategy, forwards, pair.ledger, workload, refreshes)
             estimates.append(StrategyEstimate(strategy, cost, forwards))
     return with_seconds(estimates, pair, workload, rounds) if rounds else estimates
+
+
+def with_all_views(
+    strategies: Sequence[Strategy], budget: float, pair: Pair, workload: Workload
+) -> list[Strategy]:
+    """The strategies, those of few fixed views or mixes with as many of them as a budget pays for.
+
+    None gets fewer than it has. The rest of the budget buys answers to more views, which is more augmentation.
+
+    Args:
+        budget: as a share of plain KD's cost, a backward counted as 2 forwards
+    """
+    refreshes = has_statistics(pair.student)
+
+    def limited(strategy: Strategy, views: int) -> Strategy:
+        return replace(strategy, views_share=views / workload.epochs)
+
+    def cost(strategy: Strategy) -> float:
+        forwards = teacher_forwards(strategy, workload)
+        return run_cost(strategy, forwards, pair.ledger, workload, refreshes)["backward_2x"]
+
+    def widest(strategy: Strategy) -> Strategy:
+        least = strategy.views(workload.epochs, workload.views)
+        if least is None:
+            return strategy
+        more = range(least + 1, strategy.epochs(workload.epochs) + 1)
+        paid = bisect_right(more, budget, key=lambda views: cost(limited(strategy, views)))
+        return limited(strategy, least + paid) if paid else strategy
+
+    return [widest(strategy) for strategy in strategies]
 
 
 def is_possible(strategy: Strategy, workload: Workload) -> bool:
