@@ -37,7 +37,7 @@ class EpochInputs:
         rows: images of this process, and how they are divided into steps
         rates: learning rate of each step
         known: more columns of a `Batch` by field: stored `answers` `[m, classes]`, `weight` in the losses `[m]`
-        answers: those answers; what the store lacks of them is asked batch by batch
+        answers: those answers, where what the store lacks is asked batch by batch
     """
 
     number: int
@@ -131,7 +131,7 @@ class Stepper:
             known["answers"] = answers.logits
         if weights is not None:
             known["weight"] = weights[rows.order].to(self.device)
-        return EpochInputs(number, rows, draws, rates, known, answers)
+        return EpochInputs(number, rows, draws, rates, known, answers if self.as_decoded else None)
 
     def change_method(self, number: int) -> None:
         """Set the method of an epoch; where it is another one than before, a captured step is of no use."""
