@@ -20,9 +20,10 @@ from unixkd.method.network import Network
 from unixkd.teacher.teacher import Teacher
 from unixkd.training.answers import fetch_answers, open_store
 from unixkd.training.compare import Job, is_finished
+from unixkd.training.device import pick_device
 from unixkd.training.display import Display, Event, Note
 from unixkd.training.precision import DTYPES
-from unixkd.training.resolved import build_run, pick_device
+from unixkd.training.resolved import build_run
 from unixkd.training.run import start
 from unixkd.training.run_folder import RunFolder
 from unixkd.training.state import Run

@@ -18,7 +18,7 @@ from msgspec import Meta
 
 from unixkd.errors import UserError, parse_yaml, read_text
 
-Precision = Literal["auto", "fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 TeacherForm = Literal["auto", "eager", "folded", "compiled"]
 Positive = Annotated[int, Meta(ge=1)]
 NotNegative = Annotated[int, Meta(ge=0)]
@@ -126,7 +126,7 @@ class MethodConfig:
         scorer: entropy | margin | least_confidence | true_loss | random
         scoring_mode: BatchNorm in the scoring forward: train (the reference) | eval
         scoring_size: share of the image's side that is looked at for scoring, in (0, 1]
-        scoring_precision: fp32 | bf16 of the scoring forward (default: the student's)
+        scoring_precision: fp32 | bf16 | fp16 of the scoring forward (default: the student's)
         per_sample_lambda: draw one mixing weight per kept sample instead of one per batch
         mixes_answers: mix the stored answers to both images instead of asking about the mixed image
         sampling: β: draw the kept samples, with a chance of their score's percentile to this power
@@ -150,7 +150,7 @@ class MethodConfig:
     scorer: Scorer | None = None
     scoring_mode: Literal["train", "eval"] | None = None
     scoring_size: float | None = None
-    scoring_precision: Literal["fp32", "bf16"] | None = None
+    scoring_precision: Literal["fp32", "bf16", "fp16"] | None = None
     per_sample_lambda: bool | None = None
     mixes_answers: bool | None = None
     sampling: float | None = None
@@ -207,7 +207,7 @@ class AnswersConfig:
         top_k: keep only so many of an answer's logits, the largest, and spread the others' share evenly when it is
             read, which is exact for their sum at loss.temperature (default: all)
         fill: lazy (when an answer is first needed) | epoch (all that an epoch shows, ahead of it, in
-            large batches) | auto (epoch on a GPU)
+            large batches) | auto (on a GPU epoch, or batch by batch for images that are decoded from disk)
     """
 
     path: str | None = None
@@ -239,8 +239,9 @@ class TrainConfig:
             computed once
         freeze_batchnorm: BatchNorm normalises by the running statistics it begins with, in training too
         seed: seed of initial weights, order of images and every draw of the method
-        precision: auto | fp32 | bf16 of the student (weights stay fp32); auto: bf16 where it is faster here
-        teacher_precision: auto | fp32 | bf16 of the teacher
+        precision: auto | fp32 | bf16 | fp16 of the student (weights stay fp32; fp16 with a scale of the loss); auto:
+            bf16, or fp16 on a GPU without it, where it is faster here
+        teacher_precision: auto | fp32 | bf16 | fp16 of the teacher
         frozen_teacher: eager | folded (BatchNorm into convolutions) | compiled (folded, then torch.compile, weights
             packed once; CPU) | auto: what is fastest here, where a run is long enough to find out
         device: auto | cpu | cuda | mps

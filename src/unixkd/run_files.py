@@ -127,6 +127,7 @@ class Summary:
         parameters: of the student
         agreement: share of evaluated images where student and teacher agree
         environment: what it ran on: torch, device, threads, precision …
+        skipped_steps: of the run, whose gradients overflowed in fp16; None in another precision
     """
 
     schema: int
@@ -140,6 +141,7 @@ class Summary:
     cost: Cost
     time: Seconds = field(default_factory=Seconds)
     environment: dict[str, Any] = field(default_factory=dict)
+    skipped_steps: Count | None = None
 
 
 # plan.json
@@ -245,6 +247,7 @@ class Epoch:
         lr: learning rate of its last step
         images: counted over the run so far
         cost: of the run so far
+        skipped_steps: of the epoch, whose gradients overflowed in fp16; None in another precision
     """
 
     epoch: Count
@@ -259,6 +262,7 @@ class Epoch:
     cost: RelativeCost | None = None
     seconds: dict[str, float | None] = field(default_factory=dict)
     selection: Selected | None = None
+    skipped_steps: Count | None = None
 
 
 # selection.json

@@ -14,6 +14,7 @@ from unixkd.errors import UserError
 from unixkd.models.registry import create_model
 from unixkd.names import current
 from unixkd.training import precision, resolved
+from unixkd.training.device import pick_device
 from unixkd.training.run import run
 
 NET = """
@@ -82,7 +83,7 @@ def test_the_network_is_built_as_the_model(monkeypatch):
         return create(*args, **kwargs)
 
     monkeypatch.setattr(resolved, "build_model", watched)
-    resolved.build_run(alone(), resolved.pick_device(alone().train))
+    resolved.build_run(alone(), pick_device(alone().train))
     assert said == [("model", "student")]
     assert current() is None
     assert alone().student == ModelConfig("resnet8")

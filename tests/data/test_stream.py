@@ -14,15 +14,17 @@ import torch
 from test_sources import png, write_parquet
 
 from running import Signal, alone, everything, stop_and_resume, summary
+from tape import Tape, with_rate_as_tensor
 from unixkd.config import AnswersConfig, DataConfig, MethodConfig, ModelConfig, RunConfig, TrainConfig
 from unixkd.data import load_data
 from unixkd.data.sampling import split_among_processes
 from unixkd.data.sources.stream import StreamSplit
 from unixkd.errors import UserError
 from unixkd.teacher.teacher import Teacher
-from unixkd.training.display import Note
+from unixkd.training.display import Note, silent
 from unixkd.training.distributed.world import World
-from unixkd.training.run import run
+from unixkd.training.run import fit, run, start
+from unixkd.training.run_folder import RunFolder
 from unixkd.training.stopping import Stopped
 
 datasets = pytest.importorskip("datasets")
@@ -202,6 +204,20 @@ def test_stopped_in_an_epoch_and_resumed_it_is_the_same_run(place, tmp_path):
     assert everything(tmp_path / "parts") == everything(tmp_path / "whole")
     assert summary(tmp_path / "whole")["cost"]["images"]["scored"] == 2 * IMAGES
     assert not (tmp_path / "whole" / "selection.json").exists()  # no image has a number of its own
+
+
+def test_captured_steps_on_a_stream_are_the_eager_ones(place, tmp_path):
+    """As on a GPU, with a tape for the CUDA graph."""
+    weights = []
+    for name, record in (("eager", None), ("captured", Tape())):
+        trainer = start(of_stream(place), RunFolder(tmp_path / name), "new", silent)
+        trainer.stepper.record = record
+        with_rate_as_tensor(trainer.engine.optimizer)
+        fit(trainer)
+        weights.append(trainer.student.state_dict())
+        full = len(trainer.stepper.split) // trainer.config.train.batch_size
+        assert record is None or record.replays == full * trainer.config.train.epochs
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
 def test_what_changes_the_images_refuses_to_resume(place, tmp_path):

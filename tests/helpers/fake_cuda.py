@@ -19,6 +19,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -67,6 +68,9 @@ ALLOWED = (
     Place("unixkd/training/stepper.py", "capture", COPIES, "the order of a captured epoch, once an epoch"),
     Place("unixkd/training/cuda_graph.py", "tables_of_epoch", COPIES, "the learning rates, once an epoch"),
     Place("unixkd/training/epoch_stats.py", "losses", WAITS, "the epoch's sums, read at its end"),
+    Place(
+        "unixkd/training/epoch_stats.py", "counted", WAITS, "the steps that fp16 lost, read at an epoch's end"
+    ),
 )
 """All of them between steps; a step has none."""
 ALLOWED_ON_CPU = (
@@ -165,7 +169,12 @@ def frames() -> Iterator[tuple[str, str, int]]:
 # What fake tensors, or a machine without a driver, cannot do
 
 
-NO_KERNEL = (aten._fused_sgd_, aten._fused_adamw_)
+NO_KERNEL = (
+    aten._fused_sgd_,
+    aten._fused_adamw_,
+    aten._amp_foreach_non_finite_check_and_unscale_,
+    aten._amp_update_scale_,
+)
 """Work in place and have no kernel without values: where their arguments lie is looked at, nothing is computed."""
 
 
@@ -201,10 +210,12 @@ def all_chosen(self: stepper.Stepper, number: int, order: Tensor) -> tuple[Tenso
     return order, torch.ones(len(self.split)) if chooses else None
 
 
-def answers_on_device(self: stepper.Stepper, number: int, order: Tensor) -> Tensor | None:
-    """Stored answers as `fetch` leaves them."""
+def answers_on_device(self: stepper.Stepper, number: int, order: Tensor) -> Any:
+    """Stored answers as `fetch` leaves them, none of which is missing."""
+    if not self.fill_ahead:
+        return None
     classes: int = self.engine.student.head.out_features  # type: ignore[assignment]
-    return torch.rand(len(order), classes, device=self.device) if self.fill_ahead else None
+    return SimpleNamespace(logits=torch.rand(len(order), classes, device=self.device))
 
 
 def copied(self: Tensor, memo: dict[int, Any]) -> Tensor:

@@ -18,6 +18,7 @@ from unixkd.method.from_config import build_method, build_objective
 from unixkd.training.average import MovingAverage
 from unixkd.training.engine import Engine
 from unixkd.training.epoch_stats import EpochStats, score_bins
+from unixkd.training.loss_scale import LossScale
 from unixkd.training.optimizer import build_optimizer
 from unixkd.training.precision import DTYPES
 from unixkd.training.stepper import Stepper
@@ -82,6 +83,7 @@ def build(case: Case, device: torch.device, record: Any = None) -> Stepper:
         train.channels_last,
         History(IMAGES, device) if method.remembers else None,
         micro_batch=train.micro_batch,
+        scale=LossScale(device) if train.precision == "fp16" else None,
     )
     return Stepper(engine, split, train, device, case.stored, record=record)
 
@@ -105,7 +107,7 @@ def epoch(case: Case) -> Watcher:
         tensors = {t.device.type for t in stepper.engine.state().values()}
     assert tensors == {"cuda"}
     assert stepper.engine.tally.seen == IMAGES
-    eager = case.on_host or not stepper.train.fused or stepper.train.micro_batch is not None
+    eager = case.on_host or not stepper.train.fused
     assert (stepper.captured is None) == eager
     assert bool(notes) == (eager and not case.on_host), notes
     return watcher

@@ -380,13 +380,13 @@ def test_an_epochs_answers_are_those_to_its_pictures_in_any_order(make: MakeSpli
     counter = RowCounter(module)
     order = torch.randperm(10, generator=torch.Generator().manual_seed(0))
     answers, filled = fetch_answers(Teacher(Network(module), store), split, 0, order)
-    assert answers.tolist() == truth(split, 0, order)
+    assert answers.logits.tolist() == truth(split, 0, order)
     assert (filled, store.filled(), counter.rows) == (10, 10, [10])
     again, filled = fetch_answers(Teacher(Network(module), store), split, 0, order.flip(0))
-    assert torch.equal(again, answers.flip(0))
+    assert torch.equal(again.logits, answers.logits.flip(0))
     assert (filled, counter.rows) == (0, [10])  # a full store: nobody is asked, not even about no image
     part, filled = fetch_answers(Teacher(Network(module), store), split, 1, order[:3])
-    assert part.tolist() == truth(split, 1, order[:3])
+    assert part.logits.tolist() == truth(split, 1, order[:3])
     new = (split.epoch_views(0, order[:3]) != split.epoch_views(1, order[:3])).sum()
     assert (filled, store.filled()) == (new, 10 + new)
 
@@ -417,7 +417,7 @@ def test_a_large_epoch_is_asked_in_batches(tmp_path, monkeypatch):
     counter, order = RowCounter(module), torch.arange(9, -1, -1)
     answers, filled = fetch_answers(Teacher(Network(module), store), split, 0, order)
     assert (filled, counter.rows) == (10, [4, 4, 2])
-    assert answers.tolist() == truth(split, 0, order)
+    assert answers.logits.tolist() == truth(split, 0, order)
 
 
 def test_a_torn_answer_is_asked_again(tmp_path):
@@ -430,5 +430,5 @@ def test_a_torn_answer_is_asked_again(tmp_path):
     file.write_bytes(content)
     answers, filled = fetch_answers(Teacher(Network(Grey()), store), split, 0, order)
     assert filled == 1
-    assert answers.tolist() == truth(split, 0, order)
+    assert answers.logits.tolist() == truth(split, 0, order)
     assert fetch_answers(Teacher(Network(Grey()), store), split, 0, order)[1] == 0

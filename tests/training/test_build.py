@@ -20,8 +20,9 @@ from unixkd.method.objective import Term
 from unixkd.method.scoring import TrueLoss, entropy, least_confidence, margin
 from unixkd.method.unix import METHODS, student_alone, unix
 from unixkd.models import create_model
+from unixkd.training.device import pick_device
 from unixkd.training.optimizer import OPTIMIZERS, build_optimizer
-from unixkd.training.resolved import build_run, pick_device
+from unixkd.training.resolved import build_run
 
 # Methods
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from running import alone
 from tape import Tape, with_rate_as_tensor
-from unixkd.training.capture_check import randomness_kept
+from unixkd.training.capture_check import noting_draws, randomness_kept
 from unixkd.training.display import Event, Note
 from unixkd.training.run import epoch_steps, start
 from unixkd.training.run_folder import RunFolder
@@ -144,6 +145,32 @@ def test_a_capture_leaves_random_numbers_where_they_stood():
         raise RuntimeError
     assert drawn() == first
     assert drawn() != first
+
+
+def test_what_a_module_draws_when_it_is_imported_decides_no_step(tmp_path, monkeypatch):
+    (tmp_path / "drawing.py").write_text("import random\nNUMBER = random.randint(1, 10**6)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    draws: list[str] = []
+    with noting_draws(draws):
+        importlib.import_module("drawing")
+    assert draws == []
+    with noting_draws(draws):
+        random.randint(1, 10**6)
+    assert set(draws) == {"Python's random"}
+
+
+def test_what_is_watched_while_a_module_is_imported_is_watched_all_the_same(tmp_path, monkeypatch):
+    """As where a script that trains is imported."""
+    lines = (
+        "import random",
+        "from unixkd.training.capture_check import noting_draws",
+        "DRAWS = []",
+        "with noting_draws(DRAWS):",
+        "    random.random()",
+    )
+    (tmp_path / "training_script.py").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(tmp_path)
+    assert importlib.import_module("training_script").DRAWS == ["Python's random"]
 
 
 def test_what_draws_on_the_device_is_captured(tmp_path):

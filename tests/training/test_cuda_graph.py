@@ -14,16 +14,15 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
 from running import alone, distilled, metrics, untimed
 from tape import Tape, with_rate_as_tensor
-from unixkd.config import AnswersConfig, DataConfig, LossConfig, MethodConfig, RunConfig, TrainConfig
+from unixkd.config import AnswersConfig, LossConfig, MethodConfig, RunConfig, TrainConfig
 from unixkd.errors import UserError
 from unixkd.method.draws import epoch_draws
 from unixkd.training import build as training_build
-from unixkd.training import cuda_graph
+from unixkd.training import cuda_graph, loss_scale
 from unixkd.training.cuda_graph import CapturedStep, tables_of_epoch
 from unixkd.training.display import Event, Note
 from unixkd.training.engine import Engine
@@ -128,10 +127,14 @@ CASES: dict[str, Callable[[Path], RunConfig]] = {
     "kd, nesterov, onecycle": lambda t: plain(t, nesterov=True, schedule="onecycle", clip_norm=0.5),
     "kd, no momentum": lambda t: plain(t, momentum=0.0, channels_last=False),
     "kd, answers": lambda t: stored(plain(t), "epoch"),
+    "unix, micro-batches": lambda t: short(distilled(t, micro_batch=10, clip_norm=1.0)),
     "unix": lambda t: short(distilled(t)),
     "unix, adamw": lambda t: short(distilled(t, optimizer="adamw", lr=1e-3, warmup_epochs=1.5)),
     "unix, answers": lambda t: stored(short(distilled(t, STEP_CURVE, clip_norm=1.0)), "epoch"),
     "unix, bf16": lambda t: short(distilled(t, precision="bf16", teacher_precision="bf16")),
+    "unix, fp16": lambda t: short(
+        distilled(t, precision="fp16", teacher_precision="fp16", ema_decay=0.75, clip_norm=1.0)
+    ),
     "unix, every loss": lambda t: short(
         distilled(t, MethodConfig(per_sample_lambda=True, scoring_mode="eval")), loss=EVERY_LOSS
     ),
@@ -176,6 +179,20 @@ def test_a_captured_run_is_the_eager_one(name, teacher, tmp_path):
     assert captured.notes == eager.notes == []
     if "answers" in name:
         assert captured.trainer.ledger.images.teacher_cached > 0
+
+
+def test_a_captured_run_in_fp16_skips_the_steps_that_the_eager_one_skips(teacher, tmp_path, monkeypatch):
+    """From a scale at which the first of the 18 steps overflow."""
+    monkeypatch.setattr(loss_scale, "INITIAL", 2.0**26)
+    config = short(alone(precision="fp16", ema_decay=0.75))
+    config = replace(config, train=replace(config.train, batch_size=8))
+    eager, captured = (r.finish() for r in pair(config, tmp_path))
+    assert differences(captured, eager) == []
+    assert captured.notes == []
+    skipped = sum(line["skipped_steps"] for line in metrics(captured.folder))
+    assert 1 <= skipped < 17
+    assert captured.engine.scale is not None
+    assert captured.engine.scale.scale == 2.0 ** (26 - skipped)
 
 
 def test_a_step_is_captured_once_for_each_size(teacher, tmp_path):
@@ -409,20 +426,6 @@ def test_what_cannot_be_captured_runs_eagerly_and_says_why_once(reason, teacher,
     other = eager_after(tape, OBSTACLES[reason](teacher), tmp_path)
     assert other.notes == [reason]
     assert tape.recordings == 0
-
-
-def test_images_on_disk_cannot_be_captured(tmp_path):
-    for name in ("a", "b"):
-        (tmp_path / "images" / name).mkdir(parents=True)
-        for i in range(5):
-            Image.new("L", (8, 8), 20 * i + 9).save(tmp_path / "images" / name / f"{i}.png")
-    data = DataConfig(f"folder:{tmp_path / 'images'}", size=8, crop_padding=1, in_memory=False, workers=0)
-    config = replace(alone(epochs=2, batch_size=4), data=data)
-    other = eager_after(Tape(), config, tmp_path)
-    assert other.notes == ["the images are decoded from disk"]
-    (tmp_path / "second").mkdir()
-    in_memory = replace(config, data=replace(data, in_memory=True))
-    assert eager_after(Tape(), in_memory, tmp_path / "second").notes == []
 
 
 @pytest.mark.parametrize(("graph", "recorded"), [(False, True), (True, False)], ids=["not wanted", "a CPU"])

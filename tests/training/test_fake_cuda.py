@@ -60,6 +60,7 @@ OPTIONS: dict[str, Case] = {
     "stored answers to some": Case(MethodConfig(curve="step"), stored=True),
     "stored answers, mixed": Case(MethodConfig("mixup", mixes_answers=True), stored=True),
     "bf16": Case(loss=losses("dkd", "dist", "ce"), train={"precision": "bf16", "teacher_precision": "bf16"}),
+    "fp16": Case(train={"precision": "fp16", "teacher_precision": "fp16", "clip_norm": 1.0, "ema_decay": 0.9}),
     "clipped": Case(train={"clip_norm": 1.0}),
     "averaged": Case(train={"ema_decay": 0.9}),
     "nesterov": Case(train={"nesterov": True}),
@@ -83,6 +84,7 @@ MARKS = {
     "optimizer sgd": "_fused_sgd_",
     "optimizer adamw": "_fused_adamw_",
     "clipped": "_foreach_norm",
+    "fp16": "_amp_foreach_non_finite_check_and_unscale_",
     "averaged": "_foreach_lerp_",
     "scored small": "_upsample_bilinear2d_aa",
     "stored answers, mixed": "lerp",
@@ -106,7 +108,7 @@ def test_a_step_with_every_option(name):
 
 
 def test_what_is_allowed_is_done():
-    captured, on_host = Case(MethodConfig("infobatch")), Case(on_host=True)
+    captured, on_host = Case(MethodConfig("infobatch"), train={"precision": "fp16"}), Case(on_host=True)
     assert epoch(captured).used | epoch(on_host).used == set(ALLOWED)
 
 

@@ -16,11 +16,13 @@ from torch import Tensor, nn
 
 from running import SMALL, alone, call, distilled, metrics, summary
 from slow import TinyNet, images_of
+from tape import Tape
 from unixkd.config import ModelConfig, RunConfig, TrainConfig
 from unixkd.errors import UserError
 from unixkd.method.network import Network
 from unixkd.models import create_model
 from unixkd.training import precision
+from unixkd.training.cuda_graph import WARM_UPS
 from unixkd.training.display import Event, Note, silent
 from unixkd.training.precision import (
     GAIN,
@@ -74,7 +76,7 @@ def batch() -> Tensor:
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
-@pytest.mark.parametrize("wanted", ["fp32", "bf16"])
+@pytest.mark.parametrize("wanted", ["fp32", "bf16", "fp16"])
 def test_what_is_wanted_is_taken_without_a_probe(wanted, monkeypatch):
     capabilities(monkeypatch, avx512_bf16=wanted == "fp32")
     given = TrainConfig(precision=wanted, teacher_precision=wanted)
@@ -105,10 +107,52 @@ def test_on_one_that_computes_in_bf16_the_probe_decides(name, speedup, chosen, m
     assert found == pytest.approx(speedup)
 
 
-@pytest.mark.parametrize(("units", "chosen"), [(True, "bf16"), (False, "fp32")])
-def test_on_a_gpu_its_units_decide_without_a_probe(units, chosen, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: units)
-    assert choose_precision(TinyNet(), no_images, CUDA, training=True) == (chosen, None)
+def gpu(monkeypatch: pytest.MonkeyPatch, *, bf16: bool) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
+
+
+def test_on_a_gpu_with_bf16_units_it_is_that_without_a_probe(monkeypatch):
+    gpu(monkeypatch, bf16=True)
+    assert choose_precision(TinyNet(), no_images, CUDA, training=True) == ("bf16", None)
+
+
+@pytest.mark.parametrize(("speedup", "chosen"), [(0.1, "fp32"), (GAIN - 0.01, "fp32"), (GAIN + 0.01, "fp16")])
+def test_on_a_gpu_without_them_a_probe_of_fp16_decides(speedup, chosen, monkeypatch):
+    """As on a T4, which has fast units for fp16, or on a GTX 10, which has slow ones."""
+    gpu(monkeypatch, bf16=False)
+    seconds = {"fp32": [1.0] * ROUNDS, "fp16": [1 / speedup] * ROUNDS}
+    monkeypatch.setattr(precision, "interleaved", lambda *_, **__: seconds)
+    found = choose_precision(TinyNet(), batch, CUDA, training=True, record=Tape())
+    assert found == (chosen, pytest.approx(speedup))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_what_is_timed_there_is_a_captured_pass(training, monkeypatch):
+    gpu(monkeypatch, bf16=False)
+    tape, seen = Tape(), []
+    original = precision.one_pass
+
+    def one_pass(network: Network, images: Tensor, training: bool) -> None:
+        seen.append(network.dtype)
+        original(network, images, training)
+
+    monkeypatch.setattr(precision, "one_pass", one_pass)
+    choose_precision(TinyNet(), batch, CUDA, training=training, record=tape)
+    assert seen == [None] * (WARM_UPS + 1) + [torch.float16] * (WARM_UPS + 1)
+    assert (tape.recordings, tape.replays) == (2, 2 * (1 + ROUNDS))
+
+
+def test_a_sharded_student_has_no_fp16(monkeypatch):
+    """There is no gradient scale for its shards; its teacher needs none."""
+    gpu(monkeypatch, bf16=False)
+    monkeypatch.setattr(precision, "probe", lambda *_, **__: 3.0)
+    notes: list[str] = []
+    for sharding, expected in (("none", "fp16"), ("both", "fp32")):
+        given = TrainConfig(sharding=sharding)  # type: ignore[arg-type]
+        config = settle(given, TinyNet(), TinyNet(), batch, CUDA, notes.append)
+        assert (config.precision, config.teacher_precision) == (expected, "fp16")
+    teacher = "teacher in fp16: fp16 takes 33% of fp32's time here"
+    assert notes == ["student in fp16: fp16 takes 33% of fp32's time here", teacher, teacher]
 
 
 def test_other_devices_compute_in_fp32():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from unixkd.training.distributed.world import World
 from unixkd.training.distributed.world import together as world_of
 from unixkd.training.engine import Engine
 from unixkd.training.epoch_stats import EpochStats, score_bins
+from unixkd.training.loss_scale import INITIAL, LossScale
 
 BATCH, IMAGES, CLASSES, SEED = 24, 24 + 24 + 13, 5, 3
 """Two full batches, and one that 2 and 4 processes share out unevenly."""
@@ -39,19 +41,23 @@ def net(seed: int) -> nn.Module:
     return made
 
 
-def one(world: World, name: str, micro_batch: int | None = None) -> dict[str, Any]:
-    """An epoch of a method in one of several processes."""
+def one(
+    world: World, name: str, micro_batch: int | None = None, scale: LossScale | None = None, faulty: int = -1
+) -> dict[str, Any]:
+    """An epoch of a method in one of several processes; in the `faulty` step the last one has images that are NaN."""
     method, own = METHODS[name], BATCH // world.size
     student = net(1).to(memory_format=torch.channels_last)
     wrapped = world.wrapped(student, torch.device("cpu"))
     distiller = Distiller(wrapped, net(2), method, batch_size=own, seed=SEED, rank=world.rank)
     stats = EpochStats(torch.zeros(IMAGES, dtype=torch.int32), score_bins(method, CLASSES))
     optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
-    engine = Engine(distiller, optimizer, stats, world=world, micro_batch=micro_batch)
+    engine = Engine(distiller, optimizer, stats, world=world, micro_batch=micro_batch, scale=scale)
     shares, kept, losses = split_among_processes(ORDER, BATCH, world), [], []
     for step in range(shares.steps):
         rows = shares.order[step * own : (step + 1) * own]
         images = images_of(IMAGES)[rows].contiguous(memory_format=torch.channels_last)
+        if step == faulty and world.rank == world.size - 1:
+            images = images * torch.nan
         batch = Batch(images, labels_of(IMAGES, CLASSES)[rows], rows)
         draws = make_draws(len(rows), seed=SEED, step=step, rank=world.rank)
         result = engine.step(batch, draws, 1.0 if step < shares.full else shares.last)
@@ -63,7 +69,12 @@ def one(world: World, name: str, micro_batch: int | None = None) -> dict[str, An
 def work() -> dict[str, Any]:
     """All that a process finds out, as plain numbers."""
     with world_of() as world:
-        return {name: one(world, name) for name in METHODS} | {"in parts": one(world, "unix", micro_batch=2)}
+        found = {name: one(world, name) for name in METHODS} | {"in parts": one(world, "unix", micro_batch=2)}
+        found["scaled"] = one(world, "kd", scale=LossScale(torch.device("cpu")))
+        scale = LossScale(torch.device("cpu"))
+        found["overflowing"] = one(world, "kd", scale=scale, faulty=1)
+        found["skipped"] = (scale.skipped.item(), scale.scale.item())
+        return found
 
 
 @pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
@@ -117,3 +128,16 @@ def test_too_few_rows_for_each():
         check_kept(0.2, 12, World(0, 2))
     with pytest.raises(UserError, match="fewer than 2"):
         check_kept(0.3, 12, World(0, 4))
+
+
+def test_a_scale_of_the_loss_changes_nothing(found):
+    """A power of 2, in fp32."""
+    assert all(each["scaled"] == each["kd"] for each in found)
+
+
+def test_a_step_that_overflows_in_one_process_is_skipped_in_all(found):
+    assert {each["skipped"] for each in found} == {(1, INITIAL / 2)}
+    weights = [each["overflowing"]["weights"] for each in found]
+    assert all(each == weights[0] for each in weights)
+    assert all(math.isfinite(value) for value in torch.cat([torch.tensor(w).flatten() for w in weights[0]]))
+    assert weights[0] != found[0]["kd"]["weights"]

@@ -32,6 +32,7 @@ from unixkd.report.evaluation import compare as compare_answers
 from unixkd.report.evaluation import quality as quality_of
 from unixkd.report.evaluation_page import write_evaluation_page
 from unixkd.report.page import check_page
+from unixkd.training.device import default_device
 from unixkd.training.inference_speed import time_forwards
 from unixkd.training.predictions import (
     Predictions,
@@ -39,7 +40,7 @@ from unixkd.training.predictions import (
     expected_calibration_error,
     predict_each,
 )
-from unixkd.training.resolved import build_network, default_device
+from unixkd.training.resolved import build_network
 
 _log = logging.getLogger(__name__)
 BYTES = 4

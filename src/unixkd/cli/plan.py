@@ -33,7 +33,7 @@ from unixkd.planning.catalogue import parse_target
 from unixkd.planning.expected import Workload
 from unixkd.planning.methods import MethodPlan, Plan, make_plan
 from unixkd.training.checks import check_network
-from unixkd.training.resolved import default_device
+from unixkd.training.device import default_device
 
 
 def plan(options: Namespace) -> None:

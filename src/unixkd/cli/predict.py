@@ -25,7 +25,7 @@ from unixkd.errors import UsageError, UserError
 from unixkd.models.card import PixelModel
 from unixkd.models.folder import load_model
 from unixkd.names import phase, plural
-from unixkd.training.resolved import default_device
+from unixkd.training.device import default_device
 
 PREDICT_BATCH, BATCH_PIXELS = 256, 1 << 21
 """Most images that are asked about at once, and most pixels of them: 41 images of 224 × 224."""

@@ -65,7 +65,12 @@ def _configured(config: MethodConfig, *names: str) -> dict[str, Any]:
 
 def _scoring(config: MethodConfig, scoring: Scoring) -> Scoring:
     """How the method scores, with the configured fields changed."""
-    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, None: scoring.dtype}
+    dtypes = {
+        "fp32": torch.float32,
+        "bf16": torch.bfloat16,
+        "fp16": torch.float16,
+        None: scoring.dtype,
+    }
     size = scoring.size if config.scoring_size is None else config.scoring_size
     return Scoring(config.scoring_mode or scoring.mode, size, dtypes[config.scoring_precision])
 

@@ -70,6 +70,7 @@ class Pair:
         teacher_dtype: of the teacher
         scale: images of a run's step over those of the batch; it is taken to take so many times longer
         limit: seconds after which no further round is timed; one always is
+        record: makes of a step what repeats it, as a CUDA graph does; None: steps run eagerly
     """
 
     teacher: PixelModel
@@ -79,6 +80,7 @@ class Pair:
     teacher_dtype: torch.dtype | None = None
     scale: float = 1.0
     limit: float = math.inf
+    record: Callable[[Callable[[], None]], Callable[[], None]] | None = None
 
     @classmethod
     def on_random_pixels(cls, teacher: PixelModel, student: PixelModel, rows: int, size: int) -> Pair:
@@ -104,7 +106,8 @@ def time_steps(pair: Pair, steps: Iterable[Step], rounds: int) -> dict[Step, lis
     """Seconds of every step of a run in each round: its forwards and its backward, without optimiser or loading.
 
     There are as many rounds (≥ 1) as asked for, or as fit the pair's limit. On a CPU steps are compared by CPU time,
-    which other processes hardly change, as shares of the time that all took on the wall.
+    which other processes hardly change, as shares of the time that all took on the wall. What records steps does not
+    record the teacher's own forward: a run asks it eagerly, ahead of an epoch.
     """
     batch = pair.batch
     teacher = Network(pair.teacher.requires_grad_(False).eval(), dtype=pair.teacher_dtype)
@@ -126,7 +129,8 @@ def time_steps(pair: Pair, steps: Iterable[Step], rounds: int) -> dict[Step, lis
             student_dtype=pair.student_dtype,
             teacher_dtype=pair.teacher_dtype,
         )
-        calls[step] = _step_call(distiller, replace(batch, answers=answers if step.stored else None))
+        call = _step_call(distiller, replace(batch, answers=answers if step.stored else None))
+        calls[step] = call if pair.record is None else pair.record(call)
     on_cpu = batch.images.device.type == "cpu"
     clock = time.process_time if on_cpu else time.perf_counter
     wall, begun = time.perf_counter(), clock()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from unixkd.data.disk import DiskSplit
@@ -93,13 +94,58 @@ def store_key(teacher: PixelModel, data_fingerprint: str, views: str, precision:
 FILL_BATCH = 512
 
 
-def fetch_answers(
-    teacher: Teacher, split: Split, epoch: int, order: Int[Tensor, " m"]
-) -> tuple[Float[Tensor, "m classes"], int]:
-    """The answers on an epoch's images in its views `[M, classes]`, and how many of them the run is charged for.
+@dataclass(frozen=True)
+class EpochAnswers:
+    """The teacher's answers to an epoch's images, as far as its store has them, and what the store lacks.
 
     Args:
-        teacher: with a store, which is filled with the answers it lacks
+        teacher: with a store
+        place: position of each image in its data set `[m]`, on the CPU
+        view: the number of the view in which the epoch shows it `[m]`, on the CPU
+        missing: which of the answers the store lacks `[m]`, on the CPU
+        logits: on the teacher's device, 0 where they are missing until `ask` `[m, classes]`
+    """
+
+    teacher: Teacher
+    place: Int[Tensor, " m"]
+    view: Int[Tensor, " m"]
+    missing: Bool[Tensor, " m"]
+    logits: Float[Tensor, "m classes"]
+
+    def ask(self, rows: Int[Tensor, " r"], images: Float[Tensor, "r c h w"]) -> None:
+        """Ask the teacher about images, and store and take over what it answers.
+
+        Args:
+            rows: which of the epoch's images they are `[r]`, on the CPU
+            images: in the views of the epoch
+        """
+        store, device = self.teacher.store, self.logits.device
+        assert store is not None
+        logits = self.teacher.ask(images.to(device), self.place[rows], self.view[rows])
+        self.teacher.keep(store, self.place[rows], self.view[rows], logits)
+        self.logits[rows.to(device)] = store.rounded(logits)
+        self.missing[rows] = False
+
+    def ask_batch(self, start: int, images: Float[Tensor, "n c h w"]) -> int:
+        """Ask about those of a batch that are missing; returns how many.
+
+        Args:
+            start: which of the epoch's images the batch's first one is
+            images: the batch, in the views of the epoch
+        """
+        rows = self.missing[start : start + len(images)].nonzero().flatten()
+        if len(rows):
+            self.ask(start + rows, images if len(rows) == len(images) else images[rows.to(images.device)])
+        return len(rows)
+
+
+def read_answers(
+    teacher: Teacher, split: Split, epoch: int, order: Int[Tensor, " m"]
+) -> tuple[EpochAnswers, int]:
+    """What the store has of the answers on an epoch's images in its views, and how many the run is charged for.
+
+    Args:
+        teacher: with a store
         split: the training images
         epoch: number of the epoch, which decides the views
         order: images to visit `[M]`
@@ -109,12 +155,21 @@ def fetch_answers(
     views, place = split.epoch_views(epoch, order).cpu(), order.cpu()
     device = next(teacher.network.module.parameters()).device
     answers, known = store.read(place, views)
-    lent, missing = store.borrow(place, views, known), (~known).nonzero().flatten()
-    if not len(missing):
-        return answers.to(device), lent
-    batches = split.train_batches(epoch, order[missing.to(order.device)], FILL_BATCH)
-    for batch, rows in zip(batches, missing.split(FILL_BATCH), strict=True):
-        logits = teacher.ask(batch.images.to(device), place[rows], views[rows])
-        teacher.keep(store, place[rows], views[rows], logits)
-        answers[rows] = store.rounded(logits).cpu()
-    return answers.to(device), lent + len(missing)
+    lent = store.borrow(place, views, known)
+    return EpochAnswers(teacher, place, views, ~known, answers.to(device)), lent
+
+
+def fetch_answers(
+    teacher: Teacher, split: Split, epoch: int, order: Int[Tensor, " m"]
+) -> tuple[EpochAnswers, int]:
+    """The answers on all of an epoch's images in its views, and how many of them the run is charged for.
+
+    What the store lacks is asked in large batches, for which these images are decoded. Arguments as of `read_answers`.
+    """
+    answers, charged = read_answers(teacher, split, epoch, order)
+    missing = answers.missing.nonzero().flatten()
+    if len(missing):
+        batches = split.train_batches(epoch, order[missing.to(order.device)], FILL_BATCH)
+        for batch, rows in zip(batches, missing.split(FILL_BATCH), strict=True):
+            answers.ask(rows, batch.pixels)
+    return answers, charged + len(missing)

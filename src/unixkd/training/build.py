@@ -10,6 +10,7 @@ from torch import nn
 
 from unixkd.data.disk import DiskSplit
 from unixkd.data.sampling import check_kept, own_batch_size
+from unixkd.data.split import MemorySplit
 from unixkd.distiller import Distiller
 from unixkd.method.epoch_choice import History
 from unixkd.method.flops import flops_by_size
@@ -22,6 +23,7 @@ from unixkd.training.distributed.world import World
 from unixkd.training.engine import Engine
 from unixkd.training.epoch_stats import EpochStats, score_bins
 from unixkd.training.evaluation import synchronise
+from unixkd.training.loss_scale import LossScale
 from unixkd.training.optimizer import build_optimizer
 from unixkd.training.precision import DTYPES
 from unixkd.training.resolved import Resolved
@@ -38,14 +40,15 @@ def build_stepper(run: Resolved, note: Callable[[str], None], world: World) -> S
     split, teacher = run.data.train, distiller.teacher
     if isinstance(split, DiskSplit) and teacher is not None and teacher.store is not None:
         split = replace(split, known=teacher.store.images)
+    fill = run.config.answers.fill
     return Stepper(
         make_engine(run, distiller, world),
         split,
         run.config.train,
         run.device,
-        run.config.answers.fill == "epoch"
-        or (run.config.answers.fill == "auto" and run.device.type != "cpu"),
+        fill == "epoch" or (fill == "auto" and run.device.type != "cpu"),
         note,
+        as_decoded=fill == "auto" and not isinstance(split, MemorySplit),  # which would decode them twice
     )
 
 
@@ -114,4 +117,5 @@ def make_engine(run: Resolved, distiller: Distiller, world: World) -> Engine:
         History(images, device) if distiller.method.remembers else None,
         world,
         train.micro_batch,
+        LossScale(device) if train.precision == "fp16" else None,
     )

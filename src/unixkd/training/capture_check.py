@@ -81,6 +81,20 @@ def is_for_itself(file: str) -> bool:
     return "beartype" in file or file.startswith(str(Path(torch.__file__).parent) + os.sep)
 
 
+def is_importing(frame: FrameType | None, outer: FrameType | None) -> bool:
+    """Whether a module is being imported within a frame; sympy, which torch imports when it needs it, draws then, once.
+
+    Args:
+        frame: where something happens
+        outer: what is watched runs in it; whether that itself is run by an import says nothing
+    """
+    while frame is not None and frame is not outer:
+        if frame.f_code.co_filename.startswith("<frozen importlib."):
+            return True
+        frame = frame.f_back
+    return False
+
+
 @contextlib.contextmanager
 def noting_draws(draws: list[str]) -> Iterator[None]:
     """Inside, random numbers of Python and NumPy that are drawn are added to a list; torch's a `StepTrace` sees."""
@@ -88,9 +102,14 @@ def noting_draws(draws: list[str]) -> Iterator[None]:
     def note(frame: FrameType, event: str, called: Any) -> None:
         # Not by the state: beartype draws which item of a list it checks; torch's compiler puts the state back.
         drawn = event == "c_call" and isinstance(getattr(called, "__self__", None), random.Random)
-        if drawn and called.__name__ in ("random", "getrandbits") and not is_for_itself(drawn_from(frame)):
+        if not drawn or called.__name__ not in ("random", "getrandbits"):
+            return
+        if not is_for_itself(drawn_from(frame)) and not is_importing(frame, outer):
             draws.append("Python's random")
 
+    outer: FrameType | None = sys._getframe(1)  # the caller, behind what makes a context manager of this
+    while outer is not None and outer.f_code.co_filename == contextlib.__file__:
+        outer = outer.f_back
     before, profiler = np.random.get_state(), sys.getprofile()
     sys.setprofile(note)
     try:

@@ -29,10 +29,11 @@ from unixkd.planning.expected import Workload, expected_cost
 from unixkd.training import stopping
 from unixkd.training.build import make_distiller, open_ledger
 from unixkd.training.checkpoint import newest_state
+from unixkd.training.device import pick_device
 from unixkd.training.display import Display, Event, Finished, Note
 from unixkd.training.distributed.world import ALONE
-from unixkd.training.precision import OPTIONS, has_native_bf16, remembered, with_auto
-from unixkd.training.resolved import build_on, pick_device, read_method, resolve
+from unixkd.training.precision import OPTIONS, candidate, remembered, with_auto
+from unixkd.training.resolved import build_on, read_method, resolve
 from unixkd.training.resume import check_inputs, check_state
 from unixkd.training.run import run
 from unixkd.training.run_folder import RunFolder
@@ -62,7 +63,7 @@ def decide_once(base: RunConfig, out: Path, note: Callable[[str], None], workers
     device = pick_device(base.train)
     threads = known_threads(base.train.threads, device)
     base = with_auto(base, {"threads": 1 if workers > 1 else threads})
-    if not has_native_bf16(device) and base.train.threads != "auto":  # nothing to probe
+    if candidate(device) is None and base.train.threads != "auto":  # nothing to probe
         decided = {**dict.fromkeys(OPTIONS, "fp32"), "frozen_teacher": "eager"}
         return with_auto(remembered(base, None), decided)
     return resolve(base, device, None, note).config

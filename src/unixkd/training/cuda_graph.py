@@ -20,6 +20,7 @@ from unixkd.method.batch import Draws
 from unixkd.method.method import StepCounts
 from unixkd.training.capture_check import randomness_kept, refuses_changes
 from unixkd.training.engine import Engine
+from unixkd.training.static_batch import StaticBatch
 
 WARM_UPS = 4
 """Steps before the capture, in which libraries choose algorithms and the optimiser makes its state.
@@ -52,11 +53,11 @@ def tables_of_epoch(columns: Mapping[str, Tensor], rates: list[float], batch_siz
 
 
 class CapturedStep:
-    """A step of an engine over images in memory, recorded once.
+    """A step of an engine, recorded once.
 
     Args:
         engine: its optimiser's learning rate is a tensor
-        split: the training images, on the device
+        split: the training images, on the device; or the batch into which loaded ones are copied before each replay
         tables: of some epoch; later ones have the same names
         record: how the step is recorded; another one than a CUDA graph lets a CPU test the rest
 
@@ -65,7 +66,11 @@ class CapturedStep:
     """
 
     def __init__(
-        self, engine: Engine, split: MemorySplit, tables: Tables, record: Recorder | None = None
+        self,
+        engine: Engine,
+        split: MemorySplit | StaticBatch,
+        tables: Tables,
+        record: Recorder | None = None,
     ) -> None:
         self.engine, self.split = engine, split
         self.steps = len(split) // tables["index"].shape[1]  # no epoch has more than one of all images
@@ -76,8 +81,7 @@ class CapturedStep:
         before = {name: tensor.detach().clone() for name, tensor in engine.state().items()}
         device = self.counter.device
         try:
-            with randomness_kept(device if record is None else None):
-                self.replay = (record or record_graph)(refuses_changes(self.body, device))
+            self.replay = recorded(self.body, device, record)
         finally:
             self.restore(before)
 
@@ -108,6 +112,23 @@ class CapturedStep:
                 tensor.zero_()
         self.engine.optimizer.zero_grad()
         self.counter.zero_()
+
+
+def recorded(
+    body: Callable[[], None], device: torch.device, record: Recorder | None = None
+) -> Callable[[], None]:
+    """What repeats a body's work; random numbers stand where they stood.
+
+    Args:
+        body: may be run several times, on this device
+        device: where it runs
+        record: how it is recorded (default: in a CUDA graph)
+
+    Raises:
+        RuntimeError: the body does what a graph cannot, or would freeze
+    """
+    with randomness_kept(device if record is None else None):
+        return (record or record_graph)(refuses_changes(body, device))
 
 
 def record_graph(body: Callable[[], None]) -> Callable[[], None]:

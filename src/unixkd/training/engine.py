@@ -21,6 +21,7 @@ from unixkd.method.resizing import shrink
 from unixkd.method.step import Learn, Learnt, StepResult, distill_step, learn_at_once
 from unixkd.training.distributed.world import ALONE, World
 from unixkd.training.epoch_stats import EpochStats
+from unixkd.training.loss_scale import LossScale, Snapshot
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,8 @@ class Engine:
         history: each image's latest score, for methods that choose by it
         world: the processes that train together, each with its rows of every batch
         micro_batch: train on so many rows at once at most, adding up gradients; None: on all
+        scale: of the losses, for a student in fp16; a step whose gradients are not finite changes no weights, no
+            statistics and no average
     """
 
     distiller: Distiller
@@ -97,6 +100,7 @@ class Engine:
     history: History | None = None
     world: World = ALONE
     micro_batch: int | None = None
+    scale: LossScale | None = None
 
     @property
     def student(self) -> nn.Module:
@@ -112,7 +116,8 @@ class Engine:
             batch = replace(batch, images=batch.pixels.contiguous())
 
         def backward(loss: Tensor) -> None:
-            (loss if weight == 1 else loss * weight).backward()
+            loss = loss if weight == 1 else loss * weight
+            (loss if self.scale is None else self.scale.scaled(loss)).backward()
 
         learn: Learn = learn_at_once
         if self.micro_batch is not None:
@@ -120,18 +125,42 @@ class Engine:
         d = self.distiller
         assert d.batch_size is not None
         self.optimizer.zero_grad()
+        before = None if self.scale is None else Snapshot(self.following())
         result = distill_step(d.student, d.teacher, batch, draws, d.method, d.objective, d.batch_size, learn)
         if self.micro_batch is None:
             backward(result.loss)
-        if self.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.clip_norm)
-        self.optimizer.step()
+        self.update()
         self.world.take_from_leader(list(self.student.buffers()))
         if self.average is not None:
             self.average.update_parameters(self.student)
-        self.tally.add(batch, result)
+        skipped = None if self.scale is None else self.scale.found
+        if before is not None and skipped is not None:
+            before.restore(skipped)
+        self.tally.add(batch, result, skipped)
         self.remember(batch, result)
         return result
+
+    def following(self) -> list[Tensor]:
+        """What a step changes beside the weights and the optimiser: statistics, and the average."""
+        tensors = list(self.student.buffers())
+        if self.average is not None:
+            tensors += [*self.average.parameters(), *self.average.buffers()]
+        return tensors
+
+    def update(self) -> None:
+        """Let the optimiser step by the gradients, clipped after they are unscaled."""
+        if self.scale is not None:
+            self.scale.unscale(self.student.parameters())
+        if self.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.clip_norm)
+        if self.scale is None:
+            self.optimizer.step()
+        else:
+            self.scale.step(self.optimizer)
+
+    def finite(self) -> bool:
+        """Whether training can go on: losses were finite, but for steps that fp16 skips. Waits for the device."""
+        return self.tally.finite() and (self.scale is None or self.scale.usable())
 
     def most(self, number: int) -> int:
         """The largest of all processes' numbers."""
@@ -166,6 +195,8 @@ class Engine:
         tensors |= {f"tally.{name}": value for name, value in self.tally.sums.items()}
         if self.history is not None:
             tensors["history.fresh"] = self.history.fresh
+        if self.scale is not None:
+            tensors |= {f"scale.{name}": value for name, value in self.scale.state().items()}
         if self.average is not None:
             tensors |= {f"average.{k}": v for k, v in self.average.state_dict(keep_vars=True).items()}
         return tensors | self.tally.of_images()

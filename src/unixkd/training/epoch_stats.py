@@ -65,11 +65,22 @@ class EpochStats:
         """Count one step's images."""
         self.steps, self.kept, self.seen = self.steps + 1, self.kept + counts.trained, self.seen + counts.seen
 
-    def add(self, batch: Batch, result: StepResult) -> None:
-        """Add one step's tensors."""
-        self.sums["loss"] += result.loss.detach()
-        for name, value in result.parts.items():
-            self.sums[f"part.{name}"] += value
+    def add(self, batch: Batch, result: StepResult, skipped: Float[Tensor, ""] | None = None) -> None:
+        """Add one step's tensors.
+
+        Args:
+            batch: the images
+            result: what the step made of them
+            skipped: in fp16, 1 where the step has changed no weight, else 0; its losses count where they are finite
+        """
+        losses = {"loss": result.loss.detach(), **{f"part.{name}": v for name, v in result.parts.items()}}
+        if skipped is not None:
+            lost = skipped.bool() & ~losses["loss"].isfinite()
+            losses = {name: value.masked_fill(lost, 0) for name, value in losses.items()}
+            self.sums["lost"] += lost
+            self.sums["skipped"] += skipped
+        for name, value in losses.items():
+            self.sums[name] += value
         index = batch.index
         if index is not None:
             kept_index = index[result.mixed.position]
@@ -111,6 +122,14 @@ class EpochStats:
     def finite(self) -> bool:
         """Whether every loss so far was finite: one that was not stays in the sum. Waits for the device."""
         return bool(self.sums["loss"].isfinite())
+
+    def skipped(self) -> int | None:
+        """Steps of the epoch that were skipped in fp16; None in another precision."""
+        return int(self.sums["skipped"]) if "skipped" in self.sums else None
+
+    def counted(self) -> int:
+        """Steps of the epoch whose losses are in the sums."""
+        return self.steps - int(self.sums["lost"]) if "lost" in self.sums else self.steps
 
     def _split(self, name: str, values: Tensor, result: StepResult) -> None:
         kept = values[result.mixed.position].sum(dtype=torch.float32)
@@ -170,8 +189,9 @@ class EpochStats:
 
     def losses(self) -> dict[str, Any]:
         """Mean loss and mean of each part."""
-        parts = {k[5:]: v.item() / self.steps for k, v in self.sums.items() if k.startswith("part.")}
-        return {"loss": self.sums["loss"].item() / self.steps, "loss_parts": parts}
+        steps = self.counted()
+        parts = {k[5:]: v.item() / steps for k, v in self.sums.items() if k.startswith("part.")}
+        return {"loss": self.sums["loss"].item() / steps, "loss_parts": parts}
 
     def selection(self) -> Selected:
         """Means over the kept and the dropped images; None where nothing was measured or dropped."""

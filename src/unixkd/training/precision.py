@@ -1,7 +1,8 @@
-"""Which precision a network runs in here: bf16 where a short probe of the network itself says that it pays."""
+"""Which precision a network runs in here: 16 bits where a short probe of the network itself says that they pay."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import statistics
 import time
@@ -21,14 +22,16 @@ from unixkd.method.network import Network, evaluating
 from unixkd.names import local_path, phase
 from unixkd.planning.timing import interleaved
 from unixkd.teacher.folder import read_key
+from unixkd.training.cuda_graph import Recorder, recorded
+from unixkd.training.distributed.sharding import is_sharded_role
 from unixkd.training.stored_views import earlier_views
 from unixkd.training.threads import choose_threads, known_threads
 
-DTYPES: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
+DTYPES: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 """What `Network` wants to hear, by the name the command line knows."""
 ROUNDS, LIMIT = 3, 1.0  # seconds, within which all rounds but the first end
 GAIN = 1.05
-"""bf16 is chosen where it is faster by more than this factor: at par, full precision is the better bargain."""
+"""16 bits are chosen where they are faster by more than this factor: at par, full precision is the better bargain."""
 NATIVE = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
 """What a processor that computes in bf16 says of itself; others emulate it, many times slower."""
 TEACHER_PRECISION = "teacher precision"
@@ -98,12 +101,14 @@ def settle(
             raise unknown_name("precision", wanted, ("auto", *DTYPES))
         if wanted != "auto":
             continue
-        settled[name] = "fp32"
-        if module is not None:
+        settled[name], lower = "fp32", candidate(device)
+        if training and lower == "fp16" and is_sharded_role(config, "student"):
+            continue  # there is no gradient scale for its shards
+        if module is not None and lower is not None:
             settled[name], speedup = choose_precision(module, images, device, training=training)
             if speedup is not None:
                 who = "teacher" if not training else "model" if teacher is None else "student"
-                note(f"{who} in {settled[name]}: bf16 takes {1 / speedup:.0%} of fp32's time here")
+                note(f"{who} in {settled[name]}: {lower} takes {1 / speedup:.0%} of fp32's time here")
     return replace(config, **settled)  # type: ignore[arg-type]
 
 
@@ -144,41 +149,81 @@ def has_native_bf16(device: torch.device) -> bool:
     return False
 
 
+def candidate(device: torch.device) -> str | None:
+    """The 16-bit precision that may be faster than fp32 on a device; None: neither.
+
+    GPUs before compute capability 8.0 (V100, T4, RTX 20) have units for fp16 alone. CPUs rather have them for bf16.
+    """
+    if has_native_bf16(device):
+        return "bf16"
+    return "fp16" if device.type == "cuda" else None
+
+
 def choose_precision(
     module: nn.Module,
     images: Callable[[], Float[Tensor, "n c h w"]],
     device: torch.device,
     *,
     training: bool,
+    record: Recorder | None = None,
 ) -> tuple[str, float | None]:
-    """The faster precision, and how many times faster bf16 was than fp32 on these images where that was probed.
+    """The faster precision, and how many times faster 16 bits were than fp32 on these images where that was probed.
 
-    On a GPU with bf16 units it is bf16: eager steps of small networks wait for launches, not for
-    arithmetic, so timing them would say nothing about a captured step.
+    On a GPU with bf16 units it is bf16. Older ones may have fast units for fp16 or none, so that is probed: in
+    captured passes, as eager ones of small networks wait for launches and not for arithmetic.
+
+    Args:
+        module: the network
+        images: gives a batch to probe with
+        device: where it runs
+        training: probed forward and backward, else forward
+        record: how a pass is captured on a GPU (default: in a CUDA graph)
     """
-    if not has_native_bf16(device):
+    lower = candidate(device)
+    if lower is None:
         return "fp32", None
-    if device.type == "cuda":
+    if device.type == "cuda" and lower == "bf16":
         return "bf16", None
-    speedup = probe(module, images(), training=training)
-    return "bf16" if speedup > GAIN else "fp32", speedup
+    speedup = probe(module, images(), lower, training=training, record=record)
+    return lower if speedup > GAIN else "fp32", speedup
 
 
-@phase("timing bf16 against fp32")
-def probe(module: nn.Module, images: Float[Tensor, "n c h w"], *, training: bool) -> float:
-    """How many times faster a forward (and backward) is in bf16, in one thread by CPU time: whatever else runs."""
+@phase("timing 16 bits against fp32")
+def probe(
+    module: nn.Module,
+    images: Float[Tensor, "n c h w"],
+    lower: str = "bf16",
+    *,
+    training: bool,
+    record: Recorder | None = None,
+) -> float:
+    """How many times faster a forward (and backward) is in 16 bits.
+
+    On a CPU in one thread by CPU time: whatever else runs. On a GPU, or with `record`, captured passes are timed.
+    """
     clone = copy.deepcopy(module).train(training)
-    calls = {
-        name: partial(one_pass, Network(clone, dtype=dtype), images, training)
-        for name, dtype in DTYPES.items()
+    calls: dict[str, Callable[[], None]] = {
+        name: partial(one_pass, Network(clone, dtype=DTYPES[name]), images, training)
+        for name in ("fp32", lower)
     }
+    clock = time.process_time
+    if images.device.type == "cuda" or record is not None:
+        calls = {name: captured(call, images.device, record) for name, call in calls.items()}
+        clock = time.perf_counter
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        seconds = interleaved(calls, ROUNDS, images.device, limit=LIMIT, least=1, clock=time.process_time)
+        seconds = interleaved(calls, ROUNDS, images.device, limit=LIMIT, least=1, clock=clock)
     finally:
         torch.set_num_threads(threads)
-    return statistics.median(fp32 / bf16 for fp32, bf16 in zip(seconds["fp32"], seconds["bf16"], strict=True))
+    return statistics.median(fp32 / less for fp32, less in zip(seconds["fp32"], seconds[lower], strict=True))
+
+
+def captured(call: Callable[[], None], device: torch.device, record: Recorder | None) -> Callable[[], None]:
+    """What repeats a call as a captured step would; the call itself where it cannot be captured."""
+    with contextlib.suppress(RuntimeError):
+        return recorded(call, device, record)
+    return call
 
 
 def one_pass(network: Network, images: Float[Tensor, "n c h w"], training: bool) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from unixkd.config import ModelConfig, RunConfig, TrainConfig, check_ranges
 from unixkd.data.load import Data, load_data
-from unixkd.errors import UserError, lookup
+from unixkd.errors import UserError
 from unixkd.method.from_config import build_method, build_objective
 from unixkd.method.losses import FeatureLoss
 from unixkd.method.method import Method
@@ -311,28 +311,3 @@ def build_student(config: RunConfig, data: Data, teacher: PixelModel | None) -> 
         data = replace(data, num_classes=teacher.card.num_classes, class_names=teacher.card.class_names)
     torch.manual_seed(config.train.seed)
     return build_network(config.student, data, "student", None if config.teacher else "model")
-
-
-def pick_device(config: TrainConfig, number: int | None = None) -> torch.device:
-    """The configured device; of several GPUs the one with this number.
-
-    Raises:
-        UserError: it is not there
-    """
-    available: dict[str, Callable[[], bool]] = {
-        "auto": lambda: True,
-        "cpu": lambda: True,
-        "cuda": torch.cuda.is_available,
-        "mps": torch.backends.mps.is_available,
-    }
-    if not lookup("device", config.device, available)():
-        raise UserError(f"device {config.device} is not available here; give --train.device auto or cpu")
-    device = default_device() if config.device == "auto" else torch.device(config.device)
-    if device.type != "cuda" or number is None:
-        return device
-    return torch.device("cuda", number % torch.cuda.device_count())  # srun may show each process only its own
-
-
-def default_device() -> torch.device:
-    """The accelerator where there is one, else the CPU."""
-    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")

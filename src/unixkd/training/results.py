@@ -15,7 +15,7 @@ from torch import Tensor
 from unixkd.method.network import has_statistics
 from unixkd.models.card import PixelModel
 from unixkd.models.folder import save_model
-from unixkd.names import phase
+from unixkd.names import phase, plural
 from unixkd.planning.catalogue import Strategy
 from unixkd.planning.expected import Workload, expected_images
 from unixkd.planning.strategies import run_cost, teacher_forwards
@@ -63,6 +63,9 @@ def write_results(run: Run, weights: Mapping[str, Tensor] | None = None) -> dict
         summary = asdict(summarise(run))
         if summary["cost"]["shared"] is None:  # of a comparison with a store only
             del summary["cost"]["shared"]
+        if summary["skipped_steps"] is None:  # in fp16 only
+            del summary["skipped_steps"]
+        say_skipped(run)
         run.folder.write_json("summary.json", summary)
         seal(run.folder.path, SEALED)
     return summary
@@ -117,7 +120,18 @@ def summarise(run: Run) -> Summary:
         ),
         time=Seconds(**{f"{name}_seconds": round(seconds, 3) for name, seconds in run.seconds.items()}),
         environment=environment(run),
+        skipped_steps=None if run.engine.scale is None else int(run.engine.scale.skipped),
     )
+
+
+def say_skipped(run: Run) -> None:
+    """Say how many steps were skipped in fp16, where any were; the first ones find the scale."""
+    scale = run.engine.scale
+    if scale is not None and (skipped := int(scale.skipped)):
+        run.note(
+            f"{skipped:,} of {plural(run.engine.distiller.steps, 'step')} were skipped: their gradients overflowed in "
+            f"fp16 (the loss scale ended at {scale.scale.item():g})"
+        )
 
 
 def shared_cost(run: Run) -> RelativeCost | None:

@@ -106,6 +106,8 @@ def collect(run: Run) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors = gathered(trained, run.world)
     if run.engine.average is not None:
         tensors |= prefixed("average", run.engine.average.state_dict())
+    if run.engine.scale is not None:
+        tensors |= prefixed("scale", run.engine.scale.state())
     tensors |= of_images(run)
     store = answer_store(run)
     if store is not None and store.foreign is not None:
@@ -142,6 +144,8 @@ def local_state(run: Run) -> tuple[dict[str, Tensor], dict[str, int]]:
     numbers: dict[str, int] = {}
     if run.device.type == "cuda":
         tensors["cuda_rng"] = torch.cuda.get_rng_state(run.device)
+    if run.device.type == "mps":
+        tensors["mps_rng"] = torch.mps.get_rng_state()
     if run.done:
         sums, numbers = run.engine.tally.state()
         tensors |= {name: tensor.cpu() for name, tensor in prefixed("tally", sums).items()}
@@ -258,6 +262,8 @@ def restore_engine(run: Run, tensors: dict[str, Tensor], state: dict[str, Any]) 
     load_whole(run.resolved.student.net, group(tensors, "student"))
     if engine.average is not None:
         engine.average.load_state_dict(group(tensors, "average"))
+    if engine.scale is not None:
+        engine.scale.load_state(group(tensors, "scale"))
     unpack_optimizer(engine.optimizer, group(tensors, "optimizer"), state["optimizer"])
     for name, tensor in of_images(run).items():
         if name in tensors:  # not all are as old as the oldest checkpoints
@@ -274,6 +280,8 @@ def restore_engine(run: Run, tensors: dict[str, Tensor], state: dict[str, Any]) 
     torch.set_rng_state(tensors[of_process(rank, "rng")])
     if of_process(rank, "cuda_rng") in tensors and run.device.type == "cuda":
         torch.cuda.set_rng_state(tensors[of_process(rank, "cuda_rng")], run.device)
+    if "mps_rng" in tensors and run.device.type == "mps":
+        torch.mps.set_rng_state(tensors["mps_rng"])
 
 
 def keep_journal(run: Run) -> None:

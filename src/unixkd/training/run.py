@@ -25,6 +25,7 @@ from unixkd.planning.timing import synchronize
 from unixkd.run_files import Epoch, Images
 from unixkd.training import resume, stopping
 from unixkd.training.build import build_stepper
+from unixkd.training.device import claim_device
 from unixkd.training.display import (
     Began,
     Display,
@@ -48,7 +49,7 @@ from unixkd.training.head import fit_head
 from unixkd.training.loggers import Loggers, check_installed, open_loggers
 from unixkd.training.memory import explained, keep_freed_memory
 from unixkd.training.predictions import Predictions
-from unixkd.training.resolved import pick_device, resolve
+from unixkd.training.resolved import resolve
 from unixkd.training.results import list_left_out, plan_of_run, write_results
 from unixkd.training.run_folder import Mode, RunFolder
 from unixkd.training.state import Run
@@ -88,6 +89,7 @@ def run(
     folder = RunFolder(out)
     networks = [model.code or model.name for model in (config.student, config.teacher) if model is not None]
     try:
+        claim_device(config.train)  # before the process group is made
         with stoppable(), locating(*networks), together() as world, explained(config.train):
             world.once(lambda: check_installed(log))
             shown = unfailing(display) if world.leads else silent
@@ -158,7 +160,7 @@ def start(
 def prepare_process(config: RunConfig, world: World) -> torch.device:
     """Set what holds for the whole process, before anything is computed in it; the run's device."""
     torch.set_flush_denormal(config.train.flush_denormal)  # first, as threads to come inherit it
-    device = pick_device(config.train, world.local if world.size > 1 else None)
+    device = claim_device(config.train)
     if config.train.keep_memory and device.type == "cpu":
         keep_freed_memory(True)
     world.once(lambda: check_sharding(config, world))
@@ -228,7 +230,7 @@ def epoch_steps(run: Run) -> Iterator[None]:
             if (now := time.monotonic()) - shown >= SHOW_SECONDS:
                 shown = now
                 check_answers(run)
-                check_finite(run, run.engine.tally.finite())
+                check_finite(run, run.engine.finite())
                 show()
             yield
     except (Exception, KeyboardInterrupt):
@@ -299,8 +301,11 @@ def record_epoch(run: Run, predictions: Predictions | None) -> None:
         cost=run.relative_cost(),
         seconds={key: round(run.seconds[key], 3) for key in ("train", "evaluate")},
         selection=stats.selection() if run.resolved.method.selects else None,
+        skipped_steps=run.engine.tally.skipped(),
     )
     record = asdict(line)
+    if record["skipped_steps"] is None:  # in fp16 only
+        del record["skipped_steps"]
     run.remember(record)
     if run.world.leads:
         run.folder.append_metrics(record)
@@ -322,7 +327,8 @@ def check(run: Run) -> None:
     check_answers(run)
     shards = [local_shard(p.detach()) for p in run.resolved.student.parameters()]
     weights = torch.stack([shard.isfinite().all() for shard in shards]).all()
-    check_finite(run, all(run.world.gather(bool(run.engine.tally.finite() and weights))))
+    finite = run.engine.finite() and run.engine.tally.counted() > 0
+    check_finite(run, all(run.world.gather(bool(finite and weights))))
 
 
 def check_answers(run: Run) -> None:
@@ -341,7 +347,13 @@ def check_answers(run: Run) -> None:
 def check_finite(run: Run, finite: bool) -> None:
     """Raise where a run has diverged."""
     if not finite:
+        what, hint = "the loss or the weights are", ""
+        if run.engine.scale is not None:
+            what, hint = (
+                "the loss, the gradients or the weights are",
+                ", or --train.precision fp32 instead of fp16",
+            )
         raise UserError(
-            f"epoch {run.epoch + 1}: the loss or the weights are no longer finite; lower --lr or give "
-            "--train.clip_norm (nothing of this epoch was saved)"
+            f"epoch {run.epoch + 1}: {what} no longer finite; lower --lr or give --train.clip_norm{hint} (nothing of "
+            "this epoch was saved)"
         )

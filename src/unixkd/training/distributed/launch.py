@@ -33,6 +33,12 @@ def rank() -> int:
     return int(number) if number.isdecimal() and os.environ.get("WORLD_SIZE", "1") != "1" else 0
 
 
+def local_rank() -> int:
+    """Number of this process among those on its machine."""
+    number = os.environ.get("LOCAL_RANK", "0")
+    return int(number) if number.isdecimal() else 0
+
+
 def end(code: int) -> NoReturn:
     """End the process with an exit code; where it is one of several, without finalising the interpreter.
 

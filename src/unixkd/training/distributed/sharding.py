@@ -48,6 +48,7 @@ def check_sharding(config: RunConfig, world: World) -> None:
     option, both = f"--train.sharding {train.sharding}", train.sharding == "both"
     obstacles = {
         " shards weights over several processes, and there is one: start with torchrun": world.size == 1,
+        " has no gradient scale for fp16: leave --train.precision fp16 out": train.precision == "fp16",
         " has no moving average of the weights: leave --train.ema_decay out": train.ema_decay is not None,
         " has not been tried with compiled networks: leave --train.compile out": train.compile,
         ": there is no teacher, give --train.sharding student": both and config.teacher is None,
@@ -76,8 +77,6 @@ def shard(network: nn.Module, world: World, device: torch.device) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
     for tensor in (*network.parameters(), *network.buffers()):
         tensor.data = tensor.data.contiguous()
         world.take_from_leader([tensor.data])

@@ -25,13 +25,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class World(Place):
-    """The processes of a run. The first one leads: it alone writes files and shows what happens.
-
-    Args:
-        local: number of this process on its machine
-    """
-
-    local: int = 0
+    """The processes of a run. The first one leads: it alone writes files and shows what happens."""
 
     @property
     def leads(self) -> bool:
@@ -163,7 +157,7 @@ def together() -> Iterator[World]:
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
         # only at the end: a second group of the same processes may meet the first one's store, and wait for ever
         atexit.register(leave)
-    world = World(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", "0")))
+    world = World(dist.get_rank(), dist.get_world_size())
     try:
         yield world
     except RuntimeError as error:
