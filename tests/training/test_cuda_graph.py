@@ -155,6 +155,9 @@ CASES: dict[str, Callable[[Path], RunConfig]] = {
     "student-alone": lambda _: short(alone(optimizer="adamw", lr=1e-3, clip_norm=0.1)),
 }
 
+FAST = ("kd, answers", "unix, adamw", "unix, every loss", "hard, averaged", "unix, ramp", "student-alone")
+"""Between them they have most of what the others have one by one."""
+
 
 def pair(config: RunConfig, tmp_path: Path) -> Iterator[Run]:
     """The same run eagerly and captured, not yet begun."""
@@ -165,7 +168,9 @@ def pair(config: RunConfig, tmp_path: Path) -> Iterator[Run]:
 # Captured is eager
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
+)
 def test_a_captured_run_is_the_eager_one(name, teacher, tmp_path):
     eager, captured = (r.finish() for r in pair(CASES[name](teacher), tmp_path))
     assert differences(captured, eager) == []
