@@ -8,8 +8,9 @@ The commands are those of docs/photographs.md, as a user types them:
 
 The accuracy is that of the last epoch on the images in `val`. One run after the other, on all cores.
 
-Targets: the teacher has 92 % within 4 minutes; distilled students are at least 5 points better in the mean, for at most
-40 % of plain KD's cost by their ledgers.
+Targets: the teacher has 92 % within 4 minutes; distilled students are at least 5 points better in the mean; each costs at
+most 40 % of plain KD by its ledger. The first of them asks the teacher, the others find its answers in the store beside
+them and cost less.
 
     python benchmarks/accuracy/photos_walk.py --photos hymenoptera --out walk
     python benchmarks/accuracy/photos_walk.py --photos hymenoptera --out walk --quick   # 24 images, one seed
@@ -70,7 +71,8 @@ def student_figures(options: argparse.Namespace, small: tuple[str, ...]) -> dict
         taught, _ = run(options.out / f"distilled-{seed}", *words)
         costs.append(taught["cost"]["relative_to_kd"]["backward_2x"])
         last = alone["accuracy"]["last"], taught["accuracy"]["last"]
-        each.append({"seed": seed, "alone": last[0], "distilled": last[1], "gain": last[1] - last[0]})
+        gain = last[1] - last[0]
+        each.append({"seed": seed, "alone": last[0], "distilled": last[1], "gain": gain, "cost": costs[-1]})
     means = {name: mean_sd([row[name] for row in each]) for name in ("alone", "distilled", "gain") if each}
     return {**means, "cost": mean_sd(costs) if costs else None, "each": each}
 
@@ -79,7 +81,7 @@ def reaches(teacher: dict[str, Any], students: dict[str, Any]) -> bool:
     """Whether all targets are reached, with all seeds."""
     quick_to_learn = teacher["accuracy"] >= ACCURACY and teacher["seconds"] <= SECONDS
     gained = len(students["each"]) == SEEDS and students["gain"]["mean"] >= GAIN
-    return quick_to_learn and gained and students["cost"]["mean"] <= BUDGET
+    return quick_to_learn and gained and max(row["cost"] for row in students["each"]) <= BUDGET
 
 
 def main() -> int:
@@ -101,7 +103,7 @@ def main() -> int:
     return finish(
         "photos_walk",
         {"student": STUDENT, "teacher": teacher, **students},
-        target=f"teacher {ACCURACY:.0%} in {SECONDS:.0f} s; gain {GAIN}; cost <= {BUDGET} (not checked with --quick)",
+        target=f"teacher {ACCURACY:.0%} in {SECONDS:.0f} s; gain {GAIN}; each cost <= {BUDGET} (not checked with --quick)",
         passed=options.quick or reaches(teacher, students),
         quick=options.quick,
     )
