@@ -8,9 +8,9 @@ The commands are those of docs/photographs.md, as a user types them:
 
 The accuracy is that of the last epoch on the images in `val`. One run after the other, on all cores.
 
-Targets: the teacher has 92 % within 4 minutes; distilled students are at least 5 points better in the mean; each costs at
-most 40 % of plain KD by its ledger. The first of them asks the teacher, the others find its answers in the store beside
-them and cost less.
+Targets: the teacher has 92 % within 4 minutes; distilled students are at least 5 points better in the mean; each costs
+at most 40 % of plain KD by its ledger. The first of them asks the teacher, the others find its answers in the store
+beside them and cost less.
 
     python benchmarks/accuracy/photos_walk.py --photos hymenoptera --out walk
     python benchmarks/accuracy/photos_walk.py --photos hymenoptera --out walk --quick   # 24 images, one seed
@@ -103,7 +103,7 @@ def main() -> int:
     return finish(
         "photos_walk",
         {"student": STUDENT, "teacher": teacher, **students},
-        target=f"teacher {ACCURACY:.0%} in {SECONDS:.0f} s; gain {GAIN}; each cost <= {BUDGET} (not checked with --quick)",
+        target=f"teacher {ACCURACY:.0%} in {SECONDS:.0f} s; gain {GAIN}; costs <= {BUDGET} (not checked with --quick)",
         passed=options.quick or reaches(teacher, students),
         quick=options.quick,
     )
