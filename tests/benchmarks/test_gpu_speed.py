@@ -127,10 +127,16 @@ def test_a_run_with_another_learning_rate_is_found(
 
 @pytest.mark.parametrize(
     ("kind", "names"),
-    [("single", ["eager", "graph", "graph_benchmark"]), ("side_by_side", ["1_run", "3_runs"])],
+    [
+        ("single", ["eager", "graph", "graph_benchmark"]),
+        ("side_by_side", ["1_run", "3_runs"]),
+        ("stored", ["asked", "stored"]),
+        ("ema", ["graph", "graph_ema"]),
+        ("photos", ["in_memory", "kept", "decoded"]),
+    ],
 )
 def test_timed_stages_have_all_figures(bench: measure.Bench, kind: str, names: list[str]) -> None:
-    found = bench.measure(kind, UNIX)
+    found = bench.measure(kind, replace(UNIX, method="kd"))
     assert list(found["contenders"]) == names
     for name, figures in found["contenders"].items():
         runs = 3 if name == "3_runs" else 1
@@ -229,6 +235,25 @@ def test_everything_is_measured_and_saved_where_there_is_time() -> None:
     assert figures["seconds"] == len(saved) == len(speed.plan(speed.FULL))
     assert len(json.loads(saved[11])["check"]) == 12
     assert json.loads(saved[11])["single"] == {}
+
+
+def test_what_was_measured_is_not_measured_again_unless_it_failed(tmp_path: Path) -> None:
+    stages = speed.plan(speed.QUICK)[:3]
+    names = [str(case) for _, case in stages]
+    before = {"check": {names[0]: {"passed": True}, names[1]: {"error": "MemoryError"}}}
+    measured = list[str]()
+
+    def measure_one(_kind: str, case: Case) -> dict[str, Any]:
+        measured.append(str(case))
+        return {"passed": True, "equal": True}
+
+    figures = speed.take_stages(stages, measure_one, lambda _: None, 1, {}, before=before)
+    assert measured == names[1:]
+    assert speed.reached(figures, stages, known=False)
+    file = tmp_path / "speed.json"
+    file.write_text(json.dumps({"device": "NVIDIA H200", **before, "left_out": []}))
+    assert speed.measured_before(file, {"device": "NVIDIA H200"}) == before
+    assert speed.measured_before(file, {"device": "NVIDIA H100"}) == {}
 
 
 def test_no_stage_begins_that_would_end_too_late() -> None:
