@@ -35,6 +35,7 @@ class Scale:
         side_by_side: runs that share the device
         backend: of torch.compile
         compile_seconds: that compiling may take
+        compiled: precisions in which compiled steps are timed
         photos: JPEGs on disk
         photo_size: side that they are cut to, in pixels
         photo_pair: teacher and student that see them
@@ -53,6 +54,7 @@ class Scale:
     side_by_side: int
     backend: str
     compile_seconds: float
+    compiled: tuple[str, ...]
     photos: int
     photo_size: int
     photo_pair: tuple[str, str]

@@ -51,6 +51,7 @@ FULL = Scale(
     side_by_side=8,
     backend="inductor",
     compile_seconds=120,
+    compiled=("bf16", "fp32"),
     photos=2_000,
     photo_size=224,
     photo_pair=("torchvision:resnet34", "torchvision:resnet18"),
@@ -58,16 +59,17 @@ FULL = Scale(
 QUICK = Scale(
     device=torch.device("cpu"),
     pairs=(("resnet8", "resnet8"),),
-    images=136,
+    images=68,
     size=8,
     classes=10,
-    batch_sizes=(16, 24),
+    batch_sizes=(8, 12),
     check_steps=4,
     window=1,
     rounds=2,
     side_by_side=2,
     backend="eager",
     compile_seconds=10,
+    compiled=("fp32",),
     photos=20,
     photo_size=16,
     photo_pair=("resnet8", "resnet8"),
@@ -97,7 +99,7 @@ def plan(scale: Scale) -> list[Stage]:
         *[("ema", case) for case in cases("bf16", usual) if case.method == "unix"],
         ("photos", Case(*scale.photo_pair, "kd", "bf16", usual)),
         *[("single", case) for case in cases("fp32", usual) + cases("bf16", extra)],
-        *[("compile", case) for precision in ("bf16", "fp32") for case in cases(precision, usual)],
+        *[("compile", case) for precision in scale.compiled for case in cases(precision, usual)],
     ]
 
 

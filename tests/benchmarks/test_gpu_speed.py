@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -302,14 +300,3 @@ def test_the_target(change: dict[str, Any], known: bool, passed: bool) -> None:
             ms = change.get("ms", 1.8) if usual else 9.0
             figures["single"][str(case)] = {"contenders": {"graph": {"ms_per_step": ms}}}
     assert speed.reached(figures, stages, known=known) == passed
-
-
-@pytest.mark.slow
-def test_quick_leaves_its_figures_and_prints_them_last(tmp_path: Path) -> None:
-    command = [sys.executable, speed.__file__, "--quick", "--out", str(tmp_path / "out")]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    printed = json.loads(done.stdout.splitlines()[-1])
-    written = json.loads((tmp_path / "out" / "speed.json").read_text())
-    assert printed["passed"]
-    assert printed["check"] == written["check"]
-    assert len(printed["check"]) == 4
