@@ -46,7 +46,7 @@ def summarise_check(kind: dict[str, Any]) -> str:
 def summarise_timing(kind: dict[str, Any]) -> str:
     """The first case's milliseconds per step."""
     first = next(each for each in kind.values() if "contenders" in each)
-    times = (f"{name} {each['ms_per_step']:.2f}" for name, each in first["contenders"].items())
+    times = (f"{name} {each['ms_per_step']:.3g}" for name, each in first["contenders"].items())
     return ", ".join(times) + " ms"
 
 

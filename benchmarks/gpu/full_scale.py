@@ -144,6 +144,11 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     if not options.root and options.minutes and not options.quick:
         parser.error("give --root or set UNIXKD_CIFAR100")
+    stored = [c.name for c in protocol.contenders() if c.stored and c.name in options.contenders]
+    if options.at_once > 1 and stored:
+        parser.error(
+            f"--at-once has not been tried with contenders that share a store, as '{stored[0]}' does"
+        )
     if "all" in options.pairs:
         options.pairs = list(protocol.PAIRS)
     if options.quick:

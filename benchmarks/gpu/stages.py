@@ -21,6 +21,8 @@ from typing import Any
 STOPPED = 75
 GRACE = 30.0
 """Seconds that a stage has to stop when it is asked to, before it is killed."""
+START = 20.0
+"""Seconds that a stage takes until it looks at its clock, and after its last look."""
 MINUTES = "{minutes}"
 """Stands in a command for the minutes that it is given."""
 WIDTH = 80
@@ -148,7 +150,9 @@ class Queue:
     def run(self, stage: Stage) -> Outcome:
         """Run a stage's command to its end, or until its time is over."""
         log = self.out / "logs" / f"{stage.name}.log"
-        seconds = min(60 * stage.minutes, self.left()) if stage.limited else self.left()
+        seconds = self.left()
+        if stage.limited:
+            seconds = max(0.0, min(60 * stage.minutes, seconds - START))
         words = [word.replace(MINUTES, f"{seconds / 60:.3f}") for word in stage.command]
         begun = self.clock()
         with log.open("wb") as output:

@@ -171,9 +171,7 @@ def test_a_run_that_takes_turns_is_the_run_alone(tmp_path: Path) -> None:
 
         def begin(seed: int, folder: Path, runs: list[Any] = runs) -> Any:
             config = alone(epochs=1, seed=seed)
-            config = replace(
-                config, data=replace(config.data, limit=64), method=MethodConfig("student-alone")
-            )
+            config = replace(config, data=replace(config.data, limit=64))
             runs.append(start(config, RunFolder(folder), "new", silent))
             return runs[-1]
 
