@@ -66,6 +66,9 @@ def speed_stage(kind: str, minutes: float, out: Path, quick: bool) -> Stage:
         minutes,
         least=minutes / 4,  # a part of its cases is measured then
         summary=lambda figures: summary(figures[kind]),
+        keep=lambda figures: {
+            name: each for name, each in figures.items() if name not in SPEED or name == kind
+        },
     )
 
 

@@ -40,6 +40,7 @@ class Stage:
         least: minutes without which it is not begun (default: all of them)
         summary: of its figures, in a few words
         missing: what it needs and is not here
+        keep: what of its figures are this stage's
     """
 
     name: str
@@ -48,6 +49,7 @@ class Stage:
     least: float | None = None
     summary: Callable[[Figures], str] = lambda figures: ""
     missing: str = ""
+    keep: Callable[[Figures], Figures] = lambda figures: figures
 
     @property
     def limited(self) -> bool:
@@ -164,7 +166,7 @@ class Queue:
         code = self.child.returncode
         self.child = None
         text = log.read_text(errors="replace")
-        figures = last_json(text)
+        figures = stage.keep(last_json(text))
         (self.out / f"{stage.name}.json").write_text(json.dumps(figures, indent=2) + "\n")
         words, found = list(stage.command), summarised(stage, figures)
         outcome = Outcome("done", words, self.clock() - begun, found or last_line(text), str(log), figures)

@@ -193,6 +193,8 @@ def test_the_first_line_of_what_went_wrong(text: str, figures: dict[str, object]
 def test_the_queue_has_a_stage_for_every_kind_and_says_what_it_lacks(tmp_path: Path) -> None:
     planned = gpu_queue.plan(tmp_path, None, quick=False)
     assert [stage.name for stage in planned] == ["tests", *speed.KINDS, "table"]
+    of_all = {"check": {"a": {"error": "no"}}, "single": {"b": {}}, "passed": True}  # as they share a folder
+    assert planned[2].keep(of_all) == {"single": {"b": {}}, "passed": True}
     assert planned[-1].missing == "no images: give --root or set UNIXKD_CIFAR100"
     assert gpu_queue.plan(tmp_path, "~/images", quick=False)[-1].missing == ""
 
