@@ -65,9 +65,9 @@ class Scale:
 
 FULL = Scale()
 QUICK = Scale(
-    epochs=4,
+    epochs=2,
     views=2,
-    checkpoint_every=2,
+    checkpoint_every=1,
     data=DataConfig("digits", limit=64, holdout=0.05),
     threads=1,
     precision="fp32",

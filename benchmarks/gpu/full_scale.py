@@ -45,7 +45,7 @@ from pieces import Pace
 STOPPED = 75
 """As in `unixkd.cli.main`, which wants packages that a borrowed machine may lack."""
 TARGET = 1.0
-QUICK_STEPS = 20
+QUICK_STEPS = 10
 """Steps of all runs together between two stops of `--quick`."""
 
 
