@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from unixkd.data import MemorySplit
+from unixkd.data.split import Split
 from unixkd.models import ModelCard, PixelModel, create_model
 from unixkd.training.cuda_graph import Recorder
 
@@ -34,6 +35,10 @@ class Scale:
         side_by_side: runs that share the device
         backend: of torch.compile
         compile_seconds: that compiling may take
+        compiled: precisions in which compiled steps are timed
+        photos: JPEGs on disk
+        photo_size: side that they are cut to, in pixels
+        photo_pair: teacher and student that see them
         record: stands in for a CUDA graph; None: a real one
     """
 
@@ -49,6 +54,10 @@ class Scale:
     side_by_side: int
     backend: str
     compile_seconds: float
+    compiled: tuple[str, ...]
+    photos: int
+    photo_size: int
+    photo_pair: tuple[str, str]
     record: Recorder | None = None
 
 
@@ -85,7 +94,7 @@ def make_network(name: str, scale: Scale) -> PixelModel:
     return network.to(memory_format=torch.channels_last)
 
 
-def settle_statistics(network: nn.Module, split: MemorySplit, batch_size: int) -> None:
+def settle_statistics(network: nn.Module, split: Split, batch_size: int) -> None:
     """Let BatchNorm see some batches."""
     network.train()
     order = torch.arange(SETTLING * batch_size) % len(split)

@@ -14,19 +14,20 @@ import full_protocol as protocol
 from common import keep_summary
 from evidence_contenders import Contender
 from kept import check_teacher, publish_teacher, trim
-from pieces import Pace, run_all
+from pieces import Pace, Task, run_all
 from unixkd.config import RunConfig, TrainConfig
 from unixkd.method.network import Network
 from unixkd.teacher.teacher import Teacher
 from unixkd.training.answers import fetch_answers, open_store
 from unixkd.training.compare import Job, is_finished
 from unixkd.training.device import pick_device
-from unixkd.training.display import Display, Event, Note
+from unixkd.training.display import Display, Event, Note, Started
 from unixkd.training.precision import DTYPES
 from unixkd.training.resolved import build_run
 from unixkd.training.run import start
 from unixkd.training.run_folder import RunFolder
 from unixkd.training.state import Run
+from worth import by_worth
 
 RESULTS, TEACHERS, ANSWERS = Path("results"), Path("teachers"), Path("answers")
 """In the folder of all runs: summaries of finished runs, teachers, stored answers."""
@@ -43,6 +44,7 @@ class Comparison:
         scale: how much is trained
         command: named on a teacher's card
         display: gets the events of all runs
+        at_once: runs that take turns, each on a stream of its own
     """
 
     pairs: list[str]
@@ -51,6 +53,7 @@ class Comparison:
     scale: protocol.Scale
     command: str
     display: Display
+    at_once: int = 1
     eager: set[str] = field(default_factory=set)
     """Runs whose steps could not be captured."""
     filled: dict[str, int] = field(default_factory=dict)
@@ -60,7 +63,7 @@ class Comparison:
         self.device = pick_device(TrainConfig())
 
     def students(self) -> Iterator[tuple[str, Job]]:
-        """Every run, seeds outermost, so that what is there at any time can be compared."""
+        """Every run."""
         for seed in self.seeds:
             for contender in self.contenders:
                 for pair in self.pairs:
@@ -81,26 +84,28 @@ class Comparison:
         return [(pair, job) for pair, job in self.students() if not result(pair, job).exists()]
 
     def work(self, pace: Pace) -> None:
-        """Teachers first, then students: what is missing, as far as the time goes."""
+        """What is missing, as far as the time goes."""
         self.collect()
-        configs = self.teachers()
         try:
-            self.run(
-                [Job(configs[name], protocol.teacher_run(name)) for name in self.missing_teachers()], pace
-            )
-            self.collect()
-            ready = configs.keys() - set(self.missing_teachers())
-            for name in ready:
+            for name in self.teachers().keys() - set(self.missing_teachers()):
                 check_teacher(protocol.teacher_folder(name))
-            missing = self.missing_students()
-            self.run([job for pair, job in missing if protocol.PAIRS[pair].teacher in ready], pace)
+            run_all(self.tasks(), pace, self.at_once)
         finally:  # what is finished stays, also where another run failed
             self.collect()
             self.tidy()
 
-    def run(self, jobs: list[Job], pace: Pace) -> None:
-        """Some runs, one after the other."""
-        run_all([partial(self.begin, job) for job in jobs], pace)
+    def tasks(self) -> list[Task]:
+        """The students that are missing, by their worth, and each teacher before the first one that it teaches."""
+        missing, found = self.missing_teachers(), list[Task]()
+        untrained = {name: config for name, config in self.teachers().items() if name in missing}
+        for pair, job in by_worth(self.missing_students(), self.seeds, untrained):
+            name = protocol.PAIRS[pair].teacher
+            if (config := untrained.pop(name, None)) is not None:
+                begin = partial(self.begin, Job(config, protocol.teacher_run(name)))
+                found.append(Task(begin, ended=self.collect))
+            ready = protocol.teacher_folder(name).exists
+            found.append(Task(partial(self.begin, job), ready, self.collect))
+        return found
 
     def begin(self, job: Job) -> Run:
         """A run, new or where it stopped; a new one with a store is charged for all of the store."""
@@ -109,6 +114,8 @@ class Comparison:
         trainer.name = str(job.folder)  # several pairs have a run of this method and seed
         if trainer.epoch == 0:
             trainer.ledger.charge_fill(answers)
+        epochs = trainer.config.train.epochs
+        self.show(Started(trainer.name, epochs, trainer.stepper.steps_per_epoch, trainer.epoch))
         return trainer
 
     def fill(self, config: RunConfig, path: str) -> int:

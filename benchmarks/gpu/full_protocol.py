@@ -50,24 +50,27 @@ class Scale:
         epochs: of plain KD and of teachers; None: the recipe's
         views: of each image, for those who limit them
         checkpoint_every: epochs that a run can lose at most
-        data: other options of the images
+        data: the images
         threads: of the CPU
+        precision: of all networks
     """
 
     epochs: int | None = None
     views: int = VIEWS
     checkpoint_every: int = 5
-    data: DataConfig = field(default_factory=DataConfig)
+    data: DataConfig = field(default_factory=lambda: DataConfig("cifar100", root=str(DATA)))
     threads: int | None = None
+    precision: str = "bf16"
 
 
 FULL = Scale()
 QUICK = Scale(
-    epochs=4,
+    epochs=2,
     views=2,
-    checkpoint_every=2,
-    data=DataConfig(limit=128, size=16, holdout=0.002),
+    checkpoint_every=1,
+    data=DataConfig("digits", limit=64, holdout=0.05),
     threads=1,
+    precision="fp32",
 )
 
 
@@ -98,8 +101,8 @@ def training(settings: dict[str, Any], scale: Scale, seed: int, share: float = 1
         train,
         epochs=max(1, round(share * (scale.epochs or train.epochs))),
         seed=seed,
-        precision="bf16",
-        teacher_precision="bf16",
+        precision=scale.precision,  # type: ignore[arg-type]
+        teacher_precision=scale.precision,  # type: ignore[arg-type]
         threads=scale.threads,
         eval_batch_size=1000,  # few large batches: an evaluation is not captured, its launches hold up all runs
         checkpoint_every=scale.checkpoint_every,
@@ -108,7 +111,7 @@ def training(settings: dict[str, Any], scale: Scale, seed: int, share: float = 1
 
 def data(scale: Scale, views: int | None = None) -> DataConfig:
     """The images of a run."""
-    return replace(scale.data, name="cifar100", root=str(DATA), views=views)
+    return replace(scale.data, views=views)
 
 
 def teacher(pair: Pair, scale: Scale) -> RunConfig:

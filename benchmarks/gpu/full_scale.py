@@ -1,12 +1,13 @@
 """Accuracy against cost at full scale: the paper's pairs for 240 epochs, with every contender of the search.
 
-Protocol and contenders are in `full_protocol.py`. Teachers come first, then the contenders seed by seed, one
-run after the other. After `--minutes` everything stops at a checkpoint; the same command goes on, also elsewhere if the
-folder `--out` is brought along. Nothing is run in the folder of the package, which need not be installed.
+Protocol and contenders are in `full_protocol.py`, the order of the runs is that of `worth.py`; `--at-once` lets several
+take turns on streams of their own. After `--minutes` everything stops at a checkpoint; the same command goes on, also
+elsewhere if the folder `--out` is brought along. The package need not be installed. The paper's table is
+`--pairs all --contenders kd unix unix-random`.
 
     PYTHONPATH=src python benchmarks/gpu/full_scale.py --root CIFAR100 --out runs/full-scale --minutes 8
     PYTHONPATH=src python benchmarks/gpu/full_scale.py --out runs/full-scale --minutes 0 --keep    # no GPU, no data
-    PYTHONPATH=src python benchmarks/gpu/full_scale.py --quick --root CIFAR100       # on a CPU: does it run?
+    PYTHONPATH=src python benchmarks/gpu/full_scale.py --quick                       # on a CPU: does it run?
 
 Exit codes: 0 everything is finished; 75 something is left; 1 a run failed, or the target is missed.
 Target: UNIX within 1 point of its published accuracy (best epoch) for every pair that is finished.
@@ -44,7 +45,7 @@ from pieces import Pace
 STOPPED = 75
 """As in `unixkd.cli.main`, which wants packages that a borrowed machine may lack."""
 TARGET = 1.0
-QUICK_STEPS = 40
+QUICK_STEPS = 10
 """Steps of all runs together between two stops of `--quick`."""
 
 
@@ -132,15 +133,24 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--root", default=os.environ.get("UNIXKD_CIFAR100"), help="folder with CIFAR-100")
     parser.add_argument("--out", type=Path, help="folder of all runs (default: runs/full-scale)")
-    parser.add_argument("--pairs", nargs="+", choices=protocol.PAIRS, default=list(protocol.FIRST_PAIRS))
+    pairs = [*protocol.PAIRS, "all"]
+    parser.add_argument("--pairs", nargs="+", choices=pairs, default=list(protocol.FIRST_PAIRS))
     parser.add_argument("--contenders", nargs="+", choices=known, metavar="NAME", default=usual)
     parser.add_argument("--seeds", nargs="+", type=int, default=list(protocol.SEEDS))
     parser.add_argument("--minutes", type=float, default=8, help="0: train nothing, report what is there")
+    parser.add_argument("--at-once", type=int, default=1, help="runs that take turns on the device")
     parser.add_argument("--keep", action="store_true", help="copy results and small teachers to benchmarks/")
-    parser.add_argument("--quick", action="store_true", help="a few steps of everything; nothing is kept")
+    parser.add_argument("--quick", action="store_true", help="a few steps of each on digits; nothing is kept")
     options = parser.parse_args()
-    if not options.root and options.minutes:
+    if not options.root and options.minutes and not options.quick:
         parser.error("give --root or set UNIXKD_CIFAR100")
+    stored = [c.name for c in protocol.contenders() if c.stored and c.name in options.contenders]
+    if options.at_once > 1 and stored:
+        parser.error(
+            f"--at-once has not been tried with contenders that share a store, as '{stored[0]}' does"
+        )
+    if "all" in options.pairs:
+        options.pairs = list(protocol.PAIRS)
     if options.quick:
         options.pairs, options.seeds = options.pairs[:1], options.seeds[:1]
     return options
@@ -166,7 +176,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     command = f"python benchmarks/gpu/full_scale.py --pairs {' '.join(options.pairs)}"
     chosen = [c for c in protocol.contenders(scale.views) if c.name in options.contenders]
     display = LineDisplay(Console(), Forecast({}))
-    compared = Comparison(options.pairs, chosen, options.seeds, scale, command, display)
+    compared = Comparison(options.pairs, chosen, options.seeds, scale, command, display, options.at_once)
     if not options.quick:
         kept.fetch(comparison.RESULTS, comparison.TEACHERS)
     try:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache, partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -12,10 +16,15 @@ from torch import Tensor, nn
 
 from cases import CHANNELS, Case, Scale, make_network, make_split
 from floor import CHIPS, Network, Work, step_work
+from imagenet_like import write_tree
 from runs import Run, reproducible
 from timing import Samples, interleave, ratio
+from unixkd.config import DataConfig
+from unixkd.data import load_data
+from unixkd.data.split import Split
 from unixkd.method.unix import METHODS
 from unixkd.planning.timing import synchronize
+from unixkd.teacher.store import AnswerStore
 
 TOLERANCE = {"fp32": 5e-3, "bf16": 2e-2}
 """Relative difference that is still rounding. Equal operations give none at all; but where one differs by 1e-7,
@@ -23,7 +32,24 @@ other images are kept after a few steps: losses then differ by 0.1 % (bf16: 1 %)
 UNITS = {"bf16": (2, "bf16"), "fp32": (4, "tf32")}
 """Bytes of a number between layers, and the units that multiply."""
 
+EMA_NAMES = ("graph", "graph_ema")
+PHOTOS: dict[str, dict[str, Any]] = {
+    "in_memory": {"in_memory": True},
+    "kept": {"in_memory": False, "keep": 0.5},
+    "decoded": {"in_memory": False, "keep": 0.0},
+}
+"""How photos are held: cut to their size, decoded once, as files."""
+THREADS = 16
+"""That decode, at most."""
+
 Figures = dict[str, Any]
+
+
+def load_photos(folder: str, scale: Scale, **how: Any) -> Split:
+    """The photos of a folder, for the device."""
+    workers = min(THREADS, os.cpu_count() or 1)
+    config = DataConfig(f"folder:{folder}", size=scale.photo_size, workers=workers, **how)
+    return load_data(config).train.to(scale.device)
 
 
 class Bench:
@@ -31,10 +57,11 @@ class Bench:
 
     Args:
         scale: device, networks, images and how often
+        split: the images (default: those of `make_split`)
     """
 
-    def __init__(self, scale: Scale) -> None:
-        self.scale, self.split = scale, make_split(scale)
+    def __init__(self, scale: Scale, split: Split | None = None) -> None:
+        self.scale, self.split = scale, make_split(scale) if split is None else split
         name = torch.cuda.get_device_name() if scale.device.type == "cuda" else ""
         self.chip = CHIPS.get(name)
         self.network = lru_cache(maxsize=None)(self.sizes)
@@ -45,6 +72,9 @@ class Bench:
             "check": self.check,
             "single": self.single,
             "side_by_side": self.side_by_side,
+            "stored": self.stored,
+            "ema": self.ema,
+            "photos": self.photos,
             "compile": self.compile,
         }
         return kinds[kind](case)
@@ -77,6 +107,40 @@ class Bench:
         runs = [self.run(case, graph=True, seed=seed) for seed in range(self.scale.side_by_side)]
         return self.contest(case, {"1_run": runs[:1], f"{len(runs)}_runs": runs})
 
+    def stored(self, case: Case) -> Figures:
+        """Captured steps that ask the teacher, and that read its stored answers; set-up fills the store."""
+        split = replace(self.split, views=1)
+        store_of = {"images": len(split), "views": 1, "classes": self.scale.classes}
+        with (
+            TemporaryDirectory(prefix="unixkd-answers-") as folder,
+            AnswerStore.open(Path(folder) / "store", {"teacher": case.teacher}, **store_of) as store,
+        ):
+            runs = {
+                name: self.run(case, graph=True, split=split, store=each)
+                for name, each in (("asked", None), ("stored", store))
+            }
+            found = self.contest(case, {name: [run] for name, run in runs.items()})
+            # What is fetched before an epoch is part of it.
+            return found | {"epoch_seconds": {name: run.epoch_seconds() for name, run in runs.items()}}
+
+    def ema(self, case: Case) -> Figures:
+        """Captured steps with and without a moving average of the weights."""
+        runs = {name: self.run(case, graph=True, averaged=name == "graph_ema") for name in EMA_NAMES}
+        return self.contest(case, {name: [run] for name, run in runs.items()})
+
+    def photos(self, case: Case) -> Figures:
+        """Eager steps on photos in memory, decoded once and kept, and decoded in every epoch; windows of an epoch."""
+        scale = self.scale
+        with TemporaryDirectory(prefix="unixkd-photos-") as folder:
+            write_tree(Path(folder), scale.photos, scale.classes)
+            splits = {name: load_photos(folder, scale, **how) for name, how in PHOTOS.items()}
+            window = max(1, scale.photos // case.batch_size)
+            smaller = replace(scale, size=scale.photo_size, window=window, rounds=min(3, scale.rounds))
+            bench = Bench(smaller, splits["in_memory"])
+            return bench.contest(
+                case, {name: [bench.run(case, graph=False, split=split)] for name, split in splits.items()}
+            )
+
     def compile(self, case: Case) -> Figures:
         """Captured steps with and without torch.compile."""
         torch.compiler.reset()  # or earlier runs' code counts towards the limit of recompilations
@@ -86,9 +150,9 @@ class Bench:
         }
         return self.contest(case, {name: [run] for name, run in runs.items()})
 
-    def run(self, case: Case, *, graph: bool, **changes: Any) -> Run:
+    def run(self, case: Case, *, graph: bool, split: Split | None = None, **changes: Any) -> Run:
         """A run of this scale."""
-        return Run(self.scale, self.split, case, graph=graph, **changes)
+        return Run(self.scale, self.split if split is None else split, case, graph=graph, **changes)
 
     def contest(self, case: Case, groups: dict[str, list[Run]]) -> Figures:
         """Groups of runs in turns, a window of steps each; the first group is what others are compared with."""

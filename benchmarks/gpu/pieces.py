@@ -1,18 +1,38 @@
-"""Training in pieces: runs follow one another until the time is over; the last stops where nothing of it is lost."""
+"""Training in pieces: runs follow one another, or take turns, until the time is over; none loses what it has saved."""
 
 from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Generator
+from contextlib import nullcontext
+from dataclasses import dataclass
 
-from unixkd.errors import UserError
+import torch
+
+from unixkd.errors import UserError, first_line
 from unixkd.training.display import Note
 from unixkd.training.results import write_results
 from unixkd.training.run import end_epoch, epoch_steps
 from unixkd.training.state import Run
 
 Begin = Callable[[], Run]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A run to be begun.
+
+    Args:
+        begin: makes it, new or where it stopped
+        ready: whether it can begin
+        ended: called when it has stopped or come to its end
+    """
+
+    begin: Begin
+    ready: Callable[[], bool] = lambda: True
+    ended: Callable[[], None] = lambda: None
 
 
 class Pace:
@@ -52,8 +72,8 @@ class Pace:
             signal.signal(number, self.stop)
 
 
-def within(pace: Pace, begin: Begin) -> bool:
-    """A run that stops in time; True where it came to its end.
+def steps_within(pace: Pace, begin: Begin) -> Generator[None, None, bool]:
+    """The steps of a run that stops in time, one after the other; gives back whether it came to its end.
 
     It is stopped after a checkpoint that the next one would not follow in time, and loses nothing. Where that
     was misjudged, or at a signal, it loses the epochs since its last one.
@@ -67,6 +87,7 @@ def within(pace: Pace, begin: Begin) -> bool:
         for _ in epoch_steps(run):
             if pace.over():
                 return stop(run, saved)
+            yield
         end_epoch(run)
         if run.epoch % run.config.train.checkpoint_every == 0:
             pace.interval, since, saved = pace.clock() - since, pace.clock(), run.epoch
@@ -84,13 +105,59 @@ def stop(run: Run, saved: int) -> bool:
     return False
 
 
-def run_all(begin: list[Begin], pace: Pace) -> list[bool]:
-    """Which of these runs came to their end, one after the other; after a failure the others go on."""
-    ended = []
-    for each in begin:
+class Going:
+    """A run under way; where several are, on a stream of its own, so that the device works on all of them.
+
+    Args:
+        task: the run
+        pace: how long it may go on
+        alone: whether it has the device to itself
+    """
+
+    def __init__(self, task: Task, pace: Pace, alone: bool) -> None:
+        self.task, self.pace, self.stream = task, pace, None
+        self.steps = steps_within(pace, task.begin)
+        if torch.cuda.is_available() and not alone:
+            self.stream = torch.cuda.Stream()
+            self.stream.wait_stream(torch.cuda.current_stream())
+
+    def step(self) -> bool | None:
+        """Take a step; None while the run goes on, then whether it came to its end. A failure is noted."""
         try:
-            ended.append(within(pace, each))
+            with nullcontext() if self.stream is None else torch.cuda.stream(self.stream):
+                next(self.steps)
+            return None
+        except StopIteration as end:
+            self.task.ended()
+            return bool(end.value)
         except UserError as error:
-            pace.failures.append(str(error))
-            ended.append(False)
-    return ended
+            self.pace.failures.append(str(error))
+        except Exception as error:  # of torch or CUDA: the others may be able to go on
+            traceback.print_exc()
+            self.pace.failures.append(f"{type(error).__name__}: {first_line(error)}")
+        return False
+
+
+def run_all(tasks: list[Task], pace: Pace, at_once: int = 1) -> list[bool]:
+    """Which of these runs came to their end; after a failure the others go on.
+
+    Args:
+        tasks: in the order in which they begin, as far as they are ready
+        pace: how long they may go on
+        at_once: runs that take turns, a step each
+    """
+    ended, going = [False] * len(tasks), dict[int, Going]()
+    waiting = list(range(len(tasks)))
+    while True:
+        while len(going) < at_once:
+            number = next((each for each in waiting if tasks[each].ready()), None)
+            if number is None:
+                break
+            waiting.remove(number)
+            going[number] = Going(tasks[number], pace, alone=at_once == 1)
+        if not going:
+            return ended
+        for number, each in list(going.items()):
+            if (done := each.step()) is not None:
+                ended[number] = done
+                del going[number]

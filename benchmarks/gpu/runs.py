@@ -13,10 +13,12 @@ from torch import Tensor
 
 from cases import Case, Scale, make_network, settle_statistics
 from unixkd.config import TrainConfig
-from unixkd.data import MemorySplit
+from unixkd.data.split import Split
 from unixkd.distiller import Distiller
 from unixkd.method.unix import METHODS
 from unixkd.planning.timing import synchronize
+from unixkd.teacher.store import AnswerStore
+from unixkd.training.average import MovingAverage
 from unixkd.training.cuda_graph import WARM_UPS
 from unixkd.training.engine import Engine
 from unixkd.training.epoch_stats import EpochStats
@@ -26,6 +28,8 @@ from unixkd.training.stepper import Stepper
 
 LR = 2**-4
 """Near the usual 0.05, and the same number in float32, as a captured step has it."""
+
+EMA_DECAY = 0.999
 
 
 class Run:
@@ -39,18 +43,22 @@ class Run:
         seed: of the order of the images and of the draws; the weights are the same for all
         compiled: whether torch.compile compiles both networks
         benchmark: whether cuDNN chooses algorithms by trying them
+        averaged: whether a moving average of the weights is kept
+        store: of the teacher's answers, which are fetched before each epoch
     """
 
     def __init__(
         self,
         scale: Scale,
-        split: MemorySplit,
+        split: Split,
         case: Case,
         *,
         graph: bool,
         seed: int = 0,
         compiled: bool = False,
         benchmark: bool = False,
+        averaged: bool = False,
+        store: AnswerStore | None = None,
     ) -> None:
         self.device, self.benchmark, self.notes = scale.device, benchmark, list[str]()
         train = TrainConfig(
@@ -70,12 +78,13 @@ class Run:
             seed=seed,
             student_dtype=dtype,
             teacher_dtype=dtype,
+            store=store,
         )
         optimizer = build_optimizer(train, self.student.parameters(), scale.device)
         tally = EpochStats(torch.zeros(len(split), dtype=torch.int32, device=scale.device))
-        self.stepper = Stepper(
-            Engine(distiller, optimizer, tally), split, train, scale.device, note=self.notes.append
-        )
+        average = MovingAverage(self.student, EMA_DECAY) if averaged else None
+        engine = Engine(distiller, optimizer, tally, average=average)
+        self.stepper = Stepper(engine, split, train, scale.device, store is not None, self.notes.append)
         self.stepper.record = scale.record
         self.steps = itertools.chain.from_iterable(self.stepper.epoch(n) for n in itertools.count())
         self.stream = None

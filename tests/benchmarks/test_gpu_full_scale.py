@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,9 +18,14 @@ import evidence_contenders
 import full_protocol as protocol
 import kept
 import pieces
+import worth
+from running import alone
 from unixkd.errors import UserError
 from unixkd.models import ModelCard, PixelModel, create_model, load_student, save_model
-from unixkd.training.display import Event, Note
+from unixkd.training.compare import Job
+from unixkd.training.display import Event, Note, silent
+from unixkd.training.run import start
+from unixkd.training.run_folder import RunFolder
 
 
 def contender(name: str) -> evidence_contenders.Contender:
@@ -77,7 +83,7 @@ def end(run: Slow) -> None:
 def go(run: Slow, pace: pieces.Pace, monkeypatch: pytest.MonkeyPatch) -> bool:
     for name, instead in (("write_results", lambda run: None), ("epoch_steps", steps), ("end_epoch", end)):
         monkeypatch.setattr(pieces, name, instead)
-    return pieces.run_all([lambda: run], pace)[0]  # type: ignore[list-item,return-value]
+    return pieces.run_all([pieces.Task(lambda: run)], pace)[0]  # type: ignore[list-item,return-value]
 
 
 @pytest.mark.parametrize(
@@ -111,8 +117,104 @@ def test_a_run_that_fails_does_not_stop_the_next() -> None:
     def fail() -> Any:
         raise UserError("the loss is not finite")
 
-    assert pieces.run_all([fail, fail], pace) == [False, False]
+    assert pieces.run_all([pieces.Task(fail)] * 2, pace) == [False, False]
     assert pace.failures == ["the loss is not finite"] * 2
+
+
+def test_runs_take_turns_and_a_student_waits_for_its_teacher() -> None:
+    """Two at once: the second student begins when the teacher has come to its end, after the first to be ready."""
+    turns, pace = list[str](), pieces.Pace(100, lambda: 0.0)
+
+    def task(name: str, steps: int, ready: Callable[[], bool] = lambda: True) -> pieces.Task:
+        def begin() -> Any:
+            if steps == 0:
+                raise RuntimeError("out of memory\nfor a reason")
+            return SimpleNamespace(name=name, epoch=0, config=Slow().config, steps=steps)
+
+        return pieces.Task(begin, ready, lambda: turns.append(f"{name} ended"))
+
+    def take(run: Any) -> Iterator[None]:
+        for _ in range(run.steps):
+            turns.append(run.name)
+            yield
+
+    def end(run: Any) -> None:
+        run.epoch = 6
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, instead in (("write_results", lambda run: None), ("epoch_steps", take), ("end_epoch", end)):
+            patch.setattr(pieces, name, instead)
+        tasks = [
+            task("teacher", 2),
+            task("student", 1, lambda: "teacher ended" in turns),
+            task("other", 3),
+            task("broken", 0),
+            task("never", 1, lambda: False),
+        ]
+        assert pieces.run_all(tasks, pace, at_once=2) == [True, True, True, False, False]
+    rounds = [
+        "teacher, other",
+        "teacher, other",
+        "teacher ended, other",
+        "other ended, student",
+        "student ended",
+    ]
+    assert turns == ", ".join(rounds).split(", ")
+    assert pace.failures == ["RuntimeError: out of memory"]
+
+
+def test_a_run_that_takes_turns_is_the_run_alone(tmp_path: Path) -> None:
+    """Same weights to the bit: no run draws from what another one draws from, or sets what another one reads."""
+    weights = []
+    for at_once in (1, 2):
+        runs = list[Any]()
+
+        def begin(seed: int, folder: Path, runs: list[Any] = runs) -> Any:
+            config = alone(epochs=1, seed=seed)
+            config = replace(config, data=replace(config.data, limit=64))
+            runs.append(start(config, RunFolder(folder), "new", silent))
+            return runs[-1]
+
+        folders = [(seed, tmp_path / f"{at_once}-{seed}") for seed in (0, 1)]
+        tasks = [pieces.Task(partial(begin, seed, folder)) for seed, folder in folders]
+        assert pieces.run_all(tasks, pieces.Pace(1000), at_once) == [True, True]
+        weights.append([load_file(folder / "model.safetensors") for _, folder in folders])
+        torch.set_flush_denormal(False)
+    for one, other in zip(*weights, strict=True):
+        assert all(torch.equal(value, other[name]) for name, value in one.items())
+    assert not torch.equal(weights[0][0]["fc.weight"], weights[0][1]["fc.weight"])
+
+
+def missing(pairs: list[str], names: list[str], seeds: list[int]) -> list[tuple[str, Job]]:
+    return [
+        (pair, Job(protocol.student(contender(name), protocol.PAIRS[pair], seed, protocol.FULL), Path()))
+        for seed in seeds
+        for name in names
+        for pair in pairs
+    ]
+
+
+def test_the_run_that_adds_most_for_its_work_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of 1 (small), 4 (its unix: 3) and 10 FLOPs; a teacher that is not there costs 12 for all its students."""
+    cheap, dear = "resnet56-resnet20", "wrn_40_2-wrn_16_2"
+    flops = {"resnet20": 1, "wrn_16_2": 4, "resnet56": 1, "wrn_40_2": 12}
+    monkeypatch.setattr(worth, "step_flops", lambda student, teacher, method: flops[student])
+    runs = missing([cheap, dear], ["kd", "random"], [0, 1])
+    assert [
+        (pair, job.config.label, job.config.train.seed) for pair, job in worth.by_worth(runs, [0, 1], {})
+    ] == [
+        (cheap, "kd", 0),  # 1
+        (cheap, "random", 0),  # 1/2
+        (cheap, "kd", 1),  # 1/2
+        (dear, "kd", 0),  # 1/4
+        (cheap, "random", 1),  # 1/4
+        (dear, "random", 0),  # 1/8
+        (dear, "kd", 1),  # 1/8
+        (dear, "random", 1),  # 1/16
+    ]
+    teacher = {"wrn_40_2": protocol.teacher(protocol.PAIRS[dear], protocol.FULL)}
+    order = [pair for pair, _ in worth.by_worth(runs, [0, 1], teacher)]
+    assert order == [cheap] * 4 + [dear] * 4  # 4 and half of 12: 1/10, 1/20, 1/20, 1/40
 
 
 def finished_teacher(folder: Path) -> PixelModel:

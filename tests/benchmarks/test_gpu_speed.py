@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -127,10 +125,16 @@ def test_a_run_with_another_learning_rate_is_found(
 
 @pytest.mark.parametrize(
     ("kind", "names"),
-    [("single", ["eager", "graph", "graph_benchmark"]), ("side_by_side", ["1_run", "3_runs"])],
+    [
+        ("single", ["eager", "graph", "graph_benchmark"]),
+        ("side_by_side", ["1_run", "3_runs"]),
+        ("stored", ["asked", "stored"]),
+        ("ema", ["graph", "graph_ema"]),
+        ("photos", ["in_memory", "kept", "decoded"]),
+    ],
 )
 def test_timed_stages_have_all_figures(bench: measure.Bench, kind: str, names: list[str]) -> None:
-    found = bench.measure(kind, UNIX)
+    found = bench.measure(kind, replace(UNIX, method="kd"))
     assert list(found["contenders"]) == names
     for name, figures in found["contenders"].items():
         runs = 3 if name == "3_runs" else 1
@@ -231,6 +235,25 @@ def test_everything_is_measured_and_saved_where_there_is_time() -> None:
     assert json.loads(saved[11])["single"] == {}
 
 
+def test_what_was_measured_is_not_measured_again_unless_it_failed(tmp_path: Path) -> None:
+    stages = speed.plan(speed.QUICK)[:3]
+    names = [str(case) for _, case in stages]
+    before = {"check": {names[0]: {"passed": True}, names[1]: {"error": "MemoryError"}}}
+    measured = list[str]()
+
+    def measure_one(_kind: str, case: Case) -> dict[str, Any]:
+        measured.append(str(case))
+        return {"passed": True, "equal": True}
+
+    figures = speed.take_stages(stages, measure_one, lambda _: None, 1, {}, before=before)
+    assert measured == names[1:]
+    assert speed.reached(figures, stages, known=False)
+    file = tmp_path / "speed.json"
+    file.write_text(json.dumps({"device": "NVIDIA H200", **before, "left_out": []}))
+    assert speed.measured_before(file, {"device": "NVIDIA H200"}) == before
+    assert speed.measured_before(file, {"device": "NVIDIA H100"}) == {}
+
+
 def test_no_stage_begins_that_would_end_too_late() -> None:
     """12 checks of 10 s, then singles of 20 s until 5 minutes are over; compiling is not even tried."""
     times = iter([10.0] * 12 + [20.0] * 100)
@@ -277,14 +300,3 @@ def test_the_target(change: dict[str, Any], known: bool, passed: bool) -> None:
             ms = change.get("ms", 1.8) if usual else 9.0
             figures["single"][str(case)] = {"contenders": {"graph": {"ms_per_step": ms}}}
     assert speed.reached(figures, stages, known=known) == passed
-
-
-@pytest.mark.slow
-def test_quick_leaves_its_figures_and_prints_them_last(tmp_path: Path) -> None:
-    command = [sys.executable, speed.__file__, "--quick", "--out", str(tmp_path / "out")]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    printed = json.loads(done.stdout.splitlines()[-1])
-    written = json.loads((tmp_path / "out" / "speed.json").read_text())
-    assert printed["passed"]
-    assert printed["check"] == written["check"]
-    assert len(printed["check"]) == 4
