@@ -124,6 +124,19 @@ def test_without_labels_or_index():
     assert selection["distinct"] == 0.0
 
 
+def test_scores_that_are_not_finite_are_in_no_mean():
+    """In fp16 a scoring forward may overflow: a file of figures must not get a NaN."""
+    tally, nan, inf = EpochStats(torch.zeros(4, dtype=torch.int32)), math.nan, math.inf
+    add(tally, batch_of([0, 1, 2, 3]), result_of([0, 1], 1.0, scores=[nan, 1.0, 0.25, inf]))
+    add(tally, batch_of([0, 1, 2]), result_of([1, 2], 1.0, scores=[nan, 2.0, inf]))
+    selection = tally.selection()
+    assert (selection.score_kept, selection.score_dropped) == (1.5, 0.25)
+    assert (selection.kept, selection.distinct) == (4 / 7, 0.75)
+    tally.start_epoch()
+    add(tally, batch_of([0, 1]), result_of([0], 1.0, scores=[nan, nan]))
+    assert (tally.selection().score_kept, tally.selection().score_dropped) == (None, None)
+
+
 def test_an_epoch_counts_anew():
     times_kept = torch.zeros(2, dtype=torch.int64)
     tally = EpochStats(times_kept)

@@ -250,20 +250,20 @@ def test_a_run_in_fp16_comes_out_near_one_in_fp32(tmp_path, monkeypatch):
 
 def test_steps_that_overflow_are_counted_over_a_resumed_run_to_the_bit(tmp_path, monkeypatch):
     """From a scale at which fp16 must overflow; stopped while it falls, and while it grows."""
-    monkeypatch.setattr(loss_scale, "INITIAL", 2.0**40)
+    monkeypatch.setattr(loss_scale, "INITIAL", 2.0**25)
     original = LossScale.__init__
     monkeypatch.setattr(LossScale, "__init__", lambda scale, device: original(scale, device, interval=3))
-    config = half(alone(epochs=3, batch_size=8, ema_decay=0.9, clip_norm=1.0, lr=0.02))
+    config = half(alone(epochs=2, batch_size=8, ema_decay=0.9, clip_norm=1.0, lr=0.02))
     config = replace(config, data=replace(config.data, limit=84))  # 11 steps
     (note,) = noted(config, tmp_path / "whole")
     skipped = [line["skipped_steps"] for line in metrics(tmp_path / "whole")]
-    assert skipped[0] >= 10
-    assert 1 <= skipped[2] <= 4  # of the scale that grows too far every 3 steps
+    assert skipped[0] >= 4
+    assert 1 <= skipped[1] <= 4  # of the scale that grows too far every 3 steps
     assert summary(tmp_path / "whole")["skipped_steps"] == sum(skipped)
     assert note.startswith(
-        f"{sum(skipped)} of 33 steps were skipped: their gradients overflowed in fp16 (the loss "
+        f"steps skipped because their gradients overflowed in fp16: {sum(skipped)} of 22 (the loss "
     )
-    stop_and_resume(config, tmp_path / "stopped", 5, 24, 29)
+    stop_and_resume(config, tmp_path / "stopped", 3, 18)
     assert everything(tmp_path / "stopped") == everything(tmp_path / "whole")
 
 

@@ -149,7 +149,8 @@ def score(
 def check_finite(scores: Float[Tensor, " n"] | None) -> None:
     """Raise for scores that rank nothing; on a CPU only, where looking at them does not stop the device.
 
-    Elsewhere the loss is not finite either, and the training loop finds it at the end of the epoch.
+    Elsewhere the loss is not finite either: the training loop finds it at the end of the epoch, or in fp16 skips the
+    step.
     """
     if scores is None or scores.device.type != "cpu" or bool(scores.isfinite().all()):
         return
@@ -157,5 +158,6 @@ def check_finite(scores: Float[Tensor, " n"] | None) -> None:
     shown = ", ".join(map(str, positions[:8]))
     raise UserError(
         f"the scores of {len(positions)} of {len(scores)} images are not finite (batch positions {shown}): "
-        "the student's logits have overflowed; lower the learning rate or clip gradients"
+        "the student's logits have overflowed; lower the learning rate, clip gradients, "
+        "or take fp32 where it is fp16"
     )

@@ -101,7 +101,9 @@ class EpochStats:
             self.sums["hard_kept"] += kept_wrong.sum()
             self.sums["hard_kept.steps"] += 1
         if result.scores is not None:
-            self._split("score", result.scores, result)
+            faulty = ~result.scores.isfinite()  # a scoring forward in fp16 may overflow
+            self._split("faulty", faulty, result)
+            self._split("score", result.scores.masked_fill(faulty, 0), result)
             self._count_scores(result.scores, wrong, result)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, int]]:
@@ -194,19 +196,25 @@ class EpochStats:
         return {"loss": self.sums["loss"].item() / steps, "loss_parts": parts}
 
     def selection(self) -> Selected:
-        """Means over the kept and the dropped images; None where nothing was measured or dropped."""
+        """Means over the kept and the dropped images; None where nothing was measured or dropped.
+
+        Scores that were not finite are left out.
+        """
+
+        def total(key: str) -> float | None:
+            return self.sums[key].item() if self._measured(key) else None
 
         def mean(key: str, count: int) -> float | None:
-            return self.sums[key].item() / count if self._measured(key) and count else None
+            return None if (value := total(key)) is None or not count else value / count
 
         dropped = self.seen - self.kept
         return Selected(
             visited=self.seen / len(self.before),
             kept=self.kept / self.seen,
             distinct=(self.times_kept > self.before).sum().item() / len(self.before),
-            score_kept=mean("score_kept", self.kept),
+            score_kept=mean("score_kept", self.kept - int(total("faulty_kept") or 0)),
             hard_kept=mean("hard_kept", self.kept),
-            score_dropped=mean("score_dropped", dropped),
+            score_dropped=mean("score_dropped", dropped - int(total("faulty_dropped") or 0)),
             hard_dropped=mean("hard_dropped", dropped),
             histogram=self.histogram(),
         )

@@ -120,7 +120,8 @@ def _fitted(run: Run, layer: nn.Linear) -> Fitted:
     )
     if not features.isfinite().all():
         raise UserError(
-            "the network's features of the training images are not finite: are its weights, mean and std right?"
+            "the network's features of the training images are not finite: are its weights, mean, std and precision "
+            "right?"
         )
     known = labels >= 0
     weight, bias = logistic_regression(features[known].numpy(), labels[known].numpy(), layer.out_features)

@@ -15,7 +15,7 @@ from torch import Tensor
 from unixkd.method.network import has_statistics
 from unixkd.models.card import PixelModel
 from unixkd.models.folder import save_model
-from unixkd.names import phase, plural
+from unixkd.names import phase
 from unixkd.planning.catalogue import Strategy
 from unixkd.planning.expected import Workload, expected_images
 from unixkd.planning.strategies import run_cost, teacher_forwards
@@ -129,8 +129,8 @@ def say_skipped(run: Run) -> None:
     scale = run.engine.scale
     if scale is not None and (skipped := int(scale.skipped)):
         run.note(
-            f"{skipped:,} of {plural(run.engine.distiller.steps, 'step')} were skipped: their gradients overflowed in "
-            f"fp16 (the loss scale ended at {scale.scale.item():g})"
+            f"steps skipped because their gradients overflowed in fp16: {skipped:,} of {run.engine.distiller.steps:,} "
+            f"(the loss scale ended at {scale.scale.item():,.0f})"
         )
 
 
