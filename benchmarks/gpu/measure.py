@@ -129,7 +129,7 @@ class Bench:
         return self.contest(case, {name: [run] for name, run in runs.items()})
 
     def photos(self, case: Case) -> Figures:
-        """Eager steps on photos in memory, decoded once and kept, and decoded in every epoch; windows of an epoch."""
+        """Eager and captured steps on photos in memory, decoded once, decoded in every epoch; windows of an epoch."""
         scale = self.scale
         with TemporaryDirectory(prefix="unixkd-photos-") as folder:
             write_tree(Path(folder), scale.photos, scale.classes)
@@ -137,9 +137,13 @@ class Bench:
             window = max(1, scale.photos // case.batch_size)
             smaller = replace(scale, size=scale.photo_size, window=window, rounds=min(3, scale.rounds))
             bench = Bench(smaller, splits["in_memory"])
-            return bench.contest(
-                case, {name: [bench.run(case, graph=False, split=split)] for name, split in splits.items()}
-            )
+            runs = {
+                f"{name}_{step}": [bench.run(case, graph=step == "graph", split=split)]
+                for step in ("eager", "graph")
+                for name, split in splits.items()
+            }
+            pairs = [("in_memory_graph", f"{name}_graph") for name in ("kept", "decoded")]
+            return bench.contest(case, runs, [(f"{name}_eager", f"{name}_graph") for name in splits] + pairs)
 
     def compile(self, case: Case) -> Figures:
         """Captured steps with and without torch.compile."""
@@ -154,21 +158,31 @@ class Bench:
         """A run of this scale."""
         return Run(self.scale, self.split if split is None else split, case, graph=graph, **changes)
 
-    def contest(self, case: Case, groups: dict[str, list[Run]]) -> Figures:
-        """Groups of runs in turns, a window of steps each; the first group is what others are compared with."""
+    def contest(
+        self, case: Case, groups: dict[str, list[Run]], pairs: list[tuple[str, str]] | None = None
+    ) -> Figures:
+        """Groups of runs in turns, a window of steps each.
+
+        Args:
+            case: of all of them
+            groups: runs by the name of their group
+            pairs: groups whose seconds are divided by another one's (default: the first one's by each other one's)
+        """
         set_up = {name: statistics.median(run.set_up() for run in runs) for name, runs in groups.items()}
         samples = interleave(
             {name: partial(self.window, runs) for name, runs in groups.items()}, self.scale.rounds
         )
         first, *others = groups
+        ratios: Figures = {}
+        for a, b in [(first, name) for name in others] if pairs is None else pairs:
+            ratios.setdefault(f"{a}_over", {})[b] = ratio(samples[a], samples[b])
         return {
             "floor": self.work(case).floor(self.chip, UNITS[case.precision][1]),
             "contenders": {
                 name: self.figures(case, samples[name], len(runs)) | {"set_up_seconds": set_up[name]}
                 for name, runs in groups.items()
             },
-            f"{first}_over": {name: ratio(samples[first], samples[name]) for name in others},
-        }
+        } | ratios
 
     def window(self, runs: list[Run]) -> None:
         """A window of steps of each run, in turns, to the end."""

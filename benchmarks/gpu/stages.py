@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Protocol
 
 STOPPED = 75
 GRACE = 30.0
@@ -78,6 +78,29 @@ class Outcome:
     figures: Figures = field(default_factory=dict)
 
 
+class Child(Protocol):
+    """A command at work, as `subprocess.Popen` is one."""
+
+    pid: int
+    returncode: Any
+
+    def wait(self, timeout: float) -> int:
+        """The exit code; raises `subprocess.TimeoutExpired` where the command goes on."""
+
+    def terminate(self) -> None:
+        """Ask it to stop."""
+
+
+Start = Callable[[Sequence[str], BinaryIO, Mapping[str, str]], Child]
+
+
+def start_process(words: Sequence[str], log: BinaryIO, environment: Mapping[str, str]) -> Child:
+    """A session of its own: Ctrl-C reaches it through `Queue.stop`, and what it started can be ended with it."""
+    return subprocess.Popen(
+        words, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+    )
+
+
 class Queue:
     """Runs stages as far as the time goes.
 
@@ -86,6 +109,7 @@ class Queue:
         seconds: until all has to end
         environment: of the commands
         clock: in seconds
+        start: starts a command in a session of its own; is given its words, its log and the environment
     """
 
     def __init__(
@@ -94,11 +118,12 @@ class Queue:
         seconds: float,
         environment: Mapping[str, str] = os.environ,
         clock: Callable[[], float] = time.monotonic,
+        start: Start = start_process,
     ) -> None:
-        self.out, self.environment, self.clock = out, dict(environment), clock
+        self.out, self.environment, self.clock, self.start = out, dict(environment), clock, start
         self.deadline = clock() + seconds
         self.stopped = False
-        self.child: subprocess.Popen[bytes] | None = None
+        self.child: Child | None = None
         self.file = out / "queue.json"
         (out / "logs").mkdir(parents=True, exist_ok=True)
         found = json.loads(self.file.read_text()) if self.file.exists() else {}
@@ -158,10 +183,7 @@ class Queue:
         words = [word.replace(MINUTES, f"{seconds / 60:.3f}") for word in stage.command]
         begun = self.clock()
         with log.open("wb") as output:
-            # A session of its own: Ctrl-C reaches it through `stop`, and what it started can be ended with it.
-            self.child = subprocess.Popen(
-                words, stdout=output, stderr=subprocess.STDOUT, env=self.environment, start_new_session=True
-            )
+            self.child = self.start(words, output, self.environment)
             in_time = self.wait(seconds + (GRACE if stage.limited else 0))
         code = self.child.returncode
         self.child = None

@@ -130,7 +130,6 @@ def test_a_run_with_another_learning_rate_is_found(
         ("side_by_side", ["1_run", "3_runs"]),
         ("stored", ["asked", "stored"]),
         ("ema", ["graph", "graph_ema"]),
-        ("photos", ["in_memory", "kept", "decoded"]),
     ],
 )
 def test_timed_stages_have_all_figures(bench: measure.Bench, kind: str, names: list[str]) -> None:
@@ -142,6 +141,18 @@ def test_timed_stages_have_all_figures(bench: measure.Bench, kind: str, names: l
         assert figures["mfu"] is None
     assert set(found[f"{names[0]}_over"]) == set(names[1:])
     json.dumps(found)
+
+
+def test_photos_are_timed_eager_and_captured_however_they_are_held(bench: measure.Bench) -> None:
+    found = bench.measure("photos", replace(UNIX, method="kd", batch_size=8))
+    held = ("in_memory", "kept", "decoded")
+    assert list(found["contenders"]) == [f"{how}_{step}" for step in ("eager", "graph") for how in held]
+    assert {name: list(each) for name, each in found.items() if name.endswith("_over")} == {
+        "in_memory_eager_over": ["in_memory_graph"],
+        "kept_eager_over": ["kept_graph"],
+        "decoded_eager_over": ["decoded_graph"],
+        "in_memory_graph_over": ["kept_graph", "decoded_graph"],
+    }
 
 
 def test_mfu_and_floor_of_a_known_chip(bench: measure.Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,6 +42,7 @@ class Case:
         data: those of the split
         stored: the teacher's answers are stored
         on_host: the images lie on the host, and no step is captured
+        loaded: they lie there, and each batch is copied into a captured step's own
     """
 
     method: MethodConfig = field(default_factory=MethodConfig)
@@ -50,6 +51,20 @@ class Case:
     data: dict[str, Any] = field(default_factory=dict)
     stored: bool = False
     on_host: bool = False
+    loaded: bool = False
+
+
+class Loaded:
+    """A split whose images are loaded, as those on disk are, for all that a `Stepper` knows of it."""
+
+    def __init__(self, split: MemorySplit) -> None:
+        self.split = split
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.split, name)
 
 
 def build(case: Case, device: torch.device, record: Any = None) -> Stepper:
@@ -59,7 +74,7 @@ def build(case: Case, device: torch.device, record: Any = None) -> Stepper:
     method = build_method(case.method)
     with device:
         student, teacher = Staged(CLASSES).train(), Staged(CLASSES, width=6)
-    with torch.device("cpu") if case.on_host else device:
+    with torch.device("cpu") if case.on_host or case.loaded else device:
         pixels = torch.zeros(IMAGES, SIDE, SIDE, 3, dtype=torch.uint8)
         labels = torch.arange(IMAGES) % CLASSES
     split = MemorySplit(**{"images": pixels, "labels": labels, "padding": 1, "flip": True, **case.data})
@@ -85,7 +100,10 @@ def build(case: Case, device: torch.device, record: Any = None) -> Stepper:
         micro_batch=train.micro_batch,
         scale=LossScale(device) if train.precision == "fp16" else None,
     )
-    return Stepper(engine, split, train, device, case.stored, record=record)
+    stepper = Stepper(engine, split, train, device, case.stored, record=record)
+    if case.loaded:
+        stepper.split = Loaded(split)  # type: ignore[assignment]
+    return stepper
 
 
 def run_once(body: Callable[[], None]) -> Callable[[], None]:

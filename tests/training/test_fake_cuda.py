@@ -69,6 +69,7 @@ OPTIONS: dict[str, Case] = {
     "micro-batches": Case(train={"micro_batch": 2}),
     "an optimiser that is not fused": Case(train={"fused": False}),
     "images on the host": Case(on_host=True),
+    "images that are loaded": Case(loaded=True),
     "limited views": Case(data={"views": 2}),
     "mixed images": Case(MethodConfig("kd"), losses(), data={"mixes": 2}),
     "no labels": Case(data={"labels": None}),

@@ -13,13 +13,14 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from fake_cuda import ALLOWED, COPIES, MIXES, WAITS, BrokenRuleError, Watcher, fake_cuda, meta, real_cpu
-from fake_runs import BATCH, CLASSES, Case, build, run_once
+from fake_runs import BATCH, CLASSES, Case, build, epoch, run_once
 from unixkd.config import MethodConfig
-from unixkd.method.batch import MixedBatch, Outputs
+from unixkd.method.batch import Batch, MixedBatch, Outputs
 from unixkd.method.losses import KD
 from unixkd.method.network import Network
 from unixkd.method.objective import Term
 from unixkd.training.engine import Engine
+from unixkd.training.static_batch import StaticBatch
 from unixkd.training.stepper import Stepper
 
 
@@ -144,6 +145,21 @@ def test_a_fault_in_any_part_of_a_step_is_seen(place, record):
         PLACES[place](stepper)
         with Watcher(device, ALLOWED), pytest.raises(BrokenRuleError, match=WAITS):
             list(stepper.epoch(0))
+
+
+@pytest.mark.parametrize("fault", [None, "cpu"])
+def test_a_captured_steps_batch_of_loaded_images_is_filled_on_the_device(fault, monkeypatch):
+    if fault is None:
+        assert "convolution" in epoch(Case(loaded=True)).operations
+        return
+    fill, on_host = StaticBatch.fill, FAULTS[fault][1]
+
+    def planted(self: StaticBatch, batch: Batch) -> None:
+        fill(self, replace(batch, images=on_host(batch.pixels)))
+
+    monkeypatch.setattr(StaticBatch, "fill", planted)
+    with pytest.raises(BrokenRuleError, match=COPIES):
+        epoch(Case(loaded=True))
 
 
 def with_gradient(fault: Callable[[Tensor], Any]) -> KD:
