@@ -47,6 +47,9 @@ def pytest_configure(config: pytest.Config) -> None:
     names.PATIENCE = float(
         "inf"
     )  # no command says what it waits for on a busy machine, but where a test wants it
+    # autograd counts the devices at its first backward: now, as later a fake GPU may be there, for which it would start
+    # threads, and a process with threads of autograd cannot be forked by the tests that do
+    torch.zeros(1, requires_grad=True).sum().backward()
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # in processes that tests start too
     # Precision "auto" is fp32 on every processor: what a probe has timed would differ from run to run.
