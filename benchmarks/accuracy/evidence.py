@@ -60,7 +60,7 @@ from evidence_report import draw, draw_story, report
 from lending import lending
 
 KEPT = RESULTS / "pareto"
-QUICK = ("kd", "kd, 6 views", "kd, 16 mixes", "unix", "random-half")
+QUICK = ("kd", "kd, 16 mixes", "random-half")
 
 
 def show(event: Event) -> None:
