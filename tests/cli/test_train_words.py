@@ -55,6 +55,7 @@ def test_a_run_of_train_speaks_of_no_student(tmp_path, capsys):
 
 @pytest.mark.parametrize("teacher", [False, True])
 def test_a_probe_says_whose_precision_it_found(teacher, monkeypatch):
+    monkeypatch.setattr(precision, "candidate", lambda device: "bf16")
     monkeypatch.setattr(precision, "choose_precision", lambda *args, **kwargs: ("bf16", 2.0))
     said: list[str] = []
     model = create_model("resnet8", 10, 1)

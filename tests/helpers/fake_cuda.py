@@ -101,10 +101,11 @@ class Watcher(TorchDispatchMode):
             return func(*args)
         self.operations.add(func.overloadpacket.__name__)
         kwargs = kwargs or {}
-        given = tensors_in((args, *kwargs.values()))
+        filled = fills(func, args)
+        given = tensors_in((args[:2] if filled else args, *kwargs.values()))
         before = {place_of(tensor) for tensor in given}
         without_values = any(isinstance(tensor, FakeTensor) or tensor.is_meta for tensor in given)
-        if self.device.type in before and waits(func, args):
+        if self.device.type in before and not filled and waits(func, args):
             self.check(WAITS, func)
             if without_values:
                 return 0.0  # a place that may read a value gets this one
@@ -125,6 +126,17 @@ class Watcher(TorchDispatchMode):
                 self.used.add(place)
                 return
         raise BrokenRuleError(f"{rule}: {func} in {function}, {file}:{line}")
+
+
+def fills(func: Any, args: Any) -> bool:
+    """Whether it is `x[mask] = number`: torch fills where the mask says, with a number that lies on the host.
+
+    torch 2.14 calls it so, 2.15 calls `masked_fill_`.
+    """
+    if func.overloadpacket not in (aten.index_put, aten.index_put_) or any(args[3:4]):
+        return False
+    masks, value = tensors_in((args[1],)), args[2]
+    return value.numel() == 1 and place_of(value) == "cpu" and all(mask.dtype == torch.bool for mask in masks)
 
 
 def waits(func: Any, args: Any) -> bool:
